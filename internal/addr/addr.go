@@ -1,0 +1,32 @@
+// Package addr is vocabulary: mail addresses as RFC 5321 section 4.1.2 and RFC 6531 write them, and qmail's extension
+// addresses. It must not know which addresses exist.
+package addr
+
+import "strings"
+
+// Address is a mailbox: a local part without its quoting, and a domain as written (a host name, a U-label name, or an
+// address literal with its brackets). The zero value is the null address, "<>", the sender of bounces. A local part
+// without a domain is allowed only for "postmaster" (RFC 5321 section 4.1.1.3).
+type Address struct {
+	Local  string
+	Domain string
+}
+
+// IsNull tells whether a is the null address.
+func (a Address) IsNull() bool { return a.Local == "" && a.Domain == "" }
+
+// String gives the address as it stands between the angle brackets, the local part quoted where the grammar needs it;
+// "" for the null address.
+func (a Address) String() string {
+	if a.IsNull() {
+		return ""
+	}
+	if a.Domain == "" {
+		return a.Local
+	}
+	return a.Local + "@" + a.Domain
+}
+
+// Key gives the form under which equal addresses are found: local part and domain folded to lower case. Indigo, like
+// qmail-local and IndiMail's directory, compares local parts without regard to case.
+func (a Address) Key() string { return strings.ToLower(a.String()) }

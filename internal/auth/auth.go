@@ -1,0 +1,34 @@
+// Package auth is knowledge: it checks a user's password against the directory's stored form, with a bound on how many
+// checks run at once. It must not know which door asks.
+package auth
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/indigomail/indigo/internal/addr"
+)
+
+// Attempt is one try to log in.
+type Attempt struct {
+	// User is the name as the client gave it; a bare name belongs to the default domain.
+	User     string
+	Password string
+	// Service, Client and Mechanism are for the trace and for limits.
+	Service   string
+	Client    netip.Addr
+	Mechanism string
+}
+
+// Identity is who logged in.
+type Identity struct {
+	Address addr.Address
+	// Home is the user's directory; mail is in Home/Maildir.
+	Home string
+}
+
+// Verifier checks passwords. A wrong password or an unknown user is the *mailerr.Error 535 5.7.8, the same for both and
+// in the same time; a directory that cannot answer is 454 4.7.0.
+type Verifier interface {
+	Verify(ctx context.Context, a Attempt) (Identity, error)
+}

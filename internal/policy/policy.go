@@ -1,0 +1,69 @@
+// Package policy is a station: it answers a door's questions at connect, HELO, AUTH, MAIL, RCPT, DATA and end of data.
+// Every answer names the check that gave it, what the check was given, and the setting and layer behind it, so that
+// the door can record it whole. It must not know the wire.
+package policy
+
+import (
+	"context"
+	"crypto/tls"
+	"net/netip"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/settings"
+)
+
+// Session is what a door knows of a connection so far.
+type Session struct {
+	// ID is the trace's name for the connection.
+	ID string
+	// Service is the service's name, for example "smtpd.25"; Submission is true on 587 and 465.
+	Service    string
+	Submission bool
+	Client     netip.AddrPort
+	Local      netip.AddrPort
+	// TLS is nil without TLS.
+	TLS *tls.ConnectionState
+	// Helo is the argument of HELO or EHLO.
+	Helo string
+	// User is the authenticated user's address in full, "" without AUTH.
+	User string
+	// Settings is this session's view; an overlay may replace it.
+	Settings *settings.View
+}
+
+// Action is what the door has to do.
+type Action uint8
+
+const (
+	Accept Action = iota
+	Defer
+	Reject
+	Discard
+)
+
+func (a Action) String() string { return [...]string{"accept", "defer", "reject", "discard"}[a] }
+
+// Verdict is the answer to one question.
+type Verdict struct {
+	Action Action
+	// Err is the reply for Defer and Reject; nil otherwise.
+	Err *mailerr.Error
+	// Check is the check that decided ("relay", "local-user", "relayclients" …), Input what it was given.
+	Check, Input string
+	// Setting and Layer are the setting that decided and where its value came from; "" when none did.
+	Setting, Layer string
+}
+
+// Policy answers the questions of an SMTP door. Implementations are safe for concurrent use.
+type Policy interface {
+	Connect(ctx context.Context, s *Session) Verdict
+	Helo(ctx context.Context, s *Session, name string) Verdict
+	// AuthAllowed tells whether AUTH may be tried now (TLS, DISABLE_AUTH…), before any mechanism runs.
+	AuthAllowed(ctx context.Context, s *Session) Verdict
+	Mail(ctx context.Context, s *Session, from addr.Address, size int64) Verdict
+	Rcpt(ctx context.Context, s *Session, from, to addr.Address, accepted int) Verdict
+	Data(ctx context.Context, s *Session, from addr.Address, to []addr.Address) Verdict
+	// EndOfData sees the header (up to and without the empty line) of the received message.
+	EndOfData(ctx context.Context, s *Session, from addr.Address, to []addr.Address, header []byte, size int64) Verdict
+}

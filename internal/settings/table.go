@@ -1,0 +1,68 @@
+package settings
+
+import "time"
+
+// The registry. A setting stands here only when code reads it.
+var (
+	Me                = text("ME", "me", "localhost", "all", "host name of this system, used in greetings, Received fields and Message-IDs", 0)
+	DefaultDomain     = text("DEFAULT_DOMAIN", "defaultdomain", "", "all", "domain of a login name or address without one; empty means the host name", 424)
+	SMTPGreeting      = text("SMTPGREETING", "smtpgreeting", "", "smtpd", "text of the 220 banner after the code; empty means host name and ESMTP Indigo", 0)
+	DataBytes         = size("DATABYTES", "databytes", "52428800", "smtpd", "largest message in bytes; 0 means no limit", 0)
+	MaxRecipients     = number("MAXRECIPIENTS", "maxrecipients", "1000", 1, 100000, "smtpd", "most recipients of one message", 0)
+	MaxHops           = number("MAXHOPS", "maxhops", "100", 1, 1000, "smtpd", "most Received fields before a message counts as looping", 0)
+	TimeoutSMTPD      = seconds("TIMEOUTSMTPD", "timeoutsmtpd", "300", 1, 86400, "smtpd", "seconds to wait for the client's next bytes", 0)
+	SecureAuth        = boolean("SECURE_AUTH", "secure_auth", "1", "smtpd", "offer and accept AUTH only over TLS", 2543)
+	RelayClients      = list("RELAYCLIENTS", "relayclients", "", "smtpd", "networks that may relay without AUTH: one address, prefix ending in a dot or CIDR a line, each ending in a colon", 2834)
+	BareNewline       = oneOf("BARE_NEWLINE", "barenewline", "reject", []string{"reject", "accept"}, "smtpd", "what to do with a bare CR or LF in a message: reject it, or accept it and make it CRLF; the end of data is CRLF.CRLF in both", 0)
+	MaxDaemons        = number("MAXDAEMONS", "maxdaemons", "1000", 1, 1000000, "smtpd,pop3d,imapd", "most connections at a time of one service", 0)
+	MaxPerIP          = number("MAXPERIP", "maxperip", "500", 1, 1000000, "smtpd,pop3d,imapd", "most connections at a time of one client address and service", 438)
+	ConcurrencyLocal  = number("CONCURRENCYLOCAL", "concurrencylocal", "120", 0, 500, "queue", "most local deliveries at a time; 0 holds local mail", 377)
+	ConcurrencyRemote = number("CONCURRENCYREMOTE", "concurrencyremote", "120", 0, 500, "queue", "most remote deliveries at a time; 0 holds remote mail", 377)
+	QueueLifetime     = seconds("QUEUELIFETIME", "queuelifetime", "604800", 0, 31536000, "queue", "seconds after which an undelivered message bounces", 206)
+	MinFree           = size("MIN_FREE", "minfree", "52428800", "queue", "bytes that must stay free on the queue's file system; below it new mail gets 452", 430)
+	BounceFrom        = text("BOUNCEFROM", "bouncefrom", "MAILER-DAEMON", "queue", "local part of the From field of bounces", 0)
+	BounceHost        = text("BOUNCEHOST", "bouncehost", "", "queue", "domain of the From field of bounces; empty means the host name", 0)
+	BounceMaxBytes    = size("BOUNCEMAXBYTES", "bouncemaxbytes", "50000", "queue", "a longer message is bounced with its header only; 0 means always the whole", 0)
+	DoubleBounceTo    = text("DOUBLEBOUNCETO", "doublebounceto", "postmaster", "queue", "local part or address that gets double bounces", 0)
+	DoubleBounceHost  = text("DOUBLEBOUNCEHOST", "doublebouncehost", "", "queue", "domain for doublebounceto; empty means the host name", 0)
+	HeloHost          = text("HELOHOST", "helohost", "", "queue", "name that deliveries give in EHLO; empty means the host name", 0)
+	SMTPRoutes        = list("SMTPROUTES", "smtproutes", "", "queue", "static routes, domain:relay:port user password a line; an empty domain is the wildcard", 2748)
+	TimeoutConnect    = seconds("TIMEOUTCONNECT", "timeoutconnect", "60", 1, 3600, "queue", "seconds to wait for a remote host to accept a connection", 0)
+	TimeoutRemote     = seconds("TIMEOUTREMOTE", "timeoutremote", "300", 1, 86400, "queue", "seconds to wait for a remote host's reply", 0)
+	PermitPlainAuth   = boolean("REMOTE_PLAIN_AUTH", "remote_plain_auth", "0", "queue", "send smtproutes credentials without TLS", 0)
+	DNSServers        = list("DNSSERVERS", "dnsservers", "", "all", "name servers as address or address:port, one a line; empty means those of the system", 0)
+	TimeoutPOP3       = seconds("TIMEOUTPOP3D", "timeoutpop3d", "600", 1, 86400, "pop3d", "seconds to wait for the client's next command", 0)
+	TimeoutIMAP       = seconds("TIMEOUTIMAPD", "timeoutimapd", "1800", 1, 86400, "imapd", "seconds to wait for the client's next command", 0)
+	TLSCert           = text("TLS_CERT", "tlscert", "certs/servercert.pem", "all", "file with the certificate chain and key in PEM, relative to the data directory", 0)
+	DrainSeconds      = seconds("DRAIN", "drain", "30", 0, 3600, "all", "seconds that SIGTERM leaves to open connections and deliveries", 0)
+	TraceDays         = number("TRACE_DAYS", "tracedays", "30", 1, 3650, "all", "days to keep the trace", 0)
+	TraceBytes        = size("TRACE_BYTES", "tracebytes", "1073741824", "all", "most bytes of trace to keep", 0)
+)
+
+func text(name, file, def, services, help string, wiki int) Key[string] {
+	return row(name, file, "text", def, services, help, wiki, parseText)
+}
+
+func boolean(name, file, def, services, help string, wiki int) Key[bool] {
+	return row(name, file, "bool", def, services, help, wiki, parseBool)
+}
+
+func number(name, file, def string, lo, hi int, services, help string, wiki int) Key[int] {
+	return row(name, file, "int", def, services, help, wiki, parseInt(lo, hi))
+}
+
+func size(name, file, def, services, help string, wiki int) Key[int] {
+	return row(name, file, "size in bytes", def, services, help, wiki, parseInt(0, 1<<62))
+}
+
+func seconds(name, file, def string, lo, hi int, services, help string, wiki int) Key[time.Duration] {
+	return row(name, file, "seconds", def, services, help, wiki, parseSeconds(lo, hi))
+}
+
+func oneOf(name, file, def string, allowed []string, services, help string, wiki int) Key[string] {
+	return row(name, file, "text", def, services, help, wiki, parseOneOf(allowed))
+}
+
+func list(name, file, def, services, help string, wiki int) Key[[]string] {
+	return row(name, file, "list", def, services, help, wiki, parseList)
+}
