@@ -21,12 +21,32 @@ func (a Address) String() string {
 	if a.IsNull() {
 		return ""
 	}
-	if a.Domain == "" {
-		return a.Local
+	local := a.Local
+	if needsQuotes(local) {
+		local = `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(local) + `"`
 	}
-	return a.Local + "@" + a.Domain
+	if a.Domain == "" {
+		return local
+	}
+	return local + "@" + a.Domain
+}
+
+// needsQuotes tells whether a local part is no dot-string.
+func needsQuotes(local string) bool {
+	p := parser{s: local, o: Options{UTF8: true}}
+	if strings.HasPrefix(local, `"`) {
+		return true
+	}
+	_, err := p.local()
+	return err != nil || p.i != len(local)
 }
 
 // Key gives the form under which equal addresses are found: local part and domain folded to lower case. Indigo, like
 // qmail-local and IndiMail's directory, compares local parts without regard to case.
 func (a Address) Key() string { return strings.ToLower(a.String()) }
+
+// Extension splits the local part at the first delimiter, as qmail does with "-": user and extension.
+func (a Address) Extension(delimiter byte) (user, extension string) {
+	user, extension, _ = strings.Cut(a.Local, string(delimiter))
+	return user, extension
+}

@@ -28,7 +28,7 @@ type Setting struct {
 	// Wiki is the line of the IndiMail wiki that describes it; 0 when the setting is Indigo's own.
 	Wiki int
 	// check parses a value and reports what is wrong with it.
-	check func(string) error
+	check func(string) (any, error)
 }
 
 // Key is a setting with its Go type. Get is the only way to read a value.
@@ -40,22 +40,17 @@ type Key[T any] struct {
 // Get gives the value in force in v. A nil view gives the default. It never fails: malformed values were refused, with
 // file and line, when the snapshot was loaded.
 func (k Key[T]) Get(v *View) T {
-	text := k.Default
 	if v != nil {
-		text = v.text(k.Setting)
+		if set, ok := v.values[k.Setting]; ok {
+			return set.parsed.(T)
+		}
 	}
-	value, err := k.parse(text)
+	value, err := k.parse(k.Default)
 	if err != nil {
-		panic(fmt.Sprintf("settings: %s: unchecked value %q: %v", k.Name, text, err))
+		panic("settings: default of " + k.Name + ": " + err.Error())
 	}
 	return value
 }
-
-// View is what one service, or one session of it, sees: the snapshot's layers for that service with any overlays.
-// It never changes; With makes another.
-type View struct{}
-
-func (v *View) text(s *Setting) string { return s.Default }
 
 func parseText(s string) (string, error) { return s, nil }
 
@@ -102,6 +97,6 @@ func parseList(s string) ([]string, error) {
 func row[T any](name, file, kind, def, services, help string, wiki int, parse func(string) (T, error)) Key[T] {
 	return Key[T]{&Setting{
 		Name: name, File: file, Type: kind, Default: def, Services: strings.Split(services, ","), Help: help, Wiki: wiki,
-		check: func(s string) error { _, err := parse(s); return err },
+		check: func(s string) (any, error) { return parse(s) },
 	}, parse}
 }

@@ -2,9 +2,11 @@ package settings
 
 import "time"
 
-// The registry. A setting stands here only when code reads it.
+// The registry. A setting stands here only when code reads it; All must name it too.
 var (
 	Me                = text("ME", "me", "localhost", "all", "host name of this system, used in greetings, Received fields and Message-IDs", 0)
+	Listen            = text("LISTEN", "listen", "127.0.0.1", "all", "address that services listen on; read at start", 0)
+	PortOffset        = number("PORT_OFFSET", "portoffset", "0", -1, 64000, "all", "number added to every service's port; -1 lets the kernel choose; read at start", 0)
 	DefaultDomain     = text("DEFAULT_DOMAIN", "defaultdomain", "", "all", "domain of a login name or address without one; empty means the host name", 424)
 	SMTPGreeting      = text("SMTPGREETING", "smtpgreeting", "", "smtpd", "text of the 220 banner after the code; empty means host name and ESMTP Indigo", 0)
 	DataBytes         = size("DATABYTES", "databytes", "52428800", "smtpd", "largest message in bytes; 0 means no limit", 0)
@@ -38,6 +40,47 @@ var (
 	TraceDays         = number("TRACE_DAYS", "tracedays", "30", 1, 3650, "all", "days to keep the trace", 0)
 	TraceBytes        = size("TRACE_BYTES", "tracebytes", "1073741824", "all", "most bytes of trace to keep", 0)
 )
+
+// All gives every setting, in the order of the table.
+func All() []*Setting {
+	return []*Setting{
+		Me.Setting,
+		Listen.Setting,
+		PortOffset.Setting,
+		DefaultDomain.Setting,
+		SMTPGreeting.Setting,
+		DataBytes.Setting,
+		MaxRecipients.Setting,
+		MaxHops.Setting,
+		TimeoutSMTPD.Setting,
+		SecureAuth.Setting,
+		RelayClients.Setting,
+		BareNewline.Setting,
+		MaxDaemons.Setting,
+		MaxPerIP.Setting,
+		ConcurrencyLocal.Setting,
+		ConcurrencyRemote.Setting,
+		QueueLifetime.Setting,
+		MinFree.Setting,
+		BounceFrom.Setting,
+		BounceHost.Setting,
+		BounceMaxBytes.Setting,
+		DoubleBounceTo.Setting,
+		DoubleBounceHost.Setting,
+		HeloHost.Setting,
+		SMTPRoutes.Setting,
+		TimeoutConnect.Setting,
+		TimeoutRemote.Setting,
+		PermitPlainAuth.Setting,
+		DNSServers.Setting,
+		TimeoutPOP3.Setting,
+		TimeoutIMAP.Setting,
+		TLSCert.Setting,
+		DrainSeconds.Setting,
+		TraceDays.Setting,
+		TraceBytes.Setting,
+	}
+}
 
 func text(name, file, def, services, help string, wiki int) Key[string] {
 	return row(name, file, "text", def, services, help, wiki, parseText)

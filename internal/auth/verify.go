@@ -1,0 +1,176 @@
+package auth
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-crypt/crypt"
+	"github.com/go-crypt/crypt/algorithm"
+	"github.com/go-crypt/crypt/algorithm/argon2"
+	"github.com/go-crypt/crypt/algorithm/bcrypt"
+	"github.com/go-crypt/crypt/algorithm/md5crypt"
+	"github.com/go-crypt/crypt/algorithm/shacrypt"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/mailerr"
+)
+
+// maxPassword bounds a password in octets.
+const maxPassword = 1024
+
+// Users is what the verifier needs of the directory.
+type Users interface {
+	User(ctx context.Context, a addr.Address) (directory.User, error)
+}
+
+// Config says how a Password verifier works.
+type Config struct {
+	Directory Users
+	// DefaultDomain completes a name without a domain.
+	DefaultDomain string
+	// Workers bounds how many hashes are computed at once, because an argon2id hash takes 19 MiB; 0 means one a CPU.
+	Workers int
+	Now     func() time.Time
+}
+
+// Password is the Verifier over the directory's stored forms: $argon2id$, $2a$ $2b$ $2y$ (bcrypt), $6$, $5$, $1$.
+type Password struct {
+	config  Config
+	decoder *crypt.Decoder
+	workers chan struct{}
+	// dummy is what a password for an unknown user is checked against, so that both take the same time.
+	dummy algorithm.Digest
+
+	mu     sync.Mutex
+	tokens map[string]token
+}
+
+type token struct {
+	secret string
+	until  time.Time
+}
+
+var errFailed = mailerr.New(535, mailerr.Enhanced{5, 7, 8}, "authorization failed (#5.7.8)")
+var errUnavailable = mailerr.New(454, mailerr.Enhanced{4, 7, 0}, "temporary authentication failure (#4.7.0)")
+
+// NewVerifier makes a Password.
+func NewVerifier(config Config) (*Password, error) {
+	p := &Password{config: config, decoder: crypt.NewDecoder(), tokens: map[string]token{}}
+	p.workers = make(chan struct{}, cmp.Or(config.Workers, runtime.NumCPU()))
+	// One by one: the library's collection of all decoders also takes $plaintext$.
+	for _, register := range []func(algorithm.DecoderRegister) error{
+		argon2.RegisterDecoder, bcrypt.RegisterDecoder, md5crypt.RegisterDecoder, shacrypt.RegisterDecoder,
+	} {
+		if err := register(p.decoder); err != nil {
+			return nil, fmt.Errorf("password decoders: %w", err)
+		}
+	}
+	stored, err := HashPassword(rand.Text())
+	if err != nil {
+		return nil, err
+	}
+	p.dummy, err = p.decoder.Decode(stored)
+	return p, err
+}
+
+// Verify checks a password; see Verifier.
+func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
+	name := a.User
+	if !strings.Contains(name, "@") {
+		name += "@" + p.config.DefaultDomain
+	}
+	address, err := addr.Parse(name)
+	if err != nil || a.Password == "" || len(a.Password) > maxPassword || strings.ContainsRune(a.Password, 0) {
+		return Identity{}, p.refuse(ctx, fmt.Errorf("name or password malformed: %v", err))
+	}
+	user, err := p.config.Directory.User(ctx, address)
+	if errors.Is(err, directory.ErrNoUser) || errors.Is(err, directory.ErrNoDomain) {
+		return Identity{}, p.refuse(ctx, err)
+	}
+	if err != nil {
+		return Identity{}, errUnavailable.Because(err)
+	}
+	identity := Identity{Address: user.Address(), Home: user.Dir}
+	if p.tokenFits(address.Key(), a.Password) {
+		return identity, nil
+	}
+	digest, err := p.decoder.Decode(user.Password)
+	if err != nil {
+		return Identity{}, p.refuse(ctx, fmt.Errorf("stored form of %s: %w", address, err))
+	}
+	ok, err := p.match(ctx, digest, a.Password)
+	if err != nil {
+		return Identity{}, err
+	}
+	if !ok {
+		return Identity{}, errFailed.Because(errors.New("wrong password"))
+	}
+	return identity, nil
+}
+
+// refuse takes as long as a wrong password does.
+func (p *Password) refuse(ctx context.Context, cause error) error {
+	if _, err := p.match(ctx, p.dummy, "no password"); err != nil {
+		return err
+	}
+	return errFailed.Because(cause)
+}
+
+func (p *Password) match(ctx context.Context, digest algorithm.Digest, password string) (bool, error) {
+	select {
+	case p.workers <- struct{}{}:
+	case <-ctx.Done():
+		return false, errUnavailable.Because(ctx.Err())
+	}
+	defer func() { <-p.workers }()
+	return digest.Match(password), nil
+}
+
+// IssueToken gives a made-up password that works for user until ttl has passed, for `indigo try`. It lives in memory
+// only.
+func (p *Password) IssueToken(user string, ttl time.Duration) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.config.Now()
+	for name, t := range p.tokens {
+		if now.After(t.until) {
+			delete(p.tokens, name)
+		}
+	}
+	t := token{rand.Text(), now.Add(ttl)}
+	p.tokens[strings.ToLower(user)] = t
+	return t.secret
+}
+
+func (p *Password) tokenFits(user, password string) bool {
+	p.mu.Lock()
+	t, ok := p.tokens[user]
+	p.mu.Unlock()
+	return ok && p.config.Now().Before(t.until) && subtle.ConstantTimeCompare([]byte(t.secret), []byte(password)) == 1
+}
+
+// HashPassword gives the form in which a new password is stored: argon2id with 19 MiB and two passes, which fits the
+// column pw_passwd.
+func HashPassword(password string) (string, error) {
+	if password == "" || len(password) > maxPassword || strings.ContainsAny(password, "\x00\r\n") {
+		return "", fmt.Errorf("a password must have 1 to %d bytes and no NUL or line end", maxPassword)
+	}
+	h, err := argon2.New(argon2.WithVariantID(), argon2.WithM(19456), argon2.WithT(2), argon2.WithP(1), argon2.WithS(16), argon2.WithK(32))
+	if err != nil {
+		return "", err
+	}
+	digest, err := h.Hash(password)
+	if err != nil {
+		return "", err
+	}
+	return digest.Encode(), nil
+}

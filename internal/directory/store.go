@@ -1,0 +1,391 @@
+package directory
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"github.com/indigomail/indigo/internal/addr"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Config says where a Store keeps its data.
+type Config struct {
+	// Path is the SQLite file, MailRoot the directory of the domains' directories.
+	Path, MailRoot string
+	Now            func() time.Time
+}
+
+// Store is the directory on SQLite. It is safe for concurrent use, and several processes may have it open.
+type Store struct {
+	config Config
+	// write has one connection: SQLite takes one writer at a time, and waiting in Go is fairer than its busy time-out.
+	write, read *sql.DB
+	cache       cache
+}
+
+// Open opens the database, makes it if there is none, and brings its tables up to date.
+func Open(ctx context.Context, config Config) (*Store, error) {
+	pool := func(options string, connections int) (*sql.DB, error) {
+		db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: config.Path}).EscapedPath()+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)"+options)
+		if err == nil {
+			db.SetMaxOpenConns(connections)
+			db.SetMaxIdleConns(connections)
+		}
+		return db, err
+	}
+	s := &Store{config: config}
+	var err error
+	if s.write, err = pool("&_txlock=immediate", 1); err != nil {
+		return nil, err
+	}
+	if s.read, err = pool("", 4); err != nil {
+		s.write.Close()
+		return nil, err
+	}
+	scripts, err := fs.Sub(migrations, "migrations")
+	if err == nil {
+		var provider *goose.Provider
+		if provider, err = goose.NewProvider(goose.DialectSQLite3, s.write, scripts); err == nil {
+			_, err = provider.Up(ctx)
+		}
+	}
+	if err == nil {
+		err = os.Chmod(config.Path, 0o600)
+	}
+	if err == nil {
+		s.cache.watch, err = s.read.Conn(ctx)
+	}
+	if err != nil {
+		s.Close()
+		return nil, fmt.Errorf("%s: %w", config.Path, err)
+	}
+	s.cache.now = config.Now
+	return s, nil
+}
+
+// Close closes the database.
+func (s *Store) Close() error {
+	if s.cache.watch != nil {
+		s.cache.watch.Close()
+	}
+	return errors.Join(s.read.Close(), s.write.Close())
+}
+
+// Limits of IndiMail's columns.
+const (
+	maxName   = 40
+	maxDomain = 67
+)
+
+// validName checks that a name can be a directory's name and nothing more.
+func validName(name string, limit int) error {
+	if name == "" || len(name) > limit || name[0] == '.' || name[0] == '-' {
+		return fmt.Errorf("name %q: must have 1 to %d bytes and not begin with a dot or hyphen", name, limit)
+	}
+	for _, r := range name {
+		if r <= ' ' || r == 0x7f || strings.ContainsRune(`/\:,"<>()[];*?|&$'`+"`", r) {
+			return fmt.Errorf("name %q: must not hold %q", name, r)
+		}
+	}
+	return nil
+}
+
+// AddDomain adds a virtual domain and makes its directory. ErrExists if it is there already.
+func (s *Store) AddDomain(ctx context.Context, name string) error {
+	name = strings.ToLower(name)
+	if err := errors.Join(validName(name, maxDomain), addr.ValidDomain(name)); err != nil {
+		return fmt.Errorf("domain: %w", err)
+	}
+	dir := filepath.Join(s.config.MailRoot, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return s.insert(ctx, "domain "+name, "INSERT INTO indigo_domain (domain, dir) VALUES (?, ?) ON CONFLICT DO NOTHING", name, dir)
+}
+
+// insert runs a statement that must change one row; none means that the row exists.
+func (s *Store) insert(ctx context.Context, what, statement string, args ...any) error {
+	n, err := s.change(ctx, statement, args...)
+	if err == nil && n == 0 {
+		err = ErrExists
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+func (s *Store) change(ctx context.Context, statement string, args ...any) (int64, error) {
+	result, err := s.write.ExecContext(ctx, statement, args...)
+	s.cache.clear()
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+// Domain finds a domain by its name in any case. ErrNoDomain if there is none.
+func (s *Store) Domain(ctx context.Context, name string) (Domain, error) {
+	name = strings.ToLower(name)
+	if d, ok := s.cache.domain(ctx, name); ok {
+		return d, nil
+	}
+	d := Domain{Name: name}
+	err := s.read.QueryRowContext(ctx, "SELECT dir FROM indigo_domain WHERE domain = ?", name).Scan(&d.Dir)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Domain{}, ErrNoDomain
+	}
+	if err != nil {
+		return Domain{}, fmt.Errorf("look up domain: %w", err)
+	}
+	s.cache.addDomain(d)
+	return d, nil
+}
+
+// Domains gives all domains in the order of their names.
+func (s *Store) Domains(ctx context.Context) ([]Domain, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT domain, dir FROM indigo_domain ORDER BY domain")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var domains []Domain
+	for rows.Next() {
+		var d Domain
+		if err := rows.Scan(&d.Name, &d.Dir); err != nil {
+			return nil, err
+		}
+		domains = append(domains, d)
+	}
+	return domains, rows.Err()
+}
+
+// RemoveDomain removes a domain with all its users and moves its mail to the trash beside the mail root; it gives the
+// place. To undo, move it back and add domain and users again.
+func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, err error) {
+	d, err := s.Domain(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return "", err
+	}
+	defer tx.Rollback()
+	defer s.cache.clear()
+	for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
+		if _, err := tx.ExecContext(ctx, statement, d.Name); err != nil {
+			return "", err
+		}
+	}
+	// Moved before the commit: a failure to move leaves everything as it was.
+	if trash, err = s.trash(d.Dir, d.Name); err != nil {
+		return "", err
+	}
+	return trash, tx.Commit()
+}
+
+// trash moves dir to MAILROOT/../trash/TIME-NAME.
+func (s *Store) trash(dir, name string) (string, error) {
+	root := filepath.Join(filepath.Dir(s.config.MailRoot), "trash")
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return "", err
+	}
+	target := filepath.Join(root, s.config.Now().UTC().Format("20060102T150405.000000")+"-"+name)
+	if err := os.Rename(dir, target); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", nil
+		}
+		return "", err
+	}
+	return target, nil
+}
+
+// NewUser is a user to be added; Password is the stored form.
+type NewUser struct {
+	Name, Domain, Password, Gecos string
+}
+
+// AddUser adds a user and makes the home with its Maildir. ErrNoDomain, ErrExists.
+func (s *Store) AddUser(ctx context.Context, n NewUser) error {
+	n.Name = strings.ToLower(n.Name)
+	if err := validName(n.Name, maxName); err != nil {
+		return fmt.Errorf("user: %w", err)
+	}
+	d, err := s.Domain(ctx, n.Domain)
+	if err != nil {
+		return fmt.Errorf("domain %s: %w", n.Domain, err)
+	}
+	if len(n.Gecos) > 48 {
+		return errors.New("the person's name must have at most 48 bytes")
+	}
+	home := filepath.Join(d.Dir, n.Name)
+	for _, sub := range []string{"cur", "new", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(home, "Maildir", sub), 0o700); err != nil {
+			return err
+		}
+	}
+	return s.insert(ctx, "user "+n.Name+"@"+d.Name, `INSERT INTO indimail
+		(pw_name, pw_domain, pw_passwd, pw_uid, pw_gid, pw_gecos, pw_dir, pw_shell) VALUES (?, ?, ?, 0, 0, ?, ?, 'NOQUOTA')
+		ON CONFLICT DO NOTHING`, n.Name, d.Name, n.Password, n.Gecos, home)
+}
+
+const userColumns = `SELECT pw_name, pw_domain, pw_passwd, coalesce(pw_uid, 0), coalesce(pw_gid, 0), pw_gecos, coalesce(pw_dir, ''),
+	coalesce(pw_shell, ''), coalesce(scram, ''), timestamp FROM indimail `
+
+func scanUser(scan func(...any) error) (User, error) {
+	var u User
+	err := scan(&u.Name, &u.Domain, &u.Password, &u.UID, &u.GID, &u.Gecos, &u.Dir, &u.Quota, &u.Scram, &u.Changed)
+	return u, err
+}
+
+// User finds a user; case does not count. ErrNoDomain or ErrNoUser if there is none.
+func (s *Store) User(ctx context.Context, a addr.Address) (User, error) {
+	key := addr.Address{Local: strings.ToLower(a.Local), Domain: strings.ToLower(a.Domain)}
+	if u, ok := s.cache.user(ctx, key); ok {
+		return u, nil
+	}
+	u, err := scanUser(s.read.QueryRowContext(ctx, userColumns+"WHERE pw_name = ? AND pw_domain = ?", key.Local, key.Domain).Scan)
+	if errors.Is(err, sql.ErrNoRows) {
+		if _, err := s.Domain(ctx, key.Domain); err != nil {
+			return User{}, err
+		}
+		return User{}, ErrNoUser
+	}
+	if err != nil {
+		return User{}, fmt.Errorf("look up user: %w", err)
+	}
+	s.cache.addUser(key, u)
+	return u, nil
+}
+
+// Users gives the users of a domain in the order of their names, at most limit that come after the name after.
+func (s *Store) Users(ctx context.Context, domain, after string, limit int) ([]User, error) {
+	d, err := s.Domain(ctx, domain)
+	if err != nil {
+		return nil, fmt.Errorf("domain %s: %w", domain, err)
+	}
+	rows, err := s.read.QueryContext(ctx, userColumns+"WHERE pw_domain = ? AND pw_name > ? ORDER BY pw_name LIMIT ?", d.Name, after, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var users []User
+	for rows.Next() {
+		u, err := scanUser(rows.Scan)
+		if err != nil {
+			return nil, err
+		}
+		users = append(users, u)
+	}
+	return users, rows.Err()
+}
+
+// SetPassword stores the hashed form of a user's new password.
+func (s *Store) SetPassword(ctx context.Context, a addr.Address, hash string) error {
+	u, err := s.User(ctx, a)
+	if err != nil {
+		return err
+	}
+	_, err = s.change(ctx, "UPDATE indimail SET pw_passwd = ?, scram = NULL, timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?", hash, u.Name, u.Domain)
+	return err
+}
+
+// RemoveUser removes a user and moves the home to the trash, which it names.
+func (s *Store) RemoveUser(ctx context.Context, a addr.Address) (trash string, err error) {
+	u, err := s.User(ctx, a)
+	if err != nil {
+		return "", err
+	}
+	if trash, err = s.trash(u.Dir, u.Name+"@"+u.Domain); err != nil {
+		return "", err
+	}
+	_, err = s.change(ctx, "DELETE FROM indimail WHERE pw_name = ? AND pw_domain = ?", u.Name, u.Domain)
+	return trash, err
+}
+
+// cache keeps what was found. Own writes clear it at once; writes of other processes within checkEvery, by SQLite's
+// data_version. What is not there is not kept, so a new user can receive mail at once.
+type cache struct {
+	now   func() time.Time
+	watch *sql.Conn
+
+	mu      sync.Mutex
+	checked time.Time
+	version int64
+	users   map[addr.Address]User
+	domains map[string]Domain
+}
+
+const (
+	checkEvery = 100 * time.Millisecond
+	maxCached  = 10000
+)
+
+func (c *cache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.users, c.domains = nil, nil
+}
+
+// fresh is called with mu held.
+func (c *cache) fresh(ctx context.Context) {
+	now := c.now()
+	if d := now.Sub(c.checked); d >= 0 && d < checkEvery {
+		return
+	}
+	var version int64
+	if err := c.watch.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version); err != nil || version != c.version {
+		c.users, c.domains = nil, nil
+	}
+	c.checked, c.version = now, version
+}
+
+func (c *cache) user(ctx context.Context, key addr.Address) (User, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fresh(ctx)
+	u, ok := c.users[key]
+	return u, ok
+}
+
+func (c *cache) domain(ctx context.Context, name string) (Domain, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fresh(ctx)
+	d, ok := c.domains[name]
+	return d, ok
+}
+
+func (c *cache) addUser(key addr.Address, u User) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.users == nil || len(c.users) >= maxCached {
+		c.users = map[addr.Address]User{}
+	}
+	c.users[key] = u
+}
+
+func (c *cache) addDomain(d Domain) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.domains == nil || len(c.domains) >= maxCached {
+		c.domains = map[string]Domain{}
+	}
+	c.domains[d.Name] = d
+}

@@ -1,0 +1,153 @@
+// Package door is knowledge: how a protocol server accepts connections: bounded in number, each fenced by a recover, all
+// waited for. It must not know any protocol.
+package door
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/indigomail/indigo/internal/settings"
+)
+
+// Config says how a Listener works.
+type Config struct {
+	Service  string
+	Settings func() *settings.View
+	Logger   *slog.Logger
+	// Handle serves one connection until its end; ctx ends when the door must be left. It need not close conn.
+	Handle func(ctx context.Context, conn net.Conn)
+	// Refuse is the line sent to a connection beyond the limits.
+	Refuse string
+}
+
+// Listener accepts connections for one service.
+type Listener struct {
+	config Config
+	mu     sync.Mutex
+	// conns holds the open connections with a function that asks each to end.
+	conns    map[net.Conn]context.CancelFunc
+	perIP    map[netip.Addr]int
+	listener net.Listener
+	closing  bool
+	open     sync.WaitGroup
+}
+
+// New makes a Listener.
+func New(config Config) *Listener {
+	return &Listener{config: config, conns: map[net.Conn]context.CancelFunc{}, perIP: map[netip.Addr]int{}}
+}
+
+// Serve accepts until Shutdown. It returns an error only if accepting failed for good.
+func (d *Listener) Serve(ctx context.Context, l net.Listener) error {
+	d.mu.Lock()
+	d.listener = l
+	closing := d.closing
+	d.mu.Unlock()
+	if closing {
+		l.Close()
+	}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			d.mu.Lock()
+			closing := d.closing
+			d.mu.Unlock()
+			if closing {
+				return nil
+			}
+			var temporary interface{ Temporary() bool }
+			if errors.As(err, &temporary) && temporary.Temporary() {
+				// Out of files: those that are open will end.
+				pause := time.NewTimer(50 * time.Millisecond)
+				select {
+				case <-pause.C:
+				case <-ctx.Done():
+				}
+				pause.Stop()
+				continue
+			}
+			return err
+		}
+		d.start(ctx, conn)
+	}
+}
+
+func (d *Listener) start(ctx context.Context, conn net.Conn) {
+	view := d.config.Settings()
+	ip := Peer(conn).Addr()
+	ctx, cancel := context.WithCancel(ctx)
+	d.mu.Lock()
+	if d.closing || len(d.conns) >= settings.MaxDaemons.Get(view) || d.perIP[ip] >= settings.MaxPerIP.Get(view) {
+		d.mu.Unlock()
+		cancel()
+		conn.SetWriteDeadline(time.Now().Add(time.Second))
+		conn.Write([]byte(d.config.Refuse))
+		conn.Close()
+		d.config.Logger.Warn(fmt.Sprintf("%s: connection from %s refused: limit of MAXDAEMONS or MAXPERIP", d.config.Service, ip))
+		return
+	}
+	d.conns[conn] = cancel
+	d.perIP[ip]++
+	d.mu.Unlock()
+	d.open.Go(func() {
+		defer func() {
+			if fault := recover(); fault != nil {
+				d.config.Logger.Error(fmt.Sprintf("%s: a session with %s ended by a fault: %v\n%s", d.config.Service, ip, fault, debug.Stack()))
+			}
+			conn.Close()
+			cancel()
+			d.mu.Lock()
+			delete(d.conns, conn)
+			if d.perIP[ip]--; d.perIP[ip] == 0 {
+				delete(d.perIP, ip)
+			}
+			d.mu.Unlock()
+		}()
+		d.config.Handle(ctx, conn)
+	})
+}
+
+// Shutdown accepts no more, asks every session to end, waits for them until ctx ends, and then closes what is left.
+func (d *Listener) Shutdown(ctx context.Context) {
+	d.mu.Lock()
+	d.closing = true
+	if d.listener != nil {
+		d.listener.Close()
+	}
+	for _, cancel := range d.conns {
+		cancel()
+	}
+	d.mu.Unlock()
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		d.open.Wait()
+	}()
+	select {
+	case <-finished:
+		return
+	case <-ctx.Done():
+	}
+	d.mu.Lock()
+	for conn := range d.conns {
+		conn.Close()
+	}
+	d.mu.Unlock()
+	<-finished
+}
+
+// Peer gives the address of a connection's other end; invalid when it has none.
+func Peer(conn net.Conn) netip.AddrPort {
+	a, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}

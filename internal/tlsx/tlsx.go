@@ -1,0 +1,103 @@
+// Package tlsx is knowledge: certificates and TLS settings of this system. It must not know which protocol runs inside.
+package tlsx
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// Store holds the certificate of one PEM file with chain and key, and reads it again on demand.
+type Store struct {
+	file    string
+	current atomic.Pointer[tls.Certificate]
+}
+
+// NewStore reads file.
+func NewStore(file string) (*Store, error) {
+	s := &Store{file: file}
+	return s, s.Reload()
+}
+
+// Reload reads the file again; on an error the certificate stays.
+func (s *Store) Reload() error {
+	c, err := tls.LoadX509KeyPair(s.file, s.file)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.file, err)
+	}
+	s.current.Store(&c)
+	return nil
+}
+
+// ServerConfig gives a server's TLS settings: TLS 1.2 or newer, the store's certificate as it is at each handshake.
+func ServerConfig(s *Store) *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.current.Load(), nil },
+	}
+}
+
+// SelfSigned writes a new ECDSA key and a certificate for hosts (names and addresses), good for ten years, to file.
+func SelfSigned(file string, hosts []string, now time.Time) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: hosts[0]},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(10, 0, 0),
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		BasicConstraintsValid: true, IsCA: true,
+	}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, h)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return err
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	for _, block := range []*pem.Block{{Type: "CERTIFICATE", Bytes: der}, {Type: "PRIVATE KEY", Bytes: secret}} {
+		if err := pem.Encode(&b, block); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(file+".new", b.Bytes(), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+// Describe gives version, cipher suite and key length, as in "TLSv1.3 TLS_AES_256_GCM_SHA384 bits=256".
+func Describe(s *tls.ConnectionState) string {
+	suite := tls.CipherSuiteName(s.CipherSuite)
+	bits := "128"
+	if strings.Contains(suite, "AES_256") || strings.Contains(suite, "CHACHA20") {
+		bits = "256"
+	}
+	return strings.ReplaceAll(tls.VersionName(s.Version), "TLS ", "TLSv") + " " + suite + " bits=" + bits
+}
