@@ -3,6 +3,8 @@
 package cli
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"path/filepath"
 
@@ -15,22 +17,20 @@ type App struct {
 	Out, Err io.Writer
 }
 
-// Main runs the command named by args and gives the exit code. args[0] may be one of IndiMail's program names.
+// Main runs the command named by args and gives the exit code. args[0], or else the first word, may be one of
+// IndiMail's program names.
 func Main(args []string, in io.Reader, out, errOut io.Writer) int {
 	app := &App{In: in, Out: out, Err: errOut}
-	if len(args) > 0 {
-		if run, ok := app.programs()[filepath.Base(args[0])]; ok {
-			return run(args[1:])
-		}
-	}
-	if len(args) > 1 {
-		if run, ok := app.programs()[args[1]]; ok {
-			return run(args[2:])
+	programs := app.programs()
+	for i := range min(2, len(args)) {
+		if run, ok := programs[filepath.Base(args[i])]; ok {
+			return run(args[i+1:])
 		}
 	}
 	root := app.root()
 	root.SetArgs(args[1:])
-	if err := root.Execute(); err != nil {
+	if err := root.ExecuteContext(context.Background()); err != nil {
+		fmt.Fprintln(errOut, "indigo:", err)
 		return 1
 	}
 	return 0
@@ -38,18 +38,28 @@ func Main(args []string, in io.Reader, out, errOut io.Writer) int {
 
 func (app *App) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:          "indigo",
-		Short:        "Indigo takes mail in, queues it, delivers it and gives it back",
-		SilenceUsage: true,
+		Use:   "indigo",
+		Short: "Indigo takes mail in, queues it, delivers it and gives it back",
+		Long: `Indigo is the IndiMail messaging platform in one program. It takes mail in over SMTP, judges it, queues it so
+that nothing is lost, delivers it to virtual users or onward, and gives it back over POP3 and IMAP.
+
+Begin with "indigo up", then "indigo try" in another terminal.`,
+		Example:       "  indigo up --data /tmp/mail\n  indigo try --data /tmp/mail\n  indigo explain --data /tmp/mail someone@example.org",
+		SilenceUsage:  true,
+		SilenceErrors: true,
 	}
 	root.SetIn(app.In)
 	root.SetOut(app.Out)
 	root.SetErr(app.Err)
+	root.AddCommand(
+		app.upCommand(), app.serveCommand(), app.tryCommand(), app.explainCommand(), app.settingsCommand(),
+		app.domainCommand(), app.userCommand(), app.queueCommand(), app.linksCommand(),
+	)
 	return root
 }
 
 // programs maps IndiMail's program names to their adapters: each takes the arguments after the name and gives the exit
 // code.
 func (app *App) programs() map[string]func([]string) int {
-	return map[string]func([]string) int{}
+	return app.directoryPrograms()
 }

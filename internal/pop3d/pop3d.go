@@ -1,0 +1,438 @@
+// Package pop3d is a door: the POP3 server (RFC 1939, 2449, 2595, 5034). It must not know how mail came into a Maildir.
+package pop3d
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/auth/sasl"
+	"github.com/indigomail/indigo/internal/door"
+	"github.com/indigomail/indigo/internal/maildir"
+	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/trace"
+	"github.com/indigomail/indigo/internal/wire"
+)
+
+// Config is what a Server needs.
+type Config struct {
+	Service, Hostname string
+	ImplicitTLS       bool
+	TLS               *tls.Config
+	Settings          func() *settings.View
+	Auth              auth.Verifier
+	Trace             trace.Recorder
+	Logger            *slog.Logger
+	Now               func() time.Time
+	NewSessionID      func() string
+}
+
+// Server is one POP3 service.
+type Server struct {
+	config   Config
+	listener *door.Listener
+	mu       sync.Mutex
+	// locked holds the Maildirs that a session has open (RFC 1939 section 4 wants one at a time).
+	locked map[string]bool
+}
+
+// New makes a Server.
+func New(config Config) *Server {
+	s := &Server{config: config, locked: map[string]bool{}}
+	s.listener = door.New(door.Config{Service: config.Service, Settings: config.Settings, Logger: config.Logger, Handle: s.Handle,
+		Refuse: "-ERR [SYS/TEMP] too many connections, try again later\r\n"})
+	return s
+}
+
+// Serve accepts connections until Shutdown.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.listener.Serve(ctx, l) }
+
+// Shutdown ends all sessions; what they marked as deleted stays.
+func (s *Server) Shutdown(ctx context.Context) { s.listener.Shutdown(ctx) }
+
+const (
+	maxLine   = 512
+	maxBad    = 20
+	maxLogins = 3
+)
+
+type session struct {
+	*Server
+	ctx    context.Context
+	conn   net.Conn
+	in     *wire.Reader
+	out    *bufio.Writer
+	view   *settings.View
+	id     string
+	client string
+	tls    bool
+	user   string
+	bad    int
+	logins int
+	end    bool
+
+	path     string
+	messages []maildir.Message
+	deleted  map[int]bool
+}
+
+// Handle serves one connection.
+func (s *Server) Handle(ctx context.Context, conn net.Conn) {
+	c := &session{Server: s, ctx: ctx, conn: conn, in: wire.NewReader(conn, 16<<10), out: bufio.NewWriterSize(conn, 16<<10),
+		view: s.config.Settings(), id: s.config.NewSessionID(), client: door.Peer(conn).Addr().String(), deleted: map[int]bool{}}
+	// POP3 has no word for a server that goes: the connection ends, and deletions did not happen.
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	c.record("connect", "accept", "")
+	if !s.config.ImplicitTLS || c.startTLS() {
+		c.serve()
+	}
+	_ = c.out.Flush() // the client may be gone
+	if c.path != "" {
+		s.mu.Lock()
+		delete(s.locked, c.path)
+		s.mu.Unlock()
+	}
+	c.record("close", "", "")
+}
+
+func (c *session) record(kind, verdict, input string) {
+	user := c.user
+	if c.path == "" {
+		user = ""
+	}
+	c.config.Trace.Record(trace.Event{Time: c.config.Now(), Kind: kind, Session: c.id, Service: c.config.Service, Client: c.client, User: user, Verdict: verdict, Input: input})
+}
+
+func (c *session) ok(format string, args ...any)  { fmt.Fprintf(c.out, "+OK "+format+"\r\n", args...) }
+func (c *session) err(format string, args ...any) { fmt.Fprintf(c.out, "-ERR "+format+"\r\n", args...) }
+
+func (c *session) wrong(format string, args ...any) {
+	if c.bad++; c.bad > maxBad {
+		c.end = true
+	}
+	c.err(format, args...)
+}
+
+func (c *session) readLine(limit int) (string, error) {
+	if c.in.Buffered() == 0 {
+		if err := c.out.Flush(); err != nil {
+			return "", err
+		}
+		if c.ctx.Err() == nil {
+			c.conn.SetDeadline(time.Now().Add(settings.TimeoutPOP3.Get(c.view)))
+		}
+	}
+	line, err := c.in.ReadLine(limit)
+	return string(line), err
+}
+
+func (c *session) serve() {
+	c.ok("%s Indigo POP3 ready", c.config.Hostname)
+	for !c.end {
+		line, err := c.readLine(maxLine)
+		switch err {
+		case nil:
+			c.command(line)
+		case wire.ErrLineTooLong, wire.ErrBareNewline:
+			c.wrong("%v", err)
+		default:
+			return
+		}
+	}
+}
+
+func (c *session) command(line string) {
+	verb, args, _ := strings.Cut(line, " ")
+	verb = strings.ToUpper(verb)
+	switch verb {
+	case "QUIT":
+		c.quit()
+		return
+	case "CAPA":
+		c.capabilities()
+		return
+	case "NOOP":
+		if c.path != "" {
+			c.ok("")
+			return
+		}
+	}
+	if c.path == "" {
+		switch verb {
+		case "STLS":
+			c.stls()
+		case "USER":
+			if c.secure() {
+				c.user = args
+				c.ok("now PASS")
+			}
+		case "PASS":
+			if c.user == "" {
+				c.wrong("USER first")
+			} else if c.secure() {
+				c.login(c.user, args, "USER")
+			}
+		case "AUTH":
+			c.authenticate(args)
+		default:
+			c.wrong("log in first")
+		}
+		return
+	}
+	switch verb {
+	case "STAT":
+		n, total := 0, int64(0)
+		for i := range c.messages {
+			if size, err := c.messages[i].WireSize(); err == nil && !c.deleted[i] {
+				n, total = n+1, total+size
+			}
+		}
+		c.ok("%d %d", n, total)
+	case "LIST":
+		c.list(args, func(i int) string { size, _ := c.messages[i].WireSize(); return strconv.FormatInt(size, 10) })
+	case "UIDL":
+		c.list(args, func(i int) string { return uidl(c.messages[i].Base) })
+	case "RETR":
+		if i, ok := c.number(args); ok {
+			c.send(i, -1)
+		}
+	case "TOP":
+		number, count, _ := strings.Cut(args, " ")
+		lines, err := strconv.Atoi(count)
+		if err != nil || lines < 0 {
+			c.wrong("TOP needs a message and a number of lines")
+		} else if i, ok := c.number(number); ok {
+			c.send(i, lines)
+		}
+	case "DELE":
+		if i, ok := c.number(args); ok {
+			c.deleted[i] = true
+			c.ok("deleted")
+		}
+	case "RSET":
+		clear(c.deleted)
+		c.ok("")
+	default:
+		c.wrong("unknown command")
+	}
+}
+
+// uidl makes a unique id of a name (RFC 1939 section 7: 1 to 70 printable characters); sizes are no part of identity.
+func uidl(base string) string {
+	base, _, _ = strings.Cut(base, ",")
+	base = strings.Map(func(r rune) rune {
+		if r <= ' ' || r >= 0x7f {
+			return '_'
+		}
+		return r
+	}, base)
+	return base[max(0, len(base)-70):]
+}
+
+func (c *session) secure() bool {
+	if c.tls || !settings.SecureAuth.Get(c.view) {
+		return true
+	}
+	c.wrong("[AUTH] encryption required, use STLS first")
+	return false
+}
+
+func (c *session) capabilities() {
+	c.ok("capabilities follow")
+	list := []string{"TOP", "UIDL", "RESP-CODES", "PIPELINING", "AUTH-RESP-CODE"}
+	if !c.tls && c.config.TLS != nil {
+		list = append(list, "STLS")
+	}
+	if c.tls || !settings.SecureAuth.Get(c.view) {
+		list = append(list, "USER", "SASL "+strings.Join(sasl.Names(), " "))
+	}
+	list = append(list, "IMPLEMENTATION Indigo", ".")
+	c.out.WriteString(strings.Join(list, "\r\n") + "\r\n")
+}
+
+func (c *session) stls() {
+	if c.tls || c.config.TLS == nil {
+		c.wrong("TLS is active or not available")
+		return
+	}
+	c.ok("begin TLS")
+	if c.out.Flush() != nil || !c.startTLS() {
+		c.end = true
+	}
+	c.user = ""
+}
+
+func (c *session) startTLS() bool {
+	c.in.Discard()
+	conn := tls.Server(c.conn, c.config.TLS)
+	ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		c.record("tls", "failure", err.Error())
+		return false
+	}
+	c.conn, c.tls = conn, true
+	c.in.Reset(conn)
+	c.out.Reset(conn)
+	return true
+}
+
+func (c *session) authenticate(args string) {
+	if !c.secure() {
+		return
+	}
+	name, initial, has := strings.Cut(args, " ")
+	var user, password string
+	m := sasl.New(strings.ToUpper(name), func(_ context.Context, u, p string) error { user, password = u, p; return nil })
+	if m == nil {
+		c.wrong("unknown mechanism")
+		return
+	}
+	var response []byte
+	for {
+		if has {
+			var err error
+			if response, err = base64.StdEncoding.DecodeString(strings.TrimPrefix(initial, "=")); err != nil {
+				c.wrong("malformed base64")
+				return
+			}
+			if response == nil {
+				response = []byte{}
+			}
+		}
+		challenge, done, err := m.Next(c.ctx, response)
+		if done {
+			if err != nil {
+				c.wrong("%v", err)
+			} else {
+				c.login(user, password, strings.ToUpper(name))
+			}
+			return
+		}
+		c.out.WriteString("+ " + base64.StdEncoding.EncodeToString(challenge) + "\r\n")
+		if initial, err = c.readLine(12288); err != nil || initial == "*" {
+			c.end = err != nil
+			c.wrong("cancelled")
+			return
+		}
+		has = true
+	}
+}
+
+func (c *session) login(user, password, mechanism string) {
+	identity, err := c.config.Auth.Verify(c.ctx, auth.Attempt{User: user, Password: password, Service: c.config.Service, Client: door.Peer(c.conn).Addr(), Mechanism: mechanism})
+	if err != nil {
+		c.record("auth", "reject", mechanism+" "+user+": "+err.Error())
+		code := "[AUTH]"
+		if mailerr.From(err).Temporary() {
+			code = "[SYS/TEMP]"
+		}
+		if c.logins++; c.logins >= maxLogins {
+			c.end = true
+		}
+		c.err("%s %s", code, mailerr.From(err).Text)
+		return
+	}
+	path := filepath.Join(identity.Home, "Maildir")
+	c.mu.Lock()
+	taken := c.locked[path]
+	c.locked[path] = true
+	c.mu.Unlock()
+	if taken {
+		c.err("[IN-USE] another POP3 session has this mailbox open")
+		return
+	}
+	messages, err := maildir.List(path)
+	if err != nil {
+		c.mu.Lock()
+		delete(c.locked, path)
+		c.mu.Unlock()
+		c.config.Logger.Warn(fmt.Sprintf("%s: %s: %v", c.config.Service, path, err))
+		c.err("[SYS/TEMP] mailbox cannot be read now")
+		return
+	}
+	c.path, c.messages, c.user = path, messages, identity.Address.String()
+	c.record("auth", "accept", mechanism)
+	c.ok("%d messages", len(messages))
+}
+
+// number reads a message number; it answers itself when there is no such message.
+func (c *session) number(s string) (int, bool) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > len(c.messages) || c.deleted[n-1] {
+		c.wrong("no such message")
+		return 0, false
+	}
+	return n - 1, true
+}
+
+func (c *session) list(args string, what func(int) string) {
+	if args != "" {
+		if i, ok := c.number(args); ok {
+			c.ok("%d %s", i+1, what(i))
+		}
+		return
+	}
+	c.ok("")
+	for i := range c.messages {
+		if !c.deleted[i] {
+			fmt.Fprintf(c.out, "%d %s\r\n", i+1, what(i))
+		}
+	}
+	c.out.WriteString(".\r\n")
+}
+
+// send sends a message, or its header and some lines when lines is not negative.
+func (c *session) send(i, lines int) {
+	content, err := c.messages[i].Read()
+	if err != nil {
+		c.err("[SYS/TEMP] message cannot be read now")
+		return
+	}
+	if lines >= 0 {
+		end := bytes.Index(content, []byte("\r\n\r\n"))
+		if end >= 0 {
+			end += 4
+			for range lines {
+				j := bytes.IndexByte(content[end:], '\n')
+				if j < 0 {
+					break
+				}
+				end += j + 1
+			}
+			content = content[:end]
+		}
+	}
+	c.ok("%d octets", len(content))
+	if wire.WriteDotStuffed(c.out, bytes.NewReader(content)) != nil {
+		c.end = true
+	}
+}
+
+func (c *session) quit() {
+	failed := 0
+	for i := range c.deleted {
+		if c.messages[i].Remove() != nil {
+			failed++
+		}
+	}
+	c.end = true
+	if failed > 0 {
+		c.err("[SYS/TEMP] %d deleted messages not removed", failed)
+		return
+	}
+	c.ok("bye")
+}

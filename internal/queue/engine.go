@@ -1,0 +1,630 @@
+package queue
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/queue/seglog"
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/trace"
+)
+
+// Config is what a Queue is made of.
+type Config struct {
+	Dir string
+	// Host is this system's name, for bounces.
+	Host          string
+	Settings      func() *settings.View
+	Router        Router
+	Local, Remote Deliverer
+	Trace         trace.Recorder
+	Logger        *slog.Logger
+	Now           func() time.Time
+	// UID and PID stand in the log line "info msg" of bounces.
+	UID, PID int
+	// OpenSegment replaces the log's file layer in tests.
+	OpenSegment seglog.Opener
+}
+
+const (
+	// bigContent is from what size on content lies in a file of its own rather than in memory and the log.
+	bigContent = 256 << 10
+	// idBlock is how many ids one write of DIR/ids reserves.
+	idBlock = 10000
+)
+
+// Queue is one queue directory with its scheduler. It implements Submitter.
+type Queue struct {
+	config Config
+	log    *seglog.Log
+	lock   *os.File
+
+	ids struct {
+		sync.Mutex
+		next, reserved uint64
+	}
+	space struct {
+		sync.Mutex
+		checked time.Time
+		low     bool
+	}
+
+	// gate is held for reading from the writing of a message to its entry in messages, so that clean, which holds it for
+	// writing, never takes its segment for empty.
+	gate sync.RWMutex
+
+	mu       sync.Mutex
+	messages map[ID]*message
+	// live counts the messages whose record lies in a segment, and their bytes.
+	live map[uint64]*segmentUse
+	scheduler
+	closing bool
+	// work counts deliveries, bounces and the goroutines of the queue.
+	work       sync.WaitGroup
+	cancelWork context.CancelFunc
+	workCtx    context.Context
+}
+
+type segmentUse struct {
+	messages map[ID]*message
+	bytes    int64
+}
+
+// message is what memory keeps of a queued message.
+type message struct {
+	id         ID
+	position   seglog.Position
+	birth      time.Time
+	recipients []recipient
+	left       int
+	failures   []failure
+	// running counts deliveries under way; a message is not compacted meanwhile.
+	running  int
+	repeat   bool
+	finished bool
+	lastText string
+}
+
+type recipient struct {
+	status status
+	next   time.Time
+}
+
+var (
+	errNoSpace  = mailerr.New(452, mailerr.Enhanced{4, 3, 1}, "insufficient system storage (#4.3.1)")
+	errTrouble  = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "unable to queue the message now (#4.3.0)")
+	errShutdown = mailerr.New(421, mailerr.Enhanced{4, 3, 2}, "this system is shutting down (#4.3.2)")
+)
+
+func storageError(err error) error {
+	var known *mailerr.Error
+	switch {
+	case errors.As(err, &known):
+		return known
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return errNoSpace.Because(err)
+	}
+	return errTrouble.Because(err)
+}
+
+// Open opens a queue directory, made if there is none, replays its log and starts delivering. A directory that another
+// process has open is refused.
+func Open(ctx context.Context, config Config) (*Queue, error) {
+	if err := os.MkdirAll(filepath.Join(config.Dir, "big"), 0o700); err != nil {
+		return nil, err
+	}
+	q := &Queue{config: config, messages: map[ID]*message{}, live: map[uint64]*segmentUse{}}
+	var err error
+	if q.lock, err = os.OpenFile(filepath.Join(config.Dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(q.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		q.lock.Close()
+		return nil, fmt.Errorf("queue %s is in use by another process: %w", config.Dir, err)
+	}
+	q.log, err = seglog.Open(seglog.Config{
+		Dir: filepath.Join(config.Dir, "log"), Open: config.OpenSegment,
+		Damaged: func(segment uint64, offset, length int64, file string) {
+			config.Logger.Warn(fmt.Sprintf("queue: %d bytes of segment %016x at %d are no record: what a crash tore, or damage; kept in %s", length, segment, offset, file))
+		},
+	}, q.replay)
+	if err == nil {
+		err = q.openIDs()
+	}
+	if err != nil {
+		if q.log != nil {
+			q.log.Close()
+		}
+		q.lock.Close()
+		return nil, fmt.Errorf("queue %s: %w", config.Dir, err)
+	}
+	q.workCtx, q.cancelWork = context.WithCancel(context.WithoutCancel(ctx))
+	q.removeOrphans()
+	q.start()
+	return q, nil
+}
+
+// replay takes one record of the log.
+func (q *Queue) replay(r seglog.Record) error {
+	id := ID(r.ID)
+	q.ids.next = max(q.ids.next, r.ID+1)
+	switch r.Kind {
+	case kindMessage:
+		h, _, err := decodeHead(r.Payload)
+		if err != nil {
+			q.config.Logger.Warn(fmt.Sprintf("queue: message %s: %v", id, err))
+			return nil
+		}
+		old := q.messages[id]
+		m := &message{id: id, position: r.Position, birth: time.Unix(0, h.birth), failures: h.failures, repeat: true}
+		for i, s := range h.statuses {
+			rec := recipient{status: s}
+			if old != nil && i < len(old.recipients) {
+				rec.next = old.recipients[i].next
+			}
+			if s == waiting {
+				m.left++
+			}
+			m.recipients = append(m.recipients, rec)
+		}
+		if old != nil {
+			q.unuse(old)
+		}
+		q.messages[id] = m
+		q.use(m)
+	case kindResult:
+		m := q.messages[id]
+		if m == nil {
+			return nil
+		}
+		results, failures, err := decodeResults(r.Payload, len(m.recipients))
+		if err != nil {
+			q.config.Logger.Warn(fmt.Sprintf("queue: result of message %s: %v", id, err))
+			return nil
+		}
+		m.apply(results, failures)
+	case kindFinished:
+		if m := q.messages[id]; m != nil {
+			q.unuse(m)
+			delete(q.messages, id)
+		}
+	}
+	return nil
+}
+
+// apply takes results into the state. A recipient that is done stays done.
+func (m *message) apply(results []result, failures []failure) {
+	for _, r := range results {
+		rec := &m.recipients[r.index]
+		if rec.status != waiting {
+			continue
+		}
+		rec.status, rec.next = r.status, time.Unix(0, r.next)
+		if r.status != waiting {
+			m.left--
+		}
+	}
+	m.failures = append(m.failures, failures...)
+}
+
+func (q *Queue) use(m *message) {
+	u := q.live[m.position.Segment]
+	if u == nil {
+		u = &segmentUse{messages: map[ID]*message{}}
+		q.live[m.position.Segment] = u
+	}
+	u.messages[m.id] = m
+	u.bytes += int64(m.position.Length)
+}
+
+func (q *Queue) unuse(m *message) {
+	if u := q.live[m.position.Segment]; u != nil {
+		delete(u.messages, m.id)
+		u.bytes -= int64(m.position.Length)
+	}
+}
+
+// openIDs reads how far ids were reserved: no id below was given to anybody, so numbering goes on there.
+func (q *Queue) openIDs() error {
+	text, err := os.ReadFile(filepath.Join(q.config.Dir, "ids"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if len(text) > 0 {
+		n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+		if err != nil {
+			return fmt.Errorf("ids: %w", err)
+		}
+		q.ids.next = max(q.ids.next, n)
+	}
+	q.ids.next = max(q.ids.next, 1)
+	q.ids.reserved = q.ids.next
+	return nil
+}
+
+func (q *Queue) newID() (ID, error) {
+	q.ids.Lock()
+	defer q.ids.Unlock()
+	if q.ids.next == q.ids.reserved {
+		path := filepath.Join(q.config.Dir, "ids")
+		f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+		if err != nil {
+			return 0, err
+		}
+		_, err = fmt.Fprintln(f, q.ids.reserved+idBlock)
+		if err == nil {
+			err = f.Sync()
+		}
+		if err = errors.Join(err, f.Close()); err == nil {
+			err = os.Rename(path+".new", path)
+		}
+		if err == nil {
+			err = syncDir(q.config.Dir)
+		}
+		if err != nil {
+			return 0, err
+		}
+		q.ids.reserved += idBlock
+	}
+	q.ids.next++
+	return ID(q.ids.next - 1), nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+func (q *Queue) bigPath(id ID) string { return filepath.Join(q.config.Dir, "big", id.String()) }
+
+// removeOrphans removes big contents whose message was never committed or is finished.
+func (q *Queue) removeOrphans() {
+	entries, err := os.ReadDir(filepath.Join(q.config.Dir, "big"))
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		id, err := ParseID(e.Name())
+		if _, queued := q.messages[id]; err == nil && !queued {
+			os.Remove(q.bigPath(id))
+		}
+	}
+}
+
+// lowSpace tells whether less than MIN_FREE is left; it asks the file system once a second.
+func (q *Queue) lowSpace() bool {
+	q.space.Lock()
+	defer q.space.Unlock()
+	now := q.config.Now()
+	if d := now.Sub(q.space.checked); d < 0 || d > time.Second {
+		var s unix.Statfs_t
+		if unix.Statfs(q.config.Dir, &s) == nil {
+			q.space.low = int64(s.Bavail)*s.Bsize < int64(settings.MinFree.Get(q.config.Settings()))
+		}
+		q.space.checked = now
+	}
+	return q.space.low
+}
+
+// Begin starts a submission; see Submitter.
+func (q *Queue) Begin(_ context.Context, sizeHint int64) (Submission, error) {
+	q.mu.Lock()
+	closing := q.closing
+	q.mu.Unlock()
+	if closing {
+		return nil, errShutdown
+	}
+	if q.lowSpace() {
+		return nil, errNoSpace.Because(errors.New("less than MIN_FREE left"))
+	}
+	return q.begin(sizeHint)
+}
+
+func (q *Queue) begin(sizeHint int64) (*submission, error) {
+	id, err := q.newID()
+	if err != nil {
+		return nil, storageError(err)
+	}
+	return &submission{q: q, id: id, content: make([]byte, 0, min(max(sizeHint, 4<<10)+1024, bigContent))}, nil
+}
+
+type submission struct {
+	q       *Queue
+	id      ID
+	content []byte
+	big     *os.File
+	size    int64
+	err     error
+}
+
+func (s *submission) ID() ID { return s.id }
+
+func (s *submission) Write(p []byte) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	s.size += int64(len(p))
+	if s.big == nil && s.size <= bigContent {
+		s.content = append(s.content, p...)
+		return len(p), nil
+	}
+	if s.big == nil {
+		if s.big, s.err = os.OpenFile(s.q.bigPath(s.id), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600); s.err == nil {
+			_, s.err = s.big.Write(s.content)
+		}
+		s.content = nil
+	}
+	if s.err == nil {
+		_, s.err = s.big.Write(p)
+	}
+	if s.err != nil {
+		s.err = storageError(s.err)
+		return 0, s.err
+	}
+	return len(p), nil
+}
+
+func (s *submission) Abort() {
+	if s.big != nil {
+		s.big.Close()
+		os.Remove(s.q.bigPath(s.id))
+	}
+}
+
+// Commit makes the message durable and hands it to the scheduler.
+func (s *submission) Commit(_ context.Context, env Envelope) error {
+	if err := s.commit(env); err != nil {
+		s.Abort()
+		return err
+	}
+	if s.big != nil {
+		s.big.Close()
+	}
+	return nil
+}
+
+func (s *submission) commit(env Envelope) error {
+	if s.err != nil {
+		return s.err
+	}
+	q := s.q
+	if len(env.Recipients) == 0 {
+		return errTrouble.Because(errors.New("no recipients"))
+	}
+	if s.big != nil {
+		// Content and directory entry first: the record that names them must never be there without them.
+		err := s.big.Sync()
+		if err == nil {
+			err = syncDir(filepath.Join(q.config.Dir, "big"))
+		}
+		if err != nil {
+			return storageError(err)
+		}
+	}
+	birth := q.config.Now()
+	h := head{birth: birth.UnixNano(), size: s.size, big: s.big != nil, statuses: make([]status, len(env.Recipients)), envelope: env}
+	m := &message{id: s.id, birth: birth, recipients: make([]recipient, len(env.Recipients)), left: len(env.Recipients)}
+	q.gate.RLock()
+	position, err := q.log.Enqueue(kindMessage, uint64(s.id), true, h.encode(), s.content).Wait()
+	if err != nil {
+		q.gate.RUnlock()
+		return storageError(err)
+	}
+	m.position = position
+	q.mu.Lock()
+	q.messages[s.id] = m
+	q.use(m)
+	q.mu.Unlock()
+	q.gate.RUnlock()
+	q.config.Logger.Info("new msg " + s.id.String())
+	q.config.Logger.Info(fmt.Sprintf("info msg %s: bytes %d from <%s> qp %d uid %d", s.id, s.size, env.Sender, env.Origin.PID, env.Origin.UID))
+	q.config.Trace.Record(trace.Event{Time: birth, Kind: "queued", Session: env.Origin.Session, Queue: s.id.String(), MessageID: env.MessageID,
+		Service: env.Origin.Service, From: env.Sender.String(), Bytes: s.size, Took: q.config.Now().Sub(birth)})
+	// The message is durable: whatever happens to routing now is the scheduler's, not the client's.
+	q.schedule(m, &env)
+	return nil
+}
+
+// content is a queued message's bytes, read from the log or open in their own file.
+type content struct {
+	io.ReaderAt
+	size int64
+}
+
+func (c content) Size() int64 { return c.size }
+
+// load reads a message's head and gives its content. release must be called when the content is no longer needed.
+func (q *Queue) load(m *message) (h *head, c Content, release func(), err error) {
+	q.mu.Lock()
+	position := m.position
+	q.mu.Unlock()
+	payload := make([]byte, position.Length)
+	if _, err := q.log.ReadAt(payload, position, 0); err != nil && err != io.EOF {
+		return nil, nil, nil, err
+	}
+	h, rest, err := decodeHead(payload)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if !h.big {
+		// The payload was read whole; its content needs no second read.
+		return h, content{bytes.NewReader(rest), h.size}, func() {}, nil
+	}
+	f, err := os.Open(q.bigPath(m.id))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() != h.size {
+		err = fmt.Errorf("%s has %d bytes, not %d", f.Name(), info.Size(), h.size)
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, nil, err
+	}
+	return h, content{f, h.size}, func() { f.Close() }, nil
+}
+
+// finish removes a message for which nothing is left to do.
+func (q *Queue) finish(m *message, big bool) {
+	if _, err := q.log.Enqueue(kindFinished, uint64(m.id), big, nil).Wait(); err != nil {
+		// The message would come back at the next start, with its recipients marked done, and end then.
+		q.config.Logger.Warn(fmt.Sprintf("queue: end of message %s: %v", m.id, err))
+	}
+	if big {
+		os.Remove(q.bigPath(m.id))
+	}
+	q.mu.Lock()
+	m.finished = true
+	q.unuse(m)
+	delete(q.messages, m.id)
+	q.mu.Unlock()
+	q.config.Logger.Info("end msg " + m.id.String())
+	q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "end", Queue: m.id.String()})
+}
+
+// clean drops segments in which nothing lives, oldest first (a record of what ended must outlive the message that it
+// ends), and moves the living out of the oldest when the log has grown to more than twice what lives in it.
+func (q *Queue) clean() {
+	for {
+		q.gate.Lock()
+		sizes, newest := q.log.Sizes()
+		q.mu.Lock()
+		numbers := make([]uint64, 0, len(sizes))
+		var total, living int64
+		for n, size := range sizes {
+			if n != newest {
+				numbers = append(numbers, n)
+				total += size
+			}
+			if u := q.live[n]; u != nil {
+				living += u.bytes
+			}
+		}
+		slices.Sort(numbers)
+		dropped := 0
+		for _, n := range numbers {
+			if u := q.live[n]; u != nil && len(u.messages) > 0 {
+				break
+			}
+			delete(q.live, n)
+			dropped++
+			total -= sizes[n]
+		}
+		var move []*message
+		if rest := numbers[dropped:]; len(rest) > 0 && total > 2*living {
+			for _, m := range q.live[rest[0]].messages {
+				if m.running > 0 {
+					move = nil
+					break
+				}
+				move = append(move, m)
+			}
+		}
+		q.mu.Unlock()
+		q.gate.Unlock()
+		for _, n := range numbers[:dropped] {
+			if err := q.log.Drop(n); err != nil {
+				q.config.Logger.Warn(fmt.Sprintf("queue: segment %016x: %v", n, err))
+			}
+		}
+		if len(move) == 0 || !q.move(move) {
+			return
+		}
+	}
+}
+
+// move writes messages again at the log's end.
+func (q *Queue) move(messages []*message) bool {
+	for _, m := range messages {
+		payload := make([]byte, m.position.Length)
+		if _, err := q.log.ReadAt(payload, m.position, 0); err != nil && err != io.EOF {
+			q.config.Logger.Warn(fmt.Sprintf("queue: message %s cannot be read: %v", m.id, err))
+			return false
+		}
+		h, rest, err := decodeHead(payload)
+		if err != nil {
+			q.config.Logger.Warn(fmt.Sprintf("queue: message %s: %v", m.id, err))
+			return false
+		}
+		// State and record go in line under one lock, so that no result can come between them.
+		q.mu.Lock()
+		if m.running > 0 || m.finished {
+			q.mu.Unlock()
+			return false
+		}
+		for i, r := range m.recipients {
+			h.statuses[i] = r.status
+		}
+		h.failures = m.failures
+		pending := []seglog.Pending{q.log.Enqueue(kindMessage, uint64(m.id), true, h.encode(), rest)}
+		var later []result
+		for i, r := range m.recipients {
+			if r.status == waiting && !r.next.IsZero() {
+				later = append(later, result{index: i, next: r.next.UnixNano()})
+			}
+		}
+		if later != nil {
+			pending = append(pending, q.log.Enqueue(kindResult, uint64(m.id), true, encodeResults(later, nil)))
+		}
+		q.mu.Unlock()
+		position, err := pending[0].Wait()
+		for _, p := range pending[1:] {
+			_, e := p.Wait()
+			err = errors.Join(err, e)
+		}
+		if err != nil {
+			q.config.Logger.Warn(fmt.Sprintf("queue: compaction: %v", err))
+			return false
+		}
+		q.mu.Lock()
+		if !m.finished {
+			q.unuse(m)
+			m.position = position
+			q.use(m)
+		}
+		q.mu.Unlock()
+	}
+	return true
+}
+
+// Shutdown takes no more messages, waits for the deliveries under way until ctx ends, then cancels them, and closes the
+// log. Undelivered messages stay in it.
+func (q *Queue) Shutdown(ctx context.Context) {
+	q.mu.Lock()
+	q.closing = true
+	q.mu.Unlock()
+	q.signal()
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		q.work.Wait()
+	}()
+	select {
+	case <-finished:
+	case <-ctx.Done():
+	}
+	q.cancelWork()
+	<-finished
+	q.log.Close()
+	q.lock.Close()
+}

@@ -1,0 +1,625 @@
+package queue
+
+import (
+	"container/heap"
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/bounce"
+	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/trace"
+)
+
+const (
+	// perHost is how many deliveries to one remote destination run at once: a slow one can take no more of the channel.
+	perHost = 20
+	// perTransaction is how many recipients one delivery has.
+	perTransaction = 100
+	// routeRetry is when a recipient whose channel could not be found is looked at again.
+	routeRetry = time.Minute
+	cleanEvery = 5 * time.Second
+)
+
+// job is the next delivery of some recipients of a message.
+type job struct {
+	m       *message
+	channel Channel
+	host    string
+	indexes []int
+	due     time.Time
+	attempt int
+	// unrouted jobs ask the Router first.
+	unrouted bool
+}
+
+// schedule of retries: a heap by due time.
+type jobHeap []*job
+
+func (h jobHeap) Len() int           { return len(h) }
+func (h jobHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h jobHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *jobHeap) Push(x any)        { *h = append(*h, x.(*job)) }
+func (h *jobHeap) Pop() any {
+	old := *h
+	j := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	return j
+}
+
+// lane is a channel: jobs that are due, by host, and the hosts in turn.
+type lane struct {
+	running int
+	hosts   map[string]*hostJobs
+	// turn holds the hosts that have a job and may start one.
+	turn []*hostJobs
+}
+
+type hostJobs struct {
+	name    string
+	jobs    []*job
+	running int
+	queued  bool
+}
+
+// scheduler is the part of Queue that decides what runs when; guarded by Queue.mu.
+type scheduler struct {
+	later    jobHeap
+	lanes    [2]lane
+	delivery uint64
+	wake     chan struct{}
+}
+
+// nextRetry is qmail's schedule (wiki 206-212): the square root of the age grows by chanskip with each attempt, so that
+// attempts lie at (n*chanskip)^2 seconds after birth, and a queue that was down does not catch up on what it missed.
+func nextRetry(birth, now time.Time, channel Channel) time.Time {
+	skip := 10.0
+	if channel == Remote {
+		skip = 20
+	}
+	age := max(now.Sub(birth).Seconds(), 0)
+	n := math.Floor(math.Sqrt(age)) + skip
+	return birth.Add(time.Duration(n*n) * time.Second)
+}
+
+// start schedules what was replayed and starts the clock goroutine.
+func (q *Queue) start() {
+	q.wake = make(chan struct{}, 1)
+	for i := range q.lanes {
+		q.lanes[i].hosts = map[string]*hostJobs{}
+	}
+	for _, m := range q.messages {
+		byTime := map[time.Time][]int{}
+		for i, r := range m.recipients {
+			if r.status == waiting {
+				byTime[r.next] = append(byTime[r.next], i)
+			}
+		}
+		for due, indexes := range byTime {
+			q.later = append(q.later, &job{m: m, indexes: indexes, due: due, unrouted: true})
+		}
+		if len(byTime) == 0 {
+			// Everything was done before the crash but the end.
+			q.later = append(q.later, &job{m: m})
+		}
+	}
+	heap.Init(&q.later)
+	q.work.Go(q.tick)
+	q.signal()
+}
+
+func (q *Queue) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// tick moves jobs that are due to their lanes, and cleans the log from time to time.
+func (q *Queue) tick() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	lastClean := q.config.Now()
+	for {
+		select {
+		case <-timer.C:
+		case <-q.wake:
+		}
+		q.mu.Lock()
+		if q.closing {
+			q.mu.Unlock()
+			return
+		}
+		now := q.config.Now()
+		for len(q.later) > 0 && !q.later[0].due.After(now) {
+			j := heap.Pop(&q.later).(*job)
+			switch {
+			case len(j.indexes) == 0:
+				q.work.Go(func() { q.conclude(j.m) })
+			case j.unrouted:
+				j.m.running++
+				q.work.Go(func() { q.routeAgain(j) })
+			default:
+				q.ready(j)
+			}
+		}
+		wait := cleanEvery
+		if len(q.later) > 0 {
+			wait = min(wait, q.later[0].due.Sub(now))
+		}
+		q.dispatch()
+		q.mu.Unlock()
+		if d := now.Sub(lastClean); d < 0 || d >= cleanEvery {
+			lastClean = now
+			q.clean()
+		}
+		timer.Reset(max(wait, time.Millisecond))
+	}
+}
+
+// ready puts a job in its lane; called with mu held.
+func (q *Queue) ready(j *job) {
+	l := &q.lanes[j.channel]
+	h := l.hosts[j.host]
+	if h == nil {
+		h = &hostJobs{name: j.host}
+		l.hosts[j.host] = h
+	}
+	h.jobs = append(h.jobs, j)
+	l.line(h, j.channel)
+}
+
+// line puts a host in turn if it may start a job.
+func (l *lane) line(h *hostJobs, c Channel) {
+	if !h.queued && len(h.jobs) > 0 && (c == Local || h.running < perHost) {
+		h.queued = true
+		l.turn = append(l.turn, h)
+	}
+	if len(h.jobs) == 0 && h.running == 0 {
+		delete(l.hosts, h.name)
+	}
+}
+
+func (q *Queue) limit(c Channel) int {
+	if c == Local {
+		return settings.ConcurrencyLocal.Get(q.config.Settings())
+	}
+	return settings.ConcurrencyRemote.Get(q.config.Settings())
+}
+
+// dispatch starts deliveries while the channels have room, one of each host in turn; called with mu held.
+func (q *Queue) dispatch() {
+	for _, c := range []Channel{Local, Remote} {
+		l := &q.lanes[c]
+		limit := q.limit(c)
+		for l.running < limit && len(l.turn) > 0 && !q.closing {
+			h := l.turn[0]
+			l.turn = l.turn[1:]
+			h.queued = false
+			j := h.jobs[0]
+			h.jobs[0] = nil
+			h.jobs = h.jobs[1:]
+			l.running++
+			h.running++
+			l.line(h, c)
+			j.m.running++
+			q.delivery++
+			number := q.delivery
+			q.work.Go(func() { q.deliver(j, h, number) })
+		}
+	}
+}
+
+// schedule routes a new message's recipients and makes them due.
+func (q *Queue) schedule(m *message, env *Envelope) {
+	indexes := make([]int, len(m.recipients))
+	for i := range indexes {
+		indexes[i] = i
+	}
+	q.mu.Lock()
+	m.running++
+	q.mu.Unlock()
+	q.route(m, env, indexes)
+}
+
+// routeAgain routes after a restart, when the envelope must be read first.
+func (q *Queue) routeAgain(j *job) {
+	h, _, release, err := q.load(j.m)
+	if err != nil {
+		q.unreadable(j, err)
+		return
+	}
+	release()
+	q.route(j.m, &h.envelope, j.indexes)
+}
+
+// unreadable keeps a message that cannot be read for the operator, and tries again later.
+func (q *Queue) unreadable(j *job, err error) {
+	q.config.Logger.Error(fmt.Sprintf("queue: message %s cannot be read: %v", j.m.id, err))
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	j.m.running--
+	j.due = q.config.Now().Add(10 * time.Minute)
+	heap.Push(&q.later, j)
+}
+
+// route finds each recipient's channel and makes jobs. The caller has counted one in m.running, which route takes back.
+func (q *Queue) route(m *message, env *Envelope, indexes []int) {
+	type key struct {
+		channel Channel
+		host    string
+	}
+	var jobs []*job
+	open := map[key]*job{}
+	var results []result
+	var failures []failure
+	for _, i := range indexes {
+		to := env.Recipients[i].Address
+		d, err := q.config.Router.Route(q.workCtx, to)
+		if e := mailerr.From(err); e != nil {
+			if e.Temporary() {
+				jobs = append(jobs, &job{m: m, indexes: []int{i}, due: q.config.Now().Add(routeRetry), unrouted: true})
+				continue
+			}
+			results = append(results, result{index: i, status: failed})
+			failures = append(failures, newFailure(i, e, e.Reply()))
+			q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "route", Queue: m.id.String(), To: to.String(), Verdict: "failure", Reply: e.Reply()})
+			continue
+		}
+		k := key{d.Channel, d.Host}
+		j := open[k]
+		if j == nil || d.Channel == Local || len(j.indexes) == perTransaction {
+			j = &job{m: m, channel: d.Channel, host: d.Host}
+			open[k] = j
+			jobs = append(jobs, j)
+		}
+		j.indexes = append(j.indexes, i)
+	}
+	q.mu.Lock()
+	m.running--
+	for _, j := range jobs {
+		if j.unrouted {
+			heap.Push(&q.later, j)
+		} else {
+			q.ready(j)
+		}
+	}
+	over := q.record(m, results, failures)
+	q.dispatch()
+	q.mu.Unlock()
+	if over {
+		q.conclude(m)
+	}
+}
+
+// record writes results and takes them into the state; over tells that the message has nothing left to do. Called with mu
+// held, so that results stand in the log in the order in which they are taken.
+func (q *Queue) record(m *message, results []result, failures []failure) (over bool) {
+	if len(results) > 0 {
+		q.log.Enqueue(kindResult, uint64(m.id), false, encodeResults(results, failures))
+		m.apply(results, failures)
+	}
+	if m.left == 0 && m.running == 0 && !m.finished {
+		m.finished = true
+		return true
+	}
+	return false
+}
+
+func (q *Queue) status() string {
+	return fmt.Sprintf("status: local %d/%d remote %d/%d", q.lanes[Local].running, q.limit(Local), q.lanes[Remote].running, q.limit(Remote))
+}
+
+// deliver makes one delivery and deals with its results.
+func (q *Queue) deliver(j *job, host *hostJobs, number uint64) {
+	m := j.m
+	h, c, release, err := q.load(m)
+	if err != nil {
+		q.mu.Lock()
+		q.leave(j, host)
+		q.mu.Unlock()
+		q.unreadable(j, err)
+		return
+	}
+	defer release()
+	d := &Delivery{Number: number, ID: m.id, Envelope: &h.envelope, Host: j.host, Index: j.indexes, Content: c, Birth: m.birth, Attempt: j.attempt, Repeat: m.repeat}
+	var names []string
+	for _, i := range j.indexes {
+		d.Recipients = append(d.Recipients, h.envelope.Recipients[i])
+		names = append(names, h.envelope.Recipients[i].Address.String())
+	}
+	log := q.config.Logger
+	log.Info(fmt.Sprintf("starting delivery %d: msg %s to %s %s", number, m.id, j.channel, strings.Join(names, " ")))
+	q.mu.Lock()
+	status := q.status()
+	q.mu.Unlock()
+	log.Info(status)
+
+	deliverer := q.config.Local
+	if j.channel == Remote {
+		deliverer = q.config.Remote
+	}
+	began := q.config.Now()
+	results := deliverer.Deliver(q.workCtx, d)
+	now := q.config.Now()
+
+	var outcome []result
+	var failures []failure
+	var again []int
+	tooLate := now.Sub(m.birth) >= settings.QueueLifetime.Get(q.config.Settings())
+	next := nextRetry(m.birth, now, j.channel)
+	for k, i := range j.indexes {
+		r := Result{Err: mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "delivery gave no result")}
+		if k < len(results) {
+			r = results[k]
+		}
+		verdict, text := "success", r.Text
+		event := trace.Event{Time: now, Kind: "delivery", Queue: m.id.String(), From: h.envelope.Sender.String(), To: names[k], Service: j.channel.String(),
+			Reply: r.Text, Dialogue: r.Dialogue, Took: now.Sub(began)}
+		switch {
+		case r.Err == nil:
+			outcome = append(outcome, result{index: i, status: succeeded})
+		case r.Err.Temporary() && !tooLate:
+			verdict = "deferral"
+			outcome = append(outcome, result{index: i, next: next.UnixNano()})
+			again = append(again, i)
+			event.Input = "next attempt " + next.UTC().Format(time.RFC3339)
+		default:
+			verdict = "failure"
+			if text == "" {
+				text = r.Err.Error()
+			}
+			if r.Err.Temporary() {
+				text += "\nI'm not going to try again; this message has been in the queue too long."
+				event.Setting = settings.QueueLifetime.Name
+				event.Layer = q.config.Settings().Source(settings.QueueLifetime.Setting).String()
+			}
+			outcome = append(outcome, result{index: i, status: failed})
+			failures = append(failures, newFailure(i, r.Err, text))
+		}
+		if text == "" && r.Err != nil {
+			text = r.Err.Error()
+		}
+		event.Verdict, event.Reply = verdict, text
+		q.config.Trace.Record(event)
+		log.Info(fmt.Sprintf("delivery %d: %s: %s/", number, verdict, qmailText(text)))
+		if verdict == "deferral" {
+			m.setLast(q, text)
+		}
+	}
+	q.mu.Lock()
+	m.running--
+	q.leave(j, host)
+	if again != nil {
+		heap.Push(&q.later, &job{m: m, channel: j.channel, host: j.host, indexes: again, due: next, attempt: j.attempt + 1})
+	}
+	over := q.record(m, outcome, failures)
+	if !over && m.running == 0 {
+		m.repeat = false
+	}
+	q.dispatch()
+	status = q.status()
+	q.mu.Unlock()
+	q.signal()
+	log.Info(status)
+	if over {
+		q.conclude(m)
+	}
+}
+
+// leave takes a job out of its lane; called with mu held.
+func (q *Queue) leave(j *job, host *hostJobs) {
+	l := &q.lanes[j.channel]
+	l.running--
+	host.running--
+	l.line(host, j.channel)
+}
+
+func (m *message) setLast(q *Queue, text string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	m.lastText = text[:min(len(text), 200)]
+}
+
+// qmailText writes a result as qmail logs it: blanks as underscores, line ends as slashes.
+func qmailText(s string) string {
+	return strings.NewReplacer(" ", "_", "\r\n", "/", "\n", "/", "\t", "_").Replace(s)
+}
+
+// doubleBounceSender marks a double bounce, "#@[]" as in qmail: it is thrown away if it fails too.
+var doubleBounceSender = addr.Address{Local: "#", Domain: "[]"}
+
+// conclude bounces what failed, then ends the message. A crash between both repeats the bounce.
+func (q *Queue) conclude(m *message) {
+	h, c, release, err := q.load(m)
+	if err != nil {
+		q.config.Logger.Error(fmt.Sprintf("queue: message %s cannot be read to end it: %v", m.id, err))
+		q.finish(m, false)
+		return
+	}
+	defer release()
+	if len(m.failures) > 0 {
+		if err := q.bounce(m, h, c); err != nil {
+			q.config.Logger.Warn(fmt.Sprintf("queue: bounce of message %s: %v; will try again later", m.id, err))
+			q.mu.Lock()
+			m.finished = false
+			heap.Push(&q.later, &job{m: m, due: q.config.Now().Add(time.Minute)})
+			q.mu.Unlock()
+			return
+		}
+	}
+	q.finish(m, h.big)
+}
+
+// bounce queues the report of a message's failures.
+func (q *Queue) bounce(m *message, h *head, c Content) error {
+	view := q.config.Settings()
+	or := func(s, otherwise string) string {
+		if s == "" {
+			return otherwise
+		}
+		return s
+	}
+	sender, to := addr.Address{}, h.envelope.Sender
+	switch {
+	case to == doubleBounceSender:
+		q.config.Logger.Info(fmt.Sprintf("triple bounce: discarding bounce/%s", m.id))
+		q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "bounce", Queue: m.id.String(), Verdict: "discard", Check: "triple-bounce"})
+		return nil
+	case to.IsNull():
+		sender = doubleBounceSender
+		if name := settings.DoubleBounceTo.Get(view); strings.Contains(name, "@") {
+			parsed, err := addr.Parse(name)
+			if err != nil {
+				return fmt.Errorf("setting %s: %w", settings.DoubleBounceTo.Name, err)
+			}
+			to = parsed
+		} else {
+			to = addr.Address{Local: name, Domain: or(settings.DoubleBounceHost.Get(view), q.config.Host)}
+		}
+	}
+	limit := int64(settings.BounceMaxBytes.Get(view))
+	original := io.NewSectionReader(c, 0, c.Size())
+	report := bounce.Report{
+		Host: q.config.Host, From: addr.Address{Local: settings.BounceFrom.Get(view), Domain: or(settings.BounceHost.Get(view), q.config.Host)},
+		To: to, Double: sender == doubleBounceSender, Arrived: m.birth, Now: q.config.Now(), EnvID: h.envelope.EnvID,
+		Original: original, HeaderOnly: limit > 0 && c.Size() > limit, UTF8: h.envelope.UTF8,
+	}
+	q.mu.Lock()
+	failures := slices.Clone(m.failures)
+	q.mu.Unlock()
+	for _, f := range failures {
+		r := h.envelope.Recipients[f.index]
+		report.Failures = append(report.Failures, bounce.Failure{Recipient: r.Address, Orcpt: r.Orcpt, Code: f.code, Enhanced: f.enhanced, Text: f.text})
+	}
+	s, err := q.begin(c.Size())
+	if err != nil {
+		return err
+	}
+	report.ID = s.ID().String()
+	if err := report.Write(s); err != nil {
+		s.Abort()
+		return err
+	}
+	err = s.Commit(context.WithoutCancel(q.workCtx), Envelope{Sender: sender, Recipients: []Recipient{{Address: to}}, UTF8: report.UTF8,
+		Origin: Origin{Service: "bounce", UID: q.config.UID, PID: q.config.PID}, MessageID: report.MessageID()})
+	if err == nil {
+		q.config.Logger.Info(fmt.Sprintf("bounce msg %s qp %s", m.id, s.ID()))
+		q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "bounce", Queue: m.id.String(), To: to.String(), Verdict: "success", Reply: "queued as " + s.ID().String()})
+	}
+	return err
+}
+
+// Stats counts what is in a queue.
+type Stats struct {
+	Messages      int `json:"messages"`
+	Recipients    int `json:"recipients"`
+	LocalRunning  int `json:"local_running"`
+	RemoteRunning int `json:"remote_running"`
+	// Scheduled counts the jobs that wait for their time.
+	Scheduled int   `json:"scheduled"`
+	LogBytes  int64 `json:"log_bytes"`
+}
+
+// Stats counts now.
+func (q *Queue) Stats() Stats {
+	sizes, _ := q.log.Sizes()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s := Stats{Messages: len(q.messages), LocalRunning: q.lanes[Local].running, RemoteRunning: q.lanes[Remote].running, Scheduled: len(q.later)}
+	for _, m := range q.messages {
+		s.Recipients += m.left
+	}
+	for _, n := range sizes {
+		s.LogBytes += n
+	}
+	return s
+}
+
+// Listed is one message of a list.
+type Listed struct {
+	ID         string    `json:"id"`
+	Sender     string    `json:"sender"`
+	Recipients []string  `json:"recipients"`
+	Birth      time.Time `json:"birth"`
+	// Next is the next attempt; zero when one is due or running.
+	Next     time.Time `json:"next"`
+	LastText string    `json:"last_result"`
+	Size     int64     `json:"size"`
+}
+
+// List gives every message in the order of the ids, with the recipients that are left.
+func (q *Queue) List() []Listed {
+	q.mu.Lock()
+	messages := make([]*message, 0, len(q.messages))
+	for _, m := range q.messages {
+		messages = append(messages, m)
+	}
+	q.mu.Unlock()
+	slices.SortFunc(messages, func(a, b *message) int {
+		if a.id < b.id {
+			return -1
+		}
+		return 1
+	})
+	list := []Listed{}
+	for _, m := range messages {
+		h, _, release, err := q.load(m)
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		release()
+		l := Listed{ID: m.id.String(), Sender: h.envelope.Sender.String(), Birth: m.birth, Size: h.size}
+		q.mu.Lock()
+		l.LastText = m.lastText
+		for i, r := range m.recipients {
+			if r.status == waiting {
+				l.Recipients = append(l.Recipients, h.envelope.Recipients[i].Address.String())
+				if l.Next.IsZero() || r.next.Before(l.Next) {
+					l.Next = r.next
+				}
+			}
+		}
+		q.mu.Unlock()
+		list = append(list, l)
+	}
+	return list
+}
+
+// Retry makes a message due now; false if there is none with this id.
+func (q *Queue) Retry(id ID) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	m := q.messages[id]
+	if m == nil {
+		return false
+	}
+	q.hasten(func(j *job) bool { return j.m == m })
+	return true
+}
+
+// RetryAll makes every message due now and tells how many deliveries that makes.
+func (q *Queue) RetryAll() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.hasten(func(*job) bool { return true })
+}
+
+func (q *Queue) hasten(which func(*job) bool) (n int) {
+	for _, j := range q.later {
+		if which(j) {
+			j.due = time.Time{}
+			n++
+		}
+	}
+	heap.Init(&q.later)
+	q.signal()
+	return n
+}

@@ -1,0 +1,348 @@
+// Package remote is a station: it delivers to other hosts by SMTP. It must not know why or when a message is tried.
+package remote
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/indigomail/indigo/internal/dnsx"
+	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/queue"
+	"github.com/indigomail/indigo/internal/settings"
+)
+
+// Config is what a Deliverer needs.
+type Config struct {
+	Resolver dnsx.Resolver
+	Dial     func(ctx context.Context, network, address string) (net.Conn, error)
+	Settings func() *settings.View
+	// Hostname is this system's name, never a relay for itself.
+	Hostname func() string
+	Now      func() time.Time
+	Logger   *slog.Logger
+}
+
+const (
+	maxIdle     = 20
+	idleFor     = 3 * time.Second
+	maxMessages = 100
+	deadFirst   = time.Minute
+	deadLongest = time.Hour
+	maxAttempts = 10
+)
+
+// Deliverer implements queue.Deliverer.
+type Deliverer struct {
+	config Config
+	mu     sync.Mutex
+	// idle holds open connections by what they lead to.
+	idle map[string][]*client
+	// dead remembers addresses that did not answer.
+	dead   map[string]deadHost
+	closed bool
+	stop   chan struct{}
+	done   sync.WaitGroup
+}
+
+type deadHost struct {
+	until time.Time
+	times int
+}
+
+// New makes a Deliverer. Close ends it.
+func New(config Config) (*Deliverer, error) {
+	d := &Deliverer{config: config, idle: map[string][]*client{}, dead: map[string]deadHost{}, stop: make(chan struct{})}
+	d.done.Go(d.sweep)
+	return d, nil
+}
+
+// Close closes idle connections; deliveries must have ended before.
+func (d *Deliverer) Close() {
+	close(d.stop)
+	d.done.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	for _, list := range d.idle {
+		for _, c := range list {
+			c.quit()
+		}
+	}
+	d.idle = nil
+}
+
+// sweep closes connections that idled too long.
+func (d *Deliverer) sweep() {
+	tick := time.NewTicker(idleFor / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-d.stop:
+			return
+		case <-tick.C:
+		}
+		now := d.config.Now()
+		var old []*client
+		d.mu.Lock()
+		for key, list := range d.idle {
+			keep := list[:0]
+			for _, c := range list {
+				if now.Sub(c.since) > idleFor {
+					old = append(old, c)
+				} else {
+					keep = append(keep, c)
+				}
+			}
+			if d.idle[key] = keep; len(keep) == 0 {
+				delete(d.idle, key)
+			}
+		}
+		for ip, h := range d.dead {
+			if now.After(h.until.Add(deadLongest)) {
+				delete(d.dead, ip)
+			}
+		}
+		d.mu.Unlock()
+		for _, c := range old {
+			c.quit()
+		}
+	}
+}
+
+func (d *Deliverer) take(key string) *client {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := d.idle[key]
+	if len(list) == 0 {
+		return nil
+	}
+	c := list[len(list)-1]
+	d.idle[key] = list[:len(list)-1]
+	return c
+}
+
+func (d *Deliverer) give(key string, c *client) {
+	d.mu.Lock()
+	keep := !d.closed && c.usable && c.messages < maxMessages && len(d.idle[key]) < maxIdle
+	if keep {
+		c.since = d.config.Now()
+		d.idle[key] = append(d.idle[key], c)
+	}
+	d.mu.Unlock()
+	if !keep {
+		c.quit()
+	}
+}
+
+// all gives every recipient the same result.
+func all(job *queue.Delivery, e *mailerr.Error, dialogue []string) []queue.Result {
+	results := make([]queue.Result, len(job.Recipients))
+	for i := range results {
+		results[i] = queue.Result{Err: e, Text: e.Text, Dialogue: dialogue}
+	}
+	return results
+}
+
+// Deliver makes one SMTP transaction with the best host that takes it.
+func (d *Deliverer) Deliver(ctx context.Context, job *queue.Delivery) []queue.Result {
+	view := d.config.Settings()
+	route, err := findRoute(settings.SMTPRoutes.Get(view), job.Host)
+	if err != nil {
+		return all(job, mailerr.New(451, mailerr.Enhanced{4, 3, 5}, "The static routes of this system are malformed. (#4.3.5)").Because(err), []string{err.Error()})
+	}
+	key := job.Host
+	if route != nil {
+		key = strings.Join([]string{"route", route.host, route.port, route.user}, " ")
+	}
+	// An idle connection may have died meanwhile; before anything was accepted a fresh one takes over.
+	for c := d.take(key); c != nil; c = d.take(key) {
+		results, fresh := c.send(ctx, job)
+		d.give(key, c)
+		if !fresh {
+			return results
+		}
+	}
+	targets, e := d.targets(ctx, job.Host, route)
+	if e != nil {
+		return all(job, e, nil)
+	}
+	var dialogue []string
+	last := mailerr.New(451, mailerr.Enhanced{4, 4, 1}, "Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)")
+	for _, t := range d.alive(targets) {
+		c, e := d.connect(ctx, t, route)
+		if c == nil {
+			dialogue = append(dialogue, t.String()+": "+e.Error())
+			last = e
+			if ctx.Err() != nil {
+				break
+			}
+			continue
+		}
+		results, again := c.send(ctx, job)
+		if len(dialogue) > 0 {
+			for i := range results {
+				results[i].Dialogue = append(slices.Clone(dialogue), results[i].Dialogue...)
+			}
+		}
+		d.give(key, c)
+		if again {
+			dialogue = results[0].Dialogue
+			last = results[0].Err
+			continue
+		}
+		return results
+	}
+	return all(job, last, dialogue)
+}
+
+// target is one address to try.
+type target struct {
+	name    string
+	address string
+}
+
+func (t target) String() string { return t.name + " (" + t.address + ")" }
+
+// targets finds the addresses of a destination in the order in which they are to be tried (RFC 5321 section 5.1).
+func (d *Deliverer) targets(ctx context.Context, domain string, route *relay) ([]target, *mailerr.Error) {
+	dnsTrouble := func(err error) *mailerr.Error {
+		return mailerr.New(451, mailerr.Enhanced{4, 4, 3}, "DNS lookup failed temporarily. (#4.4.3)").Because(err)
+	}
+	port := "25"
+	var hosts []string
+	switch {
+	case route != nil:
+		hosts, port = []string{route.host}, route.port
+	case strings.HasPrefix(domain, "["):
+		literal := strings.Trim(domain, "[]")
+		if len(literal) > 5 && strings.EqualFold(literal[:5], "IPv6:") {
+			literal = literal[5:]
+		}
+		hosts = []string{literal}
+	default:
+		mx, _, err := d.config.Resolver.MX(ctx, domain)
+		if err != nil && !dnsx.IsNotFound(err) {
+			return nil, dnsTrouble(err)
+		}
+		if len(mx) == 1 && mx[0].Host == "" {
+			return nil, mailerr.New(556, mailerr.Enhanced{5, 1, 10}, "The domain says that it takes no mail. (#5.1.10)")
+		}
+		rand.Shuffle(len(mx), func(i, j int) { mx[i], mx[j] = mx[j], mx[i] })
+		slices.SortStableFunc(mx, func(a, b dnsx.MX) int { return int(a.Preference) - int(b.Preference) })
+		for i, m := range mx {
+			if strings.EqualFold(m.Host, d.config.Hostname()) {
+				// What is no better than this host leads back here.
+				mx = slices.DeleteFunc(mx, func(o dnsx.MX) bool { return o.Preference >= mx[i].Preference })
+				if len(mx) == 0 {
+					return nil, mailerr.New(554, mailerr.Enhanced{5, 4, 6}, "Sorry. Although I'm listed as a best-preference MX for that host, it isn't in my directory, so I don't treat it as local. (#5.4.6)")
+				}
+				break
+			}
+		}
+		for _, m := range mx {
+			hosts = append(hosts, m.Host)
+		}
+		if len(hosts) == 0 {
+			hosts = []string{domain}
+		}
+	}
+	var targets []target
+	var trouble error
+	for _, h := range hosts {
+		if ip, err := netip.ParseAddr(h); err == nil {
+			targets = append(targets, target{h, net.JoinHostPort(ip.String(), port)})
+			continue
+		}
+		ips, _, err := d.config.Resolver.Addrs(ctx, h)
+		if err != nil && !dnsx.IsNotFound(err) {
+			trouble = err
+		}
+		for _, ip := range ips {
+			targets = append(targets, target{h, net.JoinHostPort(ip.String(), port)})
+		}
+	}
+	switch {
+	case len(targets) > 0:
+		return targets[:min(len(targets), maxAttempts)], nil
+	case trouble != nil:
+		return nil, dnsTrouble(trouble)
+	case route != nil:
+		return nil, mailerr.New(451, mailerr.Enhanced{4, 4, 4}, "The relay for that domain has no address. (#4.4.4)")
+	}
+	return nil, mailerr.Newf(550, mailerr.Enhanced{5, 1, 2}, "Sorry, I couldn't find any host named %s. (#5.1.2)", domain)
+}
+
+// alive leaves out addresses known to be dead, unless all are.
+func (d *Deliverer) alive(targets []target) []target {
+	now := d.config.Now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	living := slices.DeleteFunc(slices.Clone(targets), func(t target) bool { return now.Before(d.dead[t.address].until) })
+	if len(living) == 0 {
+		return targets[:1]
+	}
+	return living
+}
+
+func (d *Deliverer) mark(address string, alive bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if alive {
+		delete(d.dead, address)
+		return
+	}
+	h := d.dead[address]
+	h.times++
+	h.until = d.config.Now().Add(min(time.Duration(h.times*h.times)*deadFirst, deadLongest))
+	d.dead[address] = h
+}
+
+// connect opens a connection to a target up to EHLO, TLS and AUTH.
+func (d *Deliverer) connect(ctx context.Context, t target, route *relay) (*client, *mailerr.Error) {
+	view := d.config.Settings()
+	helo := settings.HeloHost.Get(view)
+	if helo == "" {
+		helo = d.config.Hostname()
+	}
+	for _, tryTLS := range []bool{true, false} {
+		dialCtx, cancel := context.WithTimeout(ctx, settings.TimeoutConnect.Get(view))
+		conn, err := d.config.Dial(dialCtx, "tcp", t.address)
+		cancel()
+		if err != nil {
+			d.mark(t.address, false)
+			return nil, mailerr.New(451, mailerr.Enhanced{4, 4, 1}, "Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)").Because(err)
+		}
+		d.mark(t.address, true)
+		c := newClient(conn, t, settings.TimeoutRemote.Get(view))
+		stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+		e := c.hello(helo)
+		if e == nil && tryTLS && c.offers("STARTTLS") {
+			if e = c.startTLS(ctx, helo, &tls.Config{ServerName: t.name, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}); e != nil && errors.Is(e, errTLS) {
+				// Opportunistic TLS (RFC 7435): without it is better than not at all.
+				stop()
+				conn.Close()
+				continue
+			}
+		}
+		if e == nil && route != nil && route.user != "" {
+			e = c.authenticate(route.user, route.password, settings.PermitPlainAuth.Get(view))
+		}
+		stop()
+		if e != nil {
+			c.quit()
+			return nil, e
+		}
+		return c, nil
+	}
+	return nil, mailerr.New(451, mailerr.Enhanced{4, 7, 5}, fmt.Sprintf("TLS with %s failed. (#4.7.5)", t.name))
+}

@@ -1,0 +1,116 @@
+package service
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
+)
+
+const databaseName = "indimail.db"
+
+// NewHouse is what a first run makes.
+type NewHouse struct {
+	Data   string
+	Domain string
+	// User is the local part of the first user; Password is made up when empty.
+	User, Password string
+	// Hostname is the setting ME.
+	Hostname   string
+	Listen     string
+	PortOffset int
+}
+
+// Created tells what Create made.
+type Created struct {
+	User     addr.Address
+	Password string
+}
+
+// Exists tells whether data is a data directory already.
+func Exists(data string) bool {
+	_, err := os.Stat(filepath.Join(data, "control", "me"))
+	return err == nil
+}
+
+// Create makes a data directory: settings, database, certificate, domain, postmaster and one user. It refuses one that
+// exists. control/me is written last, so that a Create that was cut short is simply done again.
+func Create(ctx context.Context, n NewHouse) (*Created, error) {
+	if Exists(n.Data) {
+		return nil, fmt.Errorf("%s holds an Indigo already", n.Data)
+	}
+	if err := addr.ValidDomain(n.Domain); err != nil {
+		return nil, fmt.Errorf("--domain %q: %w", n.Domain, err)
+	}
+	for _, dir := range []string{"control", "services", "queue", "domains", "certs", "trace", "run"} {
+		if err := os.MkdirAll(filepath.Join(n.Data, dir), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	hosts := []string{n.Hostname, n.Domain, "localhost", "127.0.0.1", "::1"}
+	if err := tlsx.SelfSigned(filepath.Join(n.Data, "certs", "servercert.pem"), hosts, time.Now()); err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	store, err := openDirectory(ctx, n.Data)
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	domain := strings.ToLower(n.Domain)
+	if err := store.AddDomain(ctx, domain); err != nil && !errors.Is(err, directory.ErrExists) {
+		return nil, err
+	}
+	created := &Created{User: addr.Address{Local: strings.ToLower(n.User), Domain: domain}, Password: n.Password}
+	if created.Password == "" {
+		created.Password = rand.Text()
+	}
+	// postmaster's password is known to nobody until `indigo user passwd` sets one.
+	for name, password := range map[string]string{"postmaster": rand.Text(), created.User.Local: created.Password} {
+		hash, err := auth.HashPassword(password)
+		if err != nil {
+			return nil, fmt.Errorf("password of %s: %w", name, err)
+		}
+		err = store.AddUser(ctx, directory.NewUser{Name: name, Domain: domain, Password: hash, Gecos: name})
+		if errors.Is(err, directory.ErrExists) {
+			err = store.SetPassword(ctx, addr.Address{Local: name, Domain: domain}, hash)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("user %s: %w", name, err)
+		}
+	}
+	for _, s := range []struct{ name, value string }{
+		{"DEFAULT_DOMAIN", domain},
+		{"LISTEN", n.Listen},
+		{"PORT_OFFSET", fmt.Sprint(n.PortOffset)},
+		{"ME", n.Hostname},
+	} {
+		if err := settings.Set(n.Data, s.name, "", s.value); err != nil {
+			return nil, err
+		}
+	}
+	return created, nil
+}
+
+// OpenDirectory opens the directory of a data directory that exists, for commands.
+func OpenDirectory(ctx context.Context, data string) (*directory.Store, error) {
+	if !Exists(data) {
+		return nil, fmt.Errorf("%s is not an Indigo data directory: make one with `indigo up --data %s`", data, data)
+	}
+	return openDirectory(ctx, data)
+}
+
+func openDirectory(ctx context.Context, data string) (*directory.Store, error) {
+	return directory.Open(ctx, directory.Config{
+		Path: filepath.Join(data, databaseName), MailRoot: filepath.Join(data, "domains"), Now: time.Now,
+	})
+}

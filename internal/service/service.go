@@ -1,0 +1,260 @@
+// Package service is the top floor: it opens a data directory, binds every port, starts the stations and the doors in
+// order, and stops them in the reverse order. It must not know any protocol.
+package service
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/dnsx"
+	"github.com/indigomail/indigo/internal/local"
+	"github.com/indigomail/indigo/internal/queue"
+	"github.com/indigomail/indigo/internal/remote"
+	"github.com/indigomail/indigo/internal/route"
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
+	"github.com/indigomail/indigo/internal/trace"
+)
+
+// Config says what to serve and where.
+type Config struct {
+	// Data is the data directory; it must have been made by Create.
+	Data string
+	// Listen and PortOffset, when set, override the settings LISTEN and PORT_OFFSET for this run.
+	Listen     string
+	PortOffset *int
+	Logger     *slog.Logger
+}
+
+// House is a running Indigo: every service of one data directory. Make one with Open, end it with Shutdown.
+type House struct {
+	config   Config
+	settings settings.Holder
+	log      *slog.Logger
+	lock     *lock
+
+	certificates *tlsx.Store
+	trace        *trace.Log
+	directory    *directory.Store
+	verifier     *auth.Password
+	resolver     *dnsx.Client
+	local        *local.Deliverer
+	remote       *remote.Deliverer
+	queue        *queue.Queue
+
+	doors   []*runningDoor
+	control *controlServer
+	// serving counts the goroutines that run doors.
+	serving sync.WaitGroup
+	started time.Time
+}
+
+// door is what every protocol server offers.
+type door interface {
+	Serve(ctx context.Context, l net.Listener) error
+	Shutdown(ctx context.Context)
+}
+
+type runningDoor struct {
+	spec     doorSpec
+	listener net.Listener
+	server   door
+}
+
+// Open starts everything. Whatever is wrong with the settings, the files and the ports is reported at once, by name,
+// before the first service starts.
+func Open(ctx context.Context, config Config) (_ *House, err error) {
+	h := &House{config: config, log: config.Logger, started: time.Now()}
+	if !Exists(config.Data) {
+		return nil, fmt.Errorf("%s is not an Indigo data directory: make one with `indigo up --data %s`", config.Data, config.Data)
+	}
+	if h.lock, err = acquireLock(config.Data); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			h.close(ctx)
+		}
+	}()
+	if err := h.check(); err != nil {
+		return nil, err
+	}
+	if err := h.openStations(ctx); err != nil {
+		return nil, err
+	}
+	h.startDoors(ctx)
+	if h.control, err = startControl(h); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// check loads the settings and the certificate and binds the ports, and collects every fault.
+func (h *House) check() error {
+	var faults []error
+	snapshot, err := settings.Load(h.config.Data)
+	if err != nil {
+		faults = append(faults, err)
+	} else {
+		h.settings.Store(snapshot)
+		h.logWarnings(snapshot)
+	}
+	all := h.view("all")
+	certificate := settings.TLSCert.Get(all)
+	if !filepath.IsAbs(certificate) {
+		certificate = filepath.Join(h.config.Data, certificate)
+	}
+	if h.certificates, err = tlsx.NewStore(certificate); err != nil {
+		faults = append(faults, fmt.Errorf("certificate: %w", err))
+	}
+	for _, dir := range []string{"queue", "domains", "trace", "control"} {
+		if err := checkWritable(filepath.Join(h.config.Data, dir)); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	faults = append(faults, h.bind()...)
+	return errors.Join(faults...)
+}
+
+func (h *House) logWarnings(s *settings.Snapshot) {
+	for _, w := range s.Warnings {
+		h.log.Warn(w.String())
+	}
+}
+
+func checkWritable(dir string) error {
+	f, err := os.CreateTemp(dir, ".check*")
+	if err != nil {
+		return fmt.Errorf("cannot write in %s: %w", dir, err)
+	}
+	f.Close()
+	return os.Remove(f.Name())
+}
+
+// view gives the settings of one service in force now; nil, which stands for the defaults, before they are loaded.
+func (h *House) view(service string) *settings.View {
+	if s := h.settings.Load(); s != nil {
+		return s.View(service)
+	}
+	return nil
+}
+
+func (h *House) openStations(ctx context.Context) (err error) {
+	all := h.view("all")
+	me := settings.Me.Get(all)
+	defaultDomain := settings.DefaultDomain.Get(all)
+	if defaultDomain == "" {
+		defaultDomain = me
+	}
+	if h.trace, err = trace.Open(trace.Config{
+		Dir: filepath.Join(h.config.Data, "trace"), MaxBytes: int64(settings.TraceBytes.Get(all)),
+		MaxAge: time.Duration(settings.TraceDays.Get(all)) * 24 * time.Hour, Now: time.Now, Logger: h.log,
+	}); err != nil {
+		return fmt.Errorf("trace: %w", err)
+	}
+	if h.directory, err = openDirectory(ctx, h.config.Data); err != nil {
+		return fmt.Errorf("directory: %w", err)
+	}
+	if h.verifier, err = auth.NewVerifier(auth.Config{Directory: h.directory, DefaultDomain: defaultDomain, Now: time.Now}); err != nil {
+		return err
+	}
+	dialer := &net.Dialer{}
+	if h.resolver, err = dnsx.New(dnsx.Config{Servers: settings.DNSServers.Get(all), Dial: dialer.DialContext, Now: time.Now}); err != nil {
+		return fmt.Errorf("resolver: %w", err)
+	}
+	queueView := func() *settings.View { return h.view("queue") }
+	if h.local, err = local.New(local.Config{
+		Directory: h.directory, MailRoot: filepath.Join(h.config.Data, "domains"), Hostname: me, DefaultDomain: defaultDomain,
+		Now: time.Now, Logger: h.log,
+	}); err != nil {
+		return fmt.Errorf("local delivery: %w", err)
+	}
+	if h.remote, err = remote.New(remote.Config{
+		Resolver: h.resolver, Dial: dialer.DialContext, Settings: queueView,
+		Hostname: func() string { return settings.Me.Get(h.view("all")) }, Now: time.Now, Logger: h.log,
+	}); err != nil {
+		return fmt.Errorf("remote delivery: %w", err)
+	}
+	h.queue, err = queue.Open(ctx, queue.Config{
+		Dir: filepath.Join(h.config.Data, "queue"), Host: me, Settings: queueView,
+		Router: route.New(route.Config{Directory: h.directory, Settings: queueView}),
+		Local:  h.local, Remote: h.remote, Trace: h.trace, Logger: h.log, Now: time.Now, UID: os.Getuid(), PID: os.Getpid(),
+	})
+	if err != nil {
+		return fmt.Errorf("queue: %w", err)
+	}
+	return nil
+}
+
+// Reload reads the settings and the certificate again. On any fault everything stays as it was.
+func (h *House) Reload() error {
+	snapshot, err := settings.Load(h.config.Data)
+	if err != nil {
+		return fmt.Errorf("settings unchanged: %w", err)
+	}
+	if err := h.certificates.Reload(); err != nil {
+		return fmt.Errorf("settings unchanged: certificate: %w", err)
+	}
+	h.settings.Store(snapshot)
+	h.logWarnings(snapshot)
+	return nil
+}
+
+// Drain is how long Shutdown should be given: the setting DRAIN.
+func (h *House) Drain() time.Duration { return settings.DrainSeconds.Get(h.view("all")) }
+
+// Shutdown stops the doors first, then the queue, then what they stand on. When ctx ends, what still runs is cut; the
+// queue still holds every message that was not delivered.
+func (h *House) Shutdown(ctx context.Context) { h.close(ctx) }
+
+func (h *House) close(ctx context.Context) {
+	if h.control != nil {
+		h.control.close()
+	}
+	var doors sync.WaitGroup
+	for _, d := range h.doors {
+		if d.server == nil {
+			d.listener.Close()
+			continue
+		}
+		doors.Go(func() { d.server.Shutdown(ctx) })
+	}
+	doors.Wait()
+	h.serving.Wait()
+	if h.queue != nil {
+		h.queue.Shutdown(ctx)
+	}
+	if h.remote != nil {
+		h.remote.Close()
+	}
+	if h.local != nil {
+		h.local.Close()
+	}
+	if h.directory != nil {
+		h.directory.Close()
+	}
+	if h.trace != nil {
+		h.trace.Close()
+	}
+	if h.lock != nil {
+		h.lock.release()
+	}
+}
+
+// newSessionID gives a name for a connection that no other connection of this data directory has.
+func newSessionID() string {
+	var b [9]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
