@@ -47,6 +47,9 @@ var errNotFound = errors.New("no such name or record")
 // IsNotFound tells whether the answer was that there is nothing, as against no answer.
 func IsNotFound(err error) bool { return errors.Is(err, errNotFound) }
 
+// NotFound gives the error that says that name does not exist; for other Resolvers.
+func NotFound(name string) error { return fmt.Errorf("%s: %w", name, errNotFound) }
+
 // New makes a Client.
 func New(config Config) (*Client, error) {
 	c := &Client{config: config, cache: map[dns.Question]answer{}}

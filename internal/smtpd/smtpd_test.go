@@ -127,17 +127,12 @@ func TestDialogues(t *testing.T) {
 		{name: "smuggling LF.LF", input: mail + "x\n.\nMAIL FROM:<evil@b.test>\r\n.\r\nQUIT\r\n", replies: "220 250 250 250 354 550 221"},
 		{name: "smuggling LF.CRLF", input: mail + "x\n.\r\nMAIL FROM:<evil@b.test>\r\n.\r\nQUIT\r\n", replies: "220 250 250 250 354 550 221"},
 		{name: "smuggling CR.CR", input: mail + "x\r.\rMAIL FROM:<evil@b.test>\r\n.\r\nQUIT\r\n", replies: "220 250 250 250 354 550 221"},
-		{name: "cut in data", input: mail + "x\r\n", replies: "220 250 250 250 354"},
 		{name: "loop", input: mail + strings.Repeat("Received: x\r\n", 101) + "\r\n.\r\nQUIT\r\n", replies: "220 250 250 250 354 554 221"},
 		{name: "full disk", input: mail + "QUIT\r\n", replies: "220 250 250 250 452 221", full: true},
 		{name: "auth in clear", input: "EHLO x\r\nAUTH PLAIN AHUAcA==\r\nQUIT\r\n", replies: "220 250 538 221"},
 		{name: "too many errors", input: strings.Repeat("X\r\n", 30), replies: "220" + strings.Repeat(" 500", 20) + " 421"},
 	} {
 		m := &memory{full: c.full}
-		if c.name == "cut in data" {
-			// A client that goes away in the middle leaves nothing behind; the pipe's deadline ends it.
-			continue
-		}
 		var codes []string
 		for _, line := range talk(t, newServer(m), c.input) {
 			if len(line) > 3 && line[3] == ' ' {

@@ -1,0 +1,83 @@
+package imapd
+
+import (
+	"bufio"
+	"context"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/maildir"
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/trace"
+)
+
+type anybody string
+
+func (a anybody) Verify(context.Context, auth.Attempt) (auth.Identity, error) {
+	return auth.Identity{Address: addr.Address{Local: "u", Domain: "d.test"}, Home: string(a)}, nil
+}
+
+// talk sends all input and gives every line that comes back. The service takes passwords in clear.
+func talk(t testing.TB, input string) []string {
+	t.Helper()
+	home, data := t.TempDir(), t.TempDir()
+	if err := settings.Set(data, "SECURE_AUTH", "", "0"); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"1.a,S=22,W=26", "2.b"} {
+		if err := maildir.Put(home+"/Maildir", name, []byte("Subject: "+name[:3]+"\n\n.body\nx\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := New(Config{Service: "imapd.1", Hostname: "h.test", Settings: func() *settings.View { return snapshot.View("imapd.1") }, Auth: anybody(home),
+		Trace: trace.Discard, Logger: slog.New(slog.DiscardHandler), Now: time.Now, NewSessionID: func() string { return "s" }})
+	client, server := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer server.Close()
+		s.Handle(context.Background(), server)
+	}()
+	go client.Write([]byte(input))
+	client.SetDeadline(time.Now().Add(2 * time.Second))
+	var lines []string
+	for r := bufio.NewScanner(client); r.Scan(); {
+		lines = append(lines, r.Text())
+	}
+	client.Close()
+	<-done
+	return lines
+}
+
+func TestDialogue(t *testing.T) {
+	got := strings.Join(talk(t, "a LOGIN u {1+}\r\np\r\nb LIST \"\" *\r\nc SELECT inbox\r\nd FETCH 1:* (UID FLAGS RFC822.SIZE)\r\ne UID FETCH 2 BODY.PEEK[TEXT]<1.4>\r\n"+
+		"f STORE 1 +FLAGS (\\Deleted)\r\ng SEARCH UNDELETED\r\nh EXPUNGE\r\ni FETCH 1 ENVELOPE\r\nj BOGUS\r\nk LOGOUT\r\n"), "\n")
+	for _, want := range []string{
+		"a OK [CAPABILITY", `* LIST () "." INBOX`, "* 2 EXISTS", "[UIDNEXT 3]", "* 1 FETCH (UID 1 FLAGS () RFC822.SIZE 26)", "* 2 FETCH (UID 2 FLAGS () RFC822.SIZE 26)",
+		"* 2 FETCH (BODY[TEXT]<1> {4}\nbody UID 2)", `* 1 FETCH (FLAGS (\Deleted))`, "* SEARCH 2\n", "* 1 EXPUNGE", "i BAD", "j BAD", "* BYE", "k OK",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+}
+
+func FuzzSession(f *testing.F) {
+	f.Add("a LOGIN u p\r\nb SELECT INBOX\r\nc FETCH 1:* (FLAGS BODY[]<0.10>)\r\nd UID STORE 1 -FLAGS (\\Seen)\r\n")
+	f.Add("a AUTHENTICATE PLAIN AHUAcA==\r\nb STATUS INBOX (UIDNEXT)\r\nc LOGIN {3}\r\nabc d\r\n")
+	f.Fuzz(func(t *testing.T, input string) {
+		lines := talk(t, input+"\r\n*\r\nz LOGOUT\r\nz LOGOUT\r\n")
+		if len(lines) == 0 || !strings.HasPrefix(lines[0], "* OK") {
+			t.Fatalf("%q", lines)
+		}
+	})
+}

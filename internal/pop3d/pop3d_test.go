@@ -1,0 +1,79 @@
+package pop3d
+
+import (
+	"bufio"
+	"context"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/maildir"
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/trace"
+)
+
+type anybody string
+
+func (a anybody) Verify(context.Context, auth.Attempt) (auth.Identity, error) {
+	return auth.Identity{Address: addr.Address{Local: "u", Domain: "d.test"}, Home: string(a)}, nil
+}
+
+// talk sends all input and gives every line that comes back. The service takes passwords in clear.
+func talk(t testing.TB, input string) []string {
+	t.Helper()
+	home, data := t.TempDir(), t.TempDir()
+	if err := settings.Set(data, "SECURE_AUTH", "", "0"); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"1.a,S=22,W=26", "2.b"} {
+		if err := maildir.Put(home+"/Maildir", name, []byte("Subject: "+name[:3]+"\n\n.body\nx\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := New(Config{Service: "pop3d.1", Hostname: "h.test", Settings: func() *settings.View { return snapshot.View("pop3d.1") }, Auth: anybody(home),
+		Trace: trace.Discard, Logger: slog.New(slog.DiscardHandler), Now: time.Now, NewSessionID: func() string { return "s" }})
+	client, server := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer server.Close()
+		s.Handle(context.Background(), server)
+	}()
+	go client.Write([]byte(input))
+	client.SetDeadline(time.Now().Add(2 * time.Second))
+	var lines []string
+	for r := bufio.NewScanner(client); r.Scan(); {
+		lines = append(lines, r.Text())
+	}
+	client.Close()
+	<-done
+	return lines
+}
+
+func TestDialogue(t *testing.T) {
+	got := strings.Join(talk(t, "STAT\r\nUSER u\r\nPASS p\r\nSTAT\r\nUIDL\r\nTOP 1 1\r\nDELE 1\r\nLIST\r\nRETR 1\r\nRSET\r\nLIST 2\r\nXYZ\r\nRETR 9\r\nQUIT\r\n"), "\n")
+	want := "+OK h.test Indigo POP3 ready\n-ERR log in first\n+OK now PASS\n+OK 2 messages\n+OK 2 52\n+OK \n1 1.a\n2 2.b\n.\n" +
+		"+OK 23 octets\nSubject: 1.a\n\n..body\n.\n+OK deleted\n+OK \n2 26\n.\n-ERR no such message\n+OK \n+OK 2 26\n-ERR unknown command\n-ERR no such message\n+OK bye"
+	if got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+func FuzzSession(f *testing.F) {
+	f.Add("USER u\r\nPASS p\r\nSTAT\r\nTOP 1 0\r\nLIST 2\r\nDELE 1\r\n")
+	f.Add("AUTH PLAIN AHUAcA==\r\nCAPA\r\nUIDL 1\r\n")
+	f.Fuzz(func(t *testing.T, input string) {
+		lines := talk(t, input+"\r\n*\r\nQUIT\r\nQUIT\r\n")
+		if len(lines) == 0 || !strings.HasPrefix(lines[0], "+OK") {
+			t.Fatalf("%q", lines)
+		}
+	})
+}
