@@ -30,10 +30,7 @@ lint:
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 
 fuzz:
-	@grep -rl --include='*_test.go' 'func Fuzz' internal | while read -r f; do \
-	  for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9]*\)(.*/\1/p' $$f); do \
-	    echo "$$t in $$(dirname $$f)"; $(GO) test ./$$(dirname $$f) -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) || exit 1; \
-	  done; done
+	@test/fuzz $(FUZZTIME)
 
 crash:
 	$(GO) test ./test/e2e -run TestCrash -rounds 2000 -timeout 80m

@@ -1,10 +1,12 @@
 package imapd
 
 import (
-	"bufio"
+	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +28,7 @@ func (a anybody) Verify(context.Context, auth.Attempt) (auth.Identity, error) {
 func talk(t testing.TB, input string) []string {
 	t.Helper()
 	home, data := t.TempDir(), t.TempDir()
-	if err := settings.Set(data, "SECURE_AUTH", "", "0"); err != nil {
+	if err := errors.Join(os.Mkdir(data+"/control", 0o700), os.WriteFile(data+"/control/secure_auth", []byte("0\n"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	snapshot, err := settings.Load(data)
@@ -40,22 +42,29 @@ func talk(t testing.TB, input string) []string {
 	}
 	s := New(Config{Service: "imapd.1", Hostname: "h.test", Settings: func() *settings.View { return snapshot.View("imapd.1") }, Auth: anybody(home),
 		Trace: trace.Discard, Logger: slog.New(slog.DiscardHandler), Now: time.Now, NewSessionID: func() string { return "s" }})
-	client, server := net.Pipe()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer server.Close()
-		s.Handle(context.Background(), server)
-	}()
-	go client.Write([]byte(input))
-	client.SetDeadline(time.Now().Add(2 * time.Second))
-	var lines []string
-	for r := bufio.NewScanner(client); r.Scan(); {
-		lines = append(lines, r.Text())
-	}
-	client.Close()
-	<-done
-	return lines
+	conn := &script{in: strings.NewReader(input)}
+	s.Handle(context.Background(), conn)
+	return conn.lines()
+}
+
+// script is a connection whose other side has said everything already.
+type script struct {
+	net.Conn
+	in  *strings.Reader
+	out bytes.Buffer
+}
+
+func (s *script) Read(p []byte) (int, error)       { return s.in.Read(p) }
+func (s *script) Write(p []byte) (int, error)      { return s.out.Write(p) }
+func (s *script) Close() error                     { return nil }
+func (s *script) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 9} }
+func (s *script) SetDeadline(time.Time) error      { return nil }
+func (s *script) SetReadDeadline(time.Time) error  { return nil }
+func (s *script) SetWriteDeadline(time.Time) error { return nil }
+
+// lines gives what the server said.
+func (s *script) lines() []string {
+	return strings.Split(strings.TrimSuffix(strings.ReplaceAll(s.out.String(), "\r\n", "\n"), "\n"), "\n")
 }
 
 func TestDialogue(t *testing.T) {

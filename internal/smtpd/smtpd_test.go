@@ -1,7 +1,6 @@
 package smtpd
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"log/slog"
@@ -89,24 +88,29 @@ func newServer(q queue.Submitter) *Server {
 // talk sends all input at once and gives every reply line.
 func talk(t testing.TB, s *Server, input string) []string {
 	t.Helper()
-	client, server := net.Pipe()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.Handle(context.Background(), server)
-	}()
-	go func() {
-		client.Write([]byte(input))
-	}()
-	var lines []string
-	client.SetDeadline(time.Now().Add(2 * time.Second))
-	r := bufio.NewScanner(client)
-	for r.Scan() {
-		lines = append(lines, r.Text())
-	}
-	client.Close()
-	<-done
-	return lines
+	conn := &script{in: strings.NewReader(input)}
+	s.Handle(context.Background(), conn)
+	return conn.lines()
+}
+
+// script is a connection whose other side has said everything already.
+type script struct {
+	net.Conn
+	in  *strings.Reader
+	out bytes.Buffer
+}
+
+func (s *script) Read(p []byte) (int, error)       { return s.in.Read(p) }
+func (s *script) Write(p []byte) (int, error)      { return s.out.Write(p) }
+func (s *script) Close() error                     { return nil }
+func (s *script) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 9} }
+func (s *script) SetDeadline(time.Time) error      { return nil }
+func (s *script) SetReadDeadline(time.Time) error  { return nil }
+func (s *script) SetWriteDeadline(time.Time) error { return nil }
+
+// lines gives what the server said.
+func (s *script) lines() []string {
+	return strings.Split(strings.TrimSuffix(strings.ReplaceAll(s.out.String(), "\r\n", "\n"), "\n"), "\n")
 }
 
 func TestDialogues(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -60,13 +61,31 @@ type instance struct {
 	Password string            `json:"password"`
 	Services map[string]string `json:"services"`
 	cmd      *exec.Cmd
-	log      *bytes.Buffer
+	log      *logBuffer
+}
+
+// logBuffer takes what the instance says while the test looks at it.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // start runs a command that serves and waits for its first line.
 func start(t testing.TB, args ...string) *instance {
 	t.Helper()
-	i := &instance{log: &bytes.Buffer{}}
+	i := &instance{log: &logBuffer{}}
 	i.cmd = exec.Command(binary, args...)
 	i.cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
 	i.cmd.Stderr = i.log
