@@ -28,6 +28,9 @@ type Session struct {
 	Helo string
 	// User is the authenticated user's address in full, "" without AUTH.
 	User string
+	// RelayEntry is the entry of RELAYCLIENTS that the client's address matched at connect, "" when none did. Connect
+	// sets it.
+	RelayEntry string
 	// Settings is this session's view; an overlay may replace it.
 	Settings *settings.View
 }
@@ -35,6 +38,8 @@ type Session struct {
 // Action is what the door has to do.
 type Action uint8
 
+// What a door does with a verdict: go on, answer with the temporary or the permanent refusal in Verdict.Err, or answer
+// as if it accepted and then forget what it was given.
 const (
 	Accept Action = iota
 	Defer
@@ -42,6 +47,7 @@ const (
 	Discard
 )
 
+// String gives the trace's word for a: "accept", "defer", "reject" or "discard".
 func (a Action) String() string { return [...]string{"accept", "defer", "reject", "discard"}[a] }
 
 // Verdict is the answer to one question.
@@ -57,6 +63,7 @@ type Verdict struct {
 
 // Policy answers the questions of an SMTP door. Implementations are safe for concurrent use.
 type Policy interface {
+	// Connect is asked first; it may set the fields of s that depend on the client's address alone.
 	Connect(ctx context.Context, s *Session) Verdict
 	Helo(ctx context.Context, s *Session, name string) Verdict
 	// AuthAllowed tells whether AUTH may be tried now (TLS, DISABLE_AUTH…), before any mechanism runs.

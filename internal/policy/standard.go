@@ -3,96 +3,137 @@ package policy
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"strconv"
 	"strings"
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/mailerr"
-	"github.com/indigomail/indigo/internal/message"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
-// Config is what Standard asks.
-type Config struct {
-	Directory interface {
-		Domain(ctx context.Context, name string) (directory.Domain, error)
-		User(ctx context.Context, a addr.Address) (directory.User, error)
-	}
+// Directory is what Standard asks about domains and users. Both fail with directory.ErrNoDomain or directory.ErrNoUser
+// when there is none; any other error means that the directory cannot answer now.
+type Directory interface {
+	Domain(ctx context.Context, name string) (directory.Domain, error)
+	User(ctx context.Context, a addr.Address) (directory.User, error)
 }
 
-// Standard is the policy of a host that takes mail for its own users from anybody and relays for its own users and listed
-// networks only.
+// Config is what a Standard stands on.
+type Config struct {
+	Directory Directory
+}
+
+// Standard is the policy of a host that takes mail for its own users from anybody, and relays only for authenticated
+// users and for the networks in RELAYCLIENTS (wiki 2820-2857). It keeps no state of its own; safe for concurrent use.
 type Standard struct{ config Config }
 
-// New makes a Standard.
+// New returns a Standard.
 func New(config Config) *Standard { return &Standard{config} }
 
-// by notes the setting behind a verdict.
-func by(v Verdict, s *Session, setting *settings.Setting) Verdict {
+// The refusals of Standard, as the clients see them. They never change: a copy is made to add a cause.
+var (
+	errAuthFirst  = mailerr.New(530, mailerr.Enhanced{5, 7, 0}, "authentication required (#5.7.0)")
+	errNoTLS      = mailerr.New(538, mailerr.Enhanced{5, 7, 11}, "encryption required for this authentication mechanism (#5.7.11)")
+	errSender     = mailerr.New(553, mailerr.Enhanced{5, 1, 7}, "sorry, the domain of your envelope sender is malformed (#5.1.7)")
+	errSize       = mailerr.New(552, mailerr.Enhanced{5, 3, 4}, "sorry, that message size exceeds my databytes limit (#5.3.4)")
+	errRecipients = mailerr.New(452, mailerr.Enhanced{4, 5, 3}, "sorry, too many recipients (#4.5.3)")
+	errNoMailbox  = mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "sorry, no mailbox here by that name (#5.1.1)")
+	errDirectory  = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "sorry, the user directory cannot be asked now (#4.3.0)")
+	errRelay      = mailerr.New(550, mailerr.Enhanced{5, 7, 1}, "sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)")
+	errHops       = mailerr.New(554, mailerr.Enhanced{5, 4, 6}, "too many hops, this message is looping (#5.4.6)")
+)
+
+// refuse gives the verdict that e stands for: Defer for a 4xx, Reject for a 5xx.
+func refuse(check, input string, e *mailerr.Error) Verdict {
+	action := Reject
+	if e.Temporary() {
+		action = Defer
+	}
+	return Verdict{Action: action, Err: e, Check: check, Input: input}
+}
+
+// by adds the setting behind v and the layer that its value came from.
+func (v Verdict) by(s *Session, setting *settings.Setting) Verdict {
 	v.Setting, v.Layer = setting.Name, s.Settings.Source(setting).String()
 	return v
 }
 
-func reject(check, input string, e *mailerr.Error) Verdict {
-	v := Verdict{Action: Reject, Err: e, Check: check, Input: input}
-	if e.Temporary() {
-		v.Action = Defer
+// Complete gives a with the default domain in the place of a missing one: "postmaster" is the only address that may
+// lack it (RFC 5321 section 4.1.1.3). The null address stays as it is.
+func Complete(a addr.Address, v *settings.View) addr.Address {
+	if a.IsNull() || a.Domain != "" {
+		return a
 	}
-	return v
+	if a.Domain = settings.DefaultDomain.Get(v); a.Domain == "" {
+		a.Domain = settings.Me.Get(v)
+	}
+	return a
 }
 
-// Connect accepts everybody: limits on connections are the door's.
-func (p *Standard) Connect(context.Context, *Session) Verdict { return Verdict{Check: "connect"} }
+// Connect accepts everybody (limits on connections are the door's) and finds out whether the client is in RELAYCLIENTS.
+func (p *Standard) Connect(_ context.Context, s *Session) Verdict {
+	s.RelayEntry = RelayEntry(settings.RelayClients.Get(s.Settings), s.Client.Addr())
+	if s.RelayEntry == "" {
+		return Verdict{Check: "connect"}
+	}
+	return Verdict{Check: "relayclients", Input: s.RelayEntry}.by(s, settings.RelayClients.Setting)
+}
 
-// Helo accepts every name that the door could parse.
+// Helo accepts every name that the door takes.
 func (p *Standard) Helo(_ context.Context, _ *Session, name string) Verdict {
 	return Verdict{Check: "helo", Input: name}
 }
 
-// AuthAllowed refuses AUTH in clear while SECURE_AUTH is set.
+// AuthAllowed refuses AUTH without TLS while SECURE_AUTH is set: 538 5.7.11.
 func (p *Standard) AuthAllowed(_ context.Context, s *Session) Verdict {
-	v := Verdict{Check: "secure-auth"}
 	if s.TLS == nil && settings.SecureAuth.Get(s.Settings) {
-		v = reject("secure-auth", "no TLS", mailerr.New(538, mailerr.Enhanced{5, 7, 11}, "encryption required for authentication, use STARTTLS first (#5.7.11)"))
+		return refuse("secure-auth", "no TLS", errNoTLS).by(s, settings.SecureAuth.Setting)
 	}
-	return by(v, s, settings.SecureAuth.Setting)
+	return Verdict{Check: "secure-auth"}
 }
 
-// Mail wants AUTH or a listed network on submission ports.
-func (p *Standard) Mail(_ context.Context, s *Session, from addr.Address, _ int64) Verdict {
-	if s.Submission && s.User == "" && !RelayClient(s) {
-		return by(reject("submission", s.Client.Addr().String(), mailerr.New(530, mailerr.Enhanced{5, 7, 0}, "authentication required (#5.7.0)")), s, settings.RelayClients.Setting)
+// Mail refuses strangers on a submission service (530 5.7.0), a declared size above DATABYTES (552 5.3.4) and a sender
+// whose domain can be no domain (553 5.1.7). A user may send under any address.
+func (p *Standard) Mail(_ context.Context, s *Session, from addr.Address, size int64) Verdict {
+	if s.Submission && s.User == "" && s.RelayEntry == "" {
+		return refuse("submission", s.Client.Addr().String(), errAuthFirst).by(s, settings.RelayClients.Setting)
 	}
-	return Verdict{Check: "sender", Input: from.String()}
+	if limit := int64(settings.DataBytes.Get(s.Settings)); limit > 0 && size > limit {
+		return refuse("size", strconv.FormatInt(size, 10), errSize).by(s, settings.DataBytes.Setting)
+	}
+	if !plausibleDomain(from) {
+		return refuse("sender-domain", from.Domain, errSender)
+	}
+	return Verdict{Check: "sender"}
 }
 
-// Rcpt accepts users of this host, and any recipient of an authenticated or listed client.
+// Rcpt accepts existing users of local domains from anybody and every other address from clients that may relay. It
+// answers 452 4.5.3 beyond MAXRECIPIENTS, 550 5.1.1 for an unknown user, 451 4.3.0 while the directory cannot answer,
+// and 550 5.7.1 for relaying.
 func (p *Standard) Rcpt(ctx context.Context, s *Session, _, to addr.Address, accepted int) Verdict {
-	if limit := settings.MaxRecipients.Get(s.Settings); accepted >= limit {
-		return by(reject("recipients", strconv.Itoa(accepted), mailerr.New(452, mailerr.Enhanced{4, 5, 3}, "too many recipients (#4.5.3)")), s, settings.MaxRecipients.Setting)
+	if accepted >= settings.MaxRecipients.Get(s.Settings) {
+		return refuse("recipients", strconv.Itoa(accepted), errRecipients).by(s, settings.MaxRecipients.Setting)
 	}
-	me := settings.Me.Get(s.Settings)
-	if to.Domain == "" || strings.EqualFold(to.Domain, me) {
-		if to.Domain = settings.DefaultDomain.Get(s.Settings); to.Domain == "" {
-			to.Domain = me
+	to = Complete(to, s.Settings)
+	_, err := p.config.Directory.User(ctx, to)
+	if errors.Is(err, directory.ErrNoUser) {
+		// Whether the domain is local decides between "no such user" and relaying.
+		if _, err = p.config.Directory.Domain(ctx, to.Domain); err == nil {
+			return refuse("local-user", to.String(), errNoMailbox)
 		}
 	}
-	_, err := p.config.Directory.User(ctx, to)
 	switch {
 	case err == nil:
-		return Verdict{Check: "local-user", Input: to.String()}
-	case errors.Is(err, directory.ErrNoUser):
-		return reject("local-user", to.String(), mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "sorry, no mailbox here by that name (#5.1.1)"))
+		return Verdict{Check: "local-user"}
 	case !errors.Is(err, directory.ErrNoDomain):
-		return reject("local-user", to.String(), mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "unable to look up the recipient now (#4.3.0)").Because(err))
+		return refuse("local-user", to.String(), errDirectory.Because(err))
 	case s.User != "":
 		return Verdict{Check: "relay", Input: "user " + s.User}
-	case RelayClient(s):
-		return by(Verdict{Check: "relay", Input: s.Client.Addr().String()}, s, settings.RelayClients.Setting)
+	case s.RelayEntry != "":
+		return Verdict{Check: "relay", Input: "client " + s.RelayEntry}.by(s, settings.RelayClients.Setting)
 	}
-	return by(reject("relay", s.Client.Addr().String(), mailerr.New(550, mailerr.Enhanced{5, 7, 1}, "sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)")), s, settings.RelayClients.Setting)
+	return refuse("relay", s.Client.Addr().String(), errRelay).by(s, settings.RelayClients.Setting)
 }
 
 // Data accepts.
@@ -100,33 +141,57 @@ func (p *Standard) Data(context.Context, *Session, addr.Address, []addr.Address)
 	return Verdict{Check: "data"}
 }
 
-// EndOfData refuses a message that has been through too many hosts.
+// EndOfData refuses a message that came through more than MAXHOPS hosts and deliveries: 554 5.4.6.
 func (p *Standard) EndOfData(_ context.Context, s *Session, _ addr.Address, _ []addr.Address, header []byte, _ int64) Verdict {
-	hops := 0
-	for _, f := range message.Fields(header) {
-		if f.Is("Received") || f.Is("Delivered-To") {
-			hops++
-		}
+	if n := hops(header); n > settings.MaxHops.Get(s.Settings) {
+		return refuse("hops", strconv.Itoa(n), errHops).by(s, settings.MaxHops.Setting)
 	}
-	if hops > settings.MaxHops.Get(s.Settings) {
-		return by(reject("hops", strconv.Itoa(hops), mailerr.New(554, mailerr.Enhanced{5, 4, 6}, "too many hops, this message is looping (#5.4.6)")), s, settings.MaxHops.Setting)
-	}
-	return Verdict{Check: "hops", Input: strconv.Itoa(hops)}
+	return Verdict{Check: "hops"}
 }
 
-// RelayClient tells whether the session's client is in RELAYCLIENTS: an address, a prefix that ends in a dot or colon
-// ("192.168.1.:", wiki 2834) or a CIDR network a line, each with a final colon.
-func RelayClient(s *Session) bool {
-	ip := s.Client.Addr().Unmap()
-	text := ip.String()
-	for _, line := range settings.RelayClients.Get(s.Settings) {
-		entry := strings.TrimSuffix(line, ":")
-		if entry == text || strings.HasSuffix(entry, ".") && strings.HasPrefix(text, entry) {
-			return true
+// hops counts the Received and Delivered-To fields. It allocates nothing: it runs for every message.
+func hops(header []byte) int {
+	n := 0
+	for len(header) > 0 {
+		if hasFold(header, "received:") || hasFold(header, "delivered-to:") {
+			n++
 		}
-		if network, err := netip.ParsePrefix(entry); err == nil && network.Contains(ip) {
-			return true
+		i := 0
+		for i < len(header) && header[i] != '\n' {
+			i++
+		}
+		header = header[min(i+1, len(header)):]
+	}
+	return n
+}
+
+// hasFold tells whether b begins with prefix, which is in lower case.
+func hasFold(b []byte, prefix string) bool {
+	if len(b) < len(prefix) {
+		return false
+	}
+	for i := range len(prefix) {
+		c := b[i]
+		if c >= 'A' && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		if c != prefix[i] {
+			return false
 		}
 	}
-	return false
+	return true
+}
+
+// plausibleDomain tells whether a bounce to from could have an address: labels of at most 63 octets, none empty.
+func plausibleDomain(from addr.Address) bool {
+	if from.Domain == "" || from.Domain[0] == '[' {
+		// The null sender, "postmaster", or an address literal, which the address parser has checked.
+		return true
+	}
+	for label := range strings.SplitSeq(from.Domain, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+	}
+	return len(from.Domain) <= 255
 }

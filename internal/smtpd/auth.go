@@ -3,6 +3,7 @@ package smtpd
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"strings"
 
 	"github.com/indigomail/indigo/internal/auth"
@@ -13,115 +14,119 @@ import (
 	"github.com/indigomail/indigo/internal/wire"
 )
 
-func mechanisms() []string { return sasl.Names() }
-
-// authenticate is AUTH (RFC 4954).
-func (c *session) authenticate(args string) {
+// auth is AUTH (RFC 4954). Neither responses nor passwords get into the trace or the log.
+func (c *session) auth(args string) {
+	config := &c.server.config
 	switch {
-	case c.config.Auth == nil:
-		c.wrong(replyUnsupported)
+	case config.Auth == nil:
+		c.refuse("auth", "mechanism", "", replyUnsupported)
 		return
 	case c.Helo == "":
-		c.wrong(replyHeloFirst)
+		c.refuse("auth", "sequence", "", replyHeloFirst)
 		return
 	case c.User != "":
-		c.wrong(replyAuthTwice)
+		c.refuse("auth", "sequence", "", replyAuthTwice)
 		return
-	case c.inMail:
-		c.wrong(replyAuthInMail)
+	case c.mail.open:
+		c.refuse("auth", "sequence", "", replyAuthInMail)
+		return
+	}
+	if v := config.Policy.AuthAllowed(c.ctx, &c.Session); refuses(v) {
+		c.mistake(c.decide(trace.Event{Kind: "auth"}, v, replyFault))
 		return
 	}
 	name, initial, hasInitial := strings.Cut(args, " ")
 	name = strings.ToUpper(name)
-	if v := c.config.Policy.AuthAllowed(c.ctx, &c.Session); v.Action != policy.Accept {
-		c.bad++
-		c.answer(trace.Event{Kind: "auth"}, v, reply{})
-		return
-	}
-	began := c.config.Now()
+	began := config.Now()
 	var user string
-	mechanism := sasl.New(name, func(ctx context.Context, name0, password string) error {
-		attempt := auth.Attempt{User: name0, Password: password, Service: c.Service, Client: c.Client.Addr(), Mechanism: name}
-		user = name0
-		identity, err := c.config.Auth.Verify(ctx, attempt)
+	mechanism := sasl.New(name, func(ctx context.Context, given, password string) error {
+		user = given
+		identity, err := config.Auth.Verify(ctx, auth.Attempt{
+			User: given, Password: password, Service: c.Service, Client: c.Client.Addr(), Mechanism: name,
+		})
 		if err == nil {
 			user = identity.Address.String()
 		}
 		return err
 	})
 	if mechanism == nil {
-		c.wrong(replyAuthUnknown)
+		// What was given as a mechanism may be part of a password; it is not recorded.
+		c.refuse("auth", "mechanism", "", replyAuthUnknown)
 		return
 	}
 	var response []byte
-	var err error
 	if hasInitial {
-		if response, err = decodeInitial(initial); err != nil {
-			c.wrong(replyAuthBase64)
+		var ok bool
+		if response, ok = decode(strings.TrimSpace(initial)); !ok {
+			c.refuse("auth", "base64", name, replyAuthSyntax)
 			return
 		}
 	}
 	for {
 		challenge, done, err := mechanism.Next(c.ctx, response)
 		if done {
-			c.authenticated(name, user, err, trace.Event{Kind: "auth", Took: c.config.Now().Sub(began)})
+			c.loggedIn(trace.Event{Kind: "auth", User: user, Took: config.Now().Sub(began)}, name, user, err)
 			return
 		}
-		c.out.WriteString("334 " + base64.StdEncoding.EncodeToString(challenge) + "\r\n")
-		line, err := c.readLine(maxAuthLine)
+		c.say(replyChallenge(base64.StdEncoding.EncodeToString(challenge)))
+		line, err := c.in.ReadLine(maxAuth)
 		switch {
-		case err == wire.ErrLineTooLong:
-			c.wrong(replyAuthTooLong)
+		case err == nil:
+		case errors.Is(err, wire.ErrLineTooLong):
+			c.refuse("auth", "syntax", name, replyAuthLong)
 			return
-		case err == wire.ErrBareNewline:
-			c.wrong(replyBareLine)
+		case errors.Is(err, wire.ErrBareNewline):
+			c.refuse("auth", "syntax", name, replyBareLine)
 			return
-		case err != nil:
-			c.end = true
-			return
-		case line == "*":
-			c.wrong(replyAuthCancel)
+		default:
+			c.lost(err)
 			return
 		}
-		if response, err = base64.StdEncoding.DecodeString(line); err != nil {
-			c.wrong(replyAuthBase64)
+		if len(line) == 1 && line[0] == '*' {
+			c.refuse("auth", "cancelled", name, replyAuthCancel)
+			return
+		}
+		var ok bool
+		if response, ok = decode(string(line)); !ok {
+			c.refuse("auth", "base64", name, replyAuthSyntax)
 			return
 		}
 	}
 }
 
-// decodeInitial reads an initial response; "=" stands for an empty one (RFC 4954 section 4).
-func decodeInitial(s string) ([]byte, error) {
-	if s == "=" {
-		return []byte{}, nil
+// decode reads a response in base64; "=" is the empty one (RFC 4954 section 4). It is never nil when ok, for nil stands
+// for a missing one.
+func decode(s string) (response []byte, ok bool) {
+	if s == "=" || s == "" {
+		return []byte{}, true
 	}
-	return base64.StdEncoding.DecodeString(s)
+	// The decoder skips line ends, but a line holds none.
+	response, err := base64.StdEncoding.DecodeString(s)
+	return response, err == nil
 }
 
-func (c *session) authenticated(mechanism, user string, err error, e trace.Event) {
-	e.Input, e.Check = mechanism+" "+user, "password"
-	r := replyAuthOK
-	e.Verdict = "accept"
+// loggedIn ends the exchange.
+func (c *session) loggedIn(e trace.Event, mechanism, user string, err error) {
 	switch {
-	case err == sasl.ErrMalformed:
-		r = replyAuthBase64
-	case err != nil:
-		r = fromError(mailerr.From(err))
-		if c.logins++; c.logins >= maxLogins && r.code == 535 {
-			c.end = true
-		}
-	default:
+	case err == nil && user != "":
+		c.say(c.decide(e, policy.Verdict{Check: "password", Input: mechanism}, replyAuthOK))
 		c.User = user
+		return
+	case errors.Is(err, sasl.ErrMalformed):
+		c.refuse("auth", "syntax", mechanism, replyAuthSyntax)
+		return
 	}
-	if err != nil {
-		e.Verdict = "reject"
-		e.Input += ": " + err.Error()
-		c.bad++
+	v := failed("password", err)
+	if err == nil {
+		// An identity without an address is nobody's: a fault, not a login.
+		v = policy.Verdict{Action: policy.Defer, Err: mailerr.From(errors.New("the verifier gave an empty identity")), Check: "password"}
 	}
-	e.Reply = strings.TrimSpace(r.String())
-	c.record(e)
-	c.say(r)
-	if c.end {
-		c.say(replyAuthTooOften)
+	v.Input = mechanism
+	c.say(c.decide(e, v, replyFault))
+	if v.Action == policy.Reject {
+		if c.logins++; c.logins >= maxLogins && !c.ended {
+			c.say(replyManyLogins)
+			c.why = "too many failed logins"
+		}
 	}
 }

@@ -3,65 +3,152 @@ package smtpd
 import (
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/queue"
 )
 
-// reply is a reply of one line; enhanced may be "".
+// reply is a reply (RFC 5321 section 4.2) in its wire form, one line or several, each with its CRLF.
 type reply struct {
-	code     int
-	enhanced string
-	text     string
+	code int
+	wire string
 }
 
-func (r reply) String() string {
-	s := strconv.Itoa(r.code) + " "
-	if r.enhanced != "" {
-		s += r.enhanced + " "
+// trace gives the reply as it stands in the trace: without line ends, and of a reply that is no refusal the first line.
+func (r *reply) trace() string {
+	first, more, _ := strings.Cut(r.wire, "\r\n")
+	if more == "" || r.code < 400 {
+		return first
 	}
-	return s + r.text + "\r\n"
+	return strings.ReplaceAll(strings.TrimSuffix(r.wire, "\r\n"), "\r\n", " ")
 }
 
-func fromError(e *mailerr.Error) reply {
-	return reply{e.Code, e.Enhanced.String(), strings.Join(strings.FieldsFunc(e.Text, func(r rune) bool { return r == '\r' || r == '\n' }), " ")}
+// maxText keeps a reply line within the 512 octets of RFC 5321 section 4.5.3.1.5.
+const maxText = 480
+
+// newReply makes a reply; enhanced is "" where RFC 2034 section 4 wants none, text may have several lines.
+func newReply(code int, enhanced, text string) *reply {
+	number := strconv.Itoa(code)
+	if enhanced != "" {
+		enhanced += " "
+	}
+	if len(text) <= maxText && strings.IndexFunc(text, notPrintable) < 0 {
+		return &reply{code, number + " " + enhanced + text + "\r\n"}
+	}
+	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\r' || r == '\n' })
+	if len(lines) == 0 {
+		lines = []string{""}
+	}
+	var b strings.Builder
+	for i, line := range lines {
+		separator := "-"
+		if i == len(lines)-1 {
+			separator = " "
+		}
+		b.WriteString(number + separator + enhanced + strings.Map(printable, line[:min(len(line), maxText)]) + "\r\n")
+	}
+	return &reply{code, b.String()}
 }
 
-// Every reply that a client can see and that no policy gave.
+func notPrintable(r rune) bool { return r < ' ' || r > '~' }
+
+// printable keeps a reply text within RFC 5321 section 4.2's textstring.
+func printable(r rune) rune {
+	if notPrintable(r) {
+		return '?'
+	}
+	return r
+}
+
+// fromError gives the reply that e stands for. A code that is no refusal becomes 451: it must never look like success.
+func fromError(e *mailerr.Error) *reply {
+	if e.Code < 400 || e.Code > 599 {
+		return replyFault
+	}
+	return newReply(e.Code, e.Enhanced.String(), e.Text)
+}
+
+// Every reply that a client can see and that neither the policy, the queue nor the password check gave. The replies that
+// hold a name or a number are the functions below.
 var (
-	replyTooMany      = reply{421, "4.3.2", "too many connections, try again later (#4.3.2)"}
-	replyShutdown     = reply{421, "4.3.2", "this system is shutting down (#4.3.2)"}
-	replyTimeout      = reply{421, "4.4.2", "timeout (#4.4.2)"}
-	replyBye          = reply{221, "2.0.0", "closing connection"}
-	replyOK           = reply{250, "2.0.0", "ok"}
-	replySender       = reply{250, "2.1.0", "ok"}
-	replyRecipient    = reply{250, "2.1.5", "ok"}
-	replyGoAhead      = reply{354, "", "go ahead"}
-	replyVerify       = reply{252, "2.1.5", "send some mail, I'll try my best"}
-	replyHelp         = reply{214, "2.0.0", "HELO EHLO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT STARTTLS AUTH: see RFC 5321"}
-	replyUnknown      = reply{500, "5.5.2", "unrecognized command (#5.5.2)"}
-	replyUnsupported  = reply{502, "5.5.1", "command not implemented (#5.5.1)"}
-	replyTooBad       = reply{421, "4.7.0", "too many errors (#4.7.0)"}
-	replyLongLine     = reply{500, "5.5.6", "line too long (#5.5.6)"}
-	replyBareLine     = reply{500, "5.5.2", "lines must end in CRLF (#5.5.2)"}
-	replySyntax       = reply{501, "5.5.4", "syntax error in parameters (#5.5.4)"}
-	replyBadAddress   = reply{501, "5.1.3", "malformed address (#5.1.3)"}
-	replyBadSender    = reply{501, "5.1.7", "malformed sender address (#5.1.7)"}
-	replyParameter    = reply{555, "5.5.4", "parameter not recognized (#5.5.4)"}
-	replyHeloFirst    = reply{503, "5.5.1", "HELO or EHLO first (#5.5.1)"}
-	replyMailFirst    = reply{503, "5.5.1", "MAIL first (#5.5.1)"}
-	replyRcptFirst    = reply{503, "5.5.1", "RCPT first (#5.5.1)"}
-	replyNested       = reply{503, "5.5.1", "sender already given, RSET first (#5.5.1)"}
-	replyTooLarge     = reply{552, "5.3.4", "sorry, that message size exceeds my databytes limit (#5.3.4)"}
-	replyBareNewline  = reply{550, "5.6.11", "message holds a bare CR or LF (#5.6.11)"}
-	replyReadyTLS     = reply{220, "2.0.0", "ready for TLS"}
-	replyNoTLS        = reply{454, "4.7.0", "TLS not available (#4.7.0)"}
-	replyAlreadyTLS   = reply{503, "5.5.1", "TLS is active already (#5.5.1)"}
-	replyAuthOK       = reply{235, "2.7.0", "ok, go ahead (#2.0.0)"}
-	replyAuthTwice    = reply{503, "5.5.1", "you're already authenticated (#5.5.1)"}
-	replyAuthInMail   = reply{503, "5.5.1", "no auth during mail transaction (#5.5.1)"}
-	replyAuthUnknown  = reply{504, "5.5.4", "unrecognized authentication type (#5.5.4)"}
-	replyAuthCancel   = reply{501, "5.0.0", "auth exchange cancelled (#5.0.0)"}
-	replyAuthBase64   = reply{501, "5.5.2", "malformed auth input (#5.5.2)"}
-	replyAuthTooLong  = reply{500, "5.5.6", "authentication exchange line is too long (#5.5.6)"}
-	replyAuthTooOften = reply{421, "4.7.0", "too many failed logins (#4.7.0)"}
+	replyOK        = newReply(250, "2.0.0", "ok")
+	replySender    = newReply(250, "2.1.0", "ok")
+	replyRecipient = newReply(250, "2.1.5", "ok")
+	replyGoAhead   = newReply(354, "", "go ahead")
+	replyVerify    = newReply(252, "2.1.5", "send some mail, I'll try my best")
+	replyHelp      = newReply(214, "2.0.0", "This server supports the following commands:\nHELO EHLO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT STARTTLS AUTH")
+	replyReadyTLS  = newReply(220, "2.0.0", "ready for tls")
+	replyAuthOK    = newReply(235, "2.7.0", "ok, go ahead (#2.0.0)")
+
+	replyMaxDaemons  = newReply(421, "4.3.2", "sorry, too many connections to this service, try again later (#4.3.2)")
+	replyMaxPerIP    = newReply(421, "4.7.0", "sorry, too many connections from your address, try again later (#4.7.0)")
+	replyShutdown    = newReply(421, "4.3.2", "this system is shutting down, try again later (#4.3.2)")
+	replyTimeout     = newReply(421, "4.4.2", "timeout, closing connection (#4.4.2)")
+	replyManyErrors  = newReply(421, "4.7.0", "too many errors, closing connection (#4.7.0)")
+	replyManyLogins  = newReply(421, "4.7.0", "too many failed logins, closing connection (#4.7.0)")
+	replyFault       = newReply(451, "4.3.0", "temporary local problem, please try again later (#4.3.0)")
+	replyUnknown     = newReply(500, "5.5.2", "unrecognized command (#5.5.2)")
+	replyLongLine    = newReply(500, "5.5.2", "line too long (#5.5.2)")
+	replyBareLine    = newReply(500, "5.5.2", "command lines end in CRLF, without other CR or LF (#5.5.2)")
+	replyUnsupported = newReply(502, "5.5.1", "command not implemented (#5.5.1)")
+	replyHeloSyntax  = newReply(501, "", "HELO and EHLO need your host name (#5.5.4)")
+	replyNoArguments = newReply(501, "5.5.4", "this command takes no arguments (#5.5.4)")
+
+	replyHeloFirst   = newReply(503, "5.5.1", "HELO or EHLO first (#5.5.1)")
+	replyMailFirst   = newReply(503, "5.5.1", "MAIL first (#5.5.1)")
+	replyRcptFirst   = newReply(503, "5.5.1", "RCPT first (#5.5.1)")
+	replyNested      = newReply(503, "5.5.1", "sender already specified, RSET first (#5.5.1)")
+	replyMailSyntax  = newReply(501, "5.5.4", "syntax: MAIL FROM:<address> (#5.5.4)")
+	replyRcptSyntax  = newReply(501, "5.5.4", "syntax: RCPT TO:<address> (#5.5.4)")
+	replyBadSender   = newReply(501, "5.1.7", "malformed sender address (#5.1.7)")
+	replyBadAddress  = newReply(501, "5.1.3", "malformed recipient address (#5.1.3)")
+	replyNeedsUTF8   = newReply(553, "5.6.7", "an address beyond ASCII needs SMTPUTF8 (#5.6.7)")
+	replyParamSyntax = newReply(501, "5.5.4", "malformed parameter (#5.5.4)")
+	replyParameter   = newReply(555, "5.5.4", "parameter not recognized (#5.5.4)")
+
+	replyTooLarge    = newReply(552, "5.3.4", "sorry, that message size exceeds my databytes limit (#5.3.4)")
+	replyBareNewline = newReply(550, "5.6.11", "sorry, I don't accept bare CR or LF in messages (#5.6.11)")
+
+	replyNoTLS     = newReply(454, "4.7.0", "TLS not available (#4.7.0)")
+	replyActiveTLS = newReply(503, "5.5.1", "TLS is already active (#5.5.1)")
+
+	replyAuthTwice   = newReply(503, "5.5.1", "you're already authenticated (#5.5.1)")
+	replyAuthInMail  = newReply(503, "5.5.1", "no auth during mail transaction (#5.5.1)")
+	replyAuthUnknown = newReply(504, "5.5.4", "auth type unimplemented (#5.5.4)")
+	replyAuthCancel  = newReply(501, "5.0.0", "auth exchange cancelled (#5.0.0)")
+	replyAuthSyntax  = newReply(501, "5.5.2", "malformed auth input (#5.5.2)")
+	replyAuthLong    = newReply(500, "5.5.6", "authentication exchange line is too long (#5.5.6)")
 )
+
+// replyGreeting is the banner; text is the setting SMTPGREETING.
+func replyGreeting(host, text string) *reply {
+	if text == "" {
+		text = host + " ESMTP Indigo"
+	}
+	return newReply(220, "", text)
+}
+
+func replyHelo(host string) *reply { return newReply(250, "", host) }
+
+// replyEhlo lists the extensions; size is the limit of SIZE, 0 for none (RFC 1870 section 3).
+func replyEhlo(host string, size int, startTLS bool, mechanisms string) *reply {
+	text := host + "\nPIPELINING\n8BITMIME\nSMTPUTF8\nENHANCEDSTATUSCODES\nSIZE " + strconv.Itoa(size)
+	if startTLS {
+		text += "\nSTARTTLS"
+	}
+	if mechanisms != "" {
+		text += "\nAUTH " + mechanisms
+	}
+	return newReply(250, "", text)
+}
+
+func replyBye(host string) *reply { return newReply(221, "2.0.0", host+" closing connection") }
+
+// replyQueued is qmail's word for a message that is safe on disk.
+func replyQueued(now time.Time, id queue.ID) *reply {
+	return &reply{250, "250 2.0.0 ok " + strconv.FormatInt(now.Unix(), 10) + " qp " + id.String() + "\r\n"}
+}
+
+// replyChallenge is a SASL challenge in base64 (RFC 4954 section 4).
+func replyChallenge(base64 string) *reply { return &reply{334, "334 " + base64 + "\r\n"} }

@@ -1,460 +1,420 @@
 package smtpd
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
-	"os"
 	"strconv"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
-	"github.com/indigomail/indigo/internal/door"
+	"github.com/indigomail/indigo/internal/auth/sasl"
+	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/policy"
 	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
 	"github.com/indigomail/indigo/internal/trace"
 	"github.com/indigomail/indigo/internal/wire"
 )
 
+// What a client may do to us, beyond what settings say.
 const (
-	maxCommand  = 2048
-	maxAuthLine = 12288 // RFC 4954 section 4
-	maxBad      = 20
-	maxLogins   = 3
-	// maxData bounds the time of one message's data, whatever the client trickles.
-	maxData = time.Hour
+	// maxCommand bounds a command line with its CRLF: the 512 octets of RFC 5321 and what the extensions add.
+	maxCommand = 2000
+	// maxAuth bounds a line of an AUTH exchange (RFC 4954 section 4).
+	maxAuth = 12288
+	// maxMistakes bounds the commands that were malformed, unknown or out of sequence.
+	maxMistakes = 20
+	// maxRefused bounds the refused recipients of a connection: somebody tries out names.
+	maxRefused = 200
+	// maxLogins bounds failed logins.
+	maxLogins = 3
+	// handshakeTime bounds a TLS handshake, dataTime one message's data, however steadily they trickle.
+	handshakeTime = time.Minute
+	dataTime      = time.Hour
 )
 
-// session is one connection.
+// session is one connection. Everything but link's guarded part belongs to its goroutine.
 type session struct {
-	*Server
 	policy.Session
+	server *Server
 	ctx    context.Context
-	conn   net.Conn
-	in     *wire.Reader
-	out    *bufio.Writer
+	cancel context.CancelFunc
+	// raw is the connection below TLS; closing it ends everything.
+	raw  net.Conn
+	link link
+	in   *wire.Reader
+	// client is the address of the client for the trace, "" when it has none.
+	client string
+	began  time.Time
 	esmtp  bool
-	logins int
-	bad    int
-	end    bool
+	// ended is set when the session is over, with the reason.
+	ended bool
+	why   string
+	// mistakes, refused and logins count up to their limits, messages those that were accepted.
+	mistakes, refused, logins, messages int
 
-	// idle guards the deadline that interrupts waiting for a command when the door closes.
-	idle struct {
-		sync.Mutex
-		waiting, closing bool
-	}
-
-	// transaction
-	inMail    bool
-	from      addr.Address
-	to        []queue.Recipient
-	size      int64
-	body      string
-	utf8      bool
-	ret       string
-	envid     string
-	beganMail time.Time
+	mail transaction
+	// addresses are the addresses of mail.to, for the policy.
+	addresses []addr.Address
 }
 
-// Handle serves one connection.
-func (s *Server) Handle(ctx context.Context, conn net.Conn) {
-	c := &session{Server: s, ctx: ctx, conn: conn, in: wire.NewReader(conn, 16<<10), out: bufio.NewWriterSize(conn, 4<<10)}
-	c.Session = policy.Session{ID: s.config.NewSessionID(), Service: s.config.Service, Submission: s.config.Submission, Client: door.Peer(conn), Settings: s.config.Settings()}
-	stop := context.AfterFunc(ctx, c.interrupt)
-	defer stop()
-	c.serve()
-	// Nothing can be done if the last reply cannot be written.
-	_ = c.out.Flush()
-	conn.Close()
+// transaction is what MAIL begins.
+type transaction struct {
+	mailCommand
+	open  bool
+	began time.Time
+	to    []queue.Recipient
+	// forgotten is true when the policy discards the whole message; dropped counts recipients that it discarded.
+	forgotten bool
+	dropped   int
 }
 
-// interrupt ends the waiting for a command; a transaction goes on.
-func (c *session) interrupt() {
-	c.idle.Lock()
-	defer c.idle.Unlock()
-	c.idle.closing = true
-	if c.idle.waiting {
-		c.conn.SetReadDeadline(time.Unix(1, 0))
-	}
-}
-
-// await sets the deadline for the client's next bytes; inside a transaction a closing door waits too.
-func (c *session) await() (closing bool) {
-	c.idle.Lock()
-	defer c.idle.Unlock()
-	c.idle.waiting = !c.inMail
-	if c.idle.closing && c.idle.waiting {
-		return true
-	}
-	c.conn.SetReadDeadline(time.Now().Add(settings.TimeoutSMTPD.Get(c.Settings)))
-	return false
-}
-
-func (c *session) busy() {
-	c.idle.Lock()
-	c.idle.waiting = false
-	c.idle.Unlock()
-}
-
-// record writes an event of this session to the trace.
-func (c *session) record(e trace.Event) {
-	e.Time, e.Session, e.Service = c.config.Now(), c.ID, c.Service
+// begin sets what is known before the first byte.
+func (c *session) begin() {
+	c.began = c.server.config.Now()
 	if c.Client.IsValid() {
-		e.Client = c.Client.Addr().String()
+		c.client = c.Client.Addr().String()
 	}
-	e.User = c.User
-	if c.inMail && e.From == "" {
-		e.From = c.from.String()
-	}
-	c.config.Trace.Record(e)
+	c.link.timeout = settings.TimeoutSMTPD.Get(c.Settings)
 }
 
-// say answers, and answer records and answers: the one place where a decision becomes a reply.
-func (c *session) say(r reply) {
-	c.out.WriteString(r.String())
-	if r.code == 421 {
-		c.end = true
-	}
+// serve is the dialogue.
+func (c *session) serve(b *buffers) {
+	c.in, c.link.out = b.in, b.out
+	c.in.Reset(&c.link)
+	c.link.out.Reset(c.raw)
+	c.converse()
+	c.link.farewell()
+	c.close(c.why)
 }
 
-func (c *session) answer(e trace.Event, v policy.Verdict, accepted reply) bool {
-	r := accepted
-	if v.Action == policy.Defer || v.Action == policy.Reject {
-		r = fromError(v.Err)
-		if v.Err.Cause != nil {
-			e.Input += " " + v.Err.Cause.Error()
-		}
-	}
-	e.Verdict, e.Check, e.Setting, e.Layer = v.Action.String(), v.Check, v.Setting, v.Layer
-	e.Input = strings.TrimSpace(v.Input + e.Input)
-	if r.code != 0 {
-		e.Reply = strings.TrimSpace(r.String())
-	}
-	c.record(e)
-	if r.code != 0 {
-		c.say(r)
-	}
-	return v.Action == policy.Accept || v.Action == policy.Discard
-}
-
-// refuse records and sends a reply of the door itself.
-func (c *session) refuse(kind, check, input string, r reply) {
-	c.record(trace.Event{Kind: kind, Verdict: "reject", Check: check, Input: input, Reply: strings.TrimSpace(r.String())})
-	c.say(r)
-}
-
-func (c *session) serve() {
-	defer c.record(trace.Event{Kind: "close"})
-	if c.config.ImplicitTLS && !c.startTLS() {
+func (c *session) converse() {
+	if c.server.config.ImplicitTLS && !c.handshake() {
 		return
 	}
-	v := c.config.Policy.Connect(c.ctx, &c.Session)
-	greeting := settings.SMTPGreeting.Get(c.Settings)
-	if greeting == "" {
-		greeting = c.config.Hostname + " ESMTP Indigo"
+	v := c.server.config.Policy.Connect(c.ctx, &c.Session)
+	greeting := replyGreeting(c.server.config.Hostname, settings.SMTPGreeting.Get(c.Settings))
+	c.say(c.decide(trace.Event{Kind: "connect"}, v, greeting))
+	if refuses(v) {
+		// RFC 5321 section 3.1 lets a 554 client ask for nothing but QUIT; not to wait for it is what all do.
+		c.end("refused at connect")
 	}
-	if !c.answer(trace.Event{Kind: "connect"}, v, reply{220, "", greeting}) {
-		return
-	}
-	for !c.end {
-		line, err := c.readLine(maxCommand)
+	for !c.ended {
+		line, err := c.in.ReadLine(maxAuth)
 		switch {
 		case err == nil:
 			c.command(line)
 		case errors.Is(err, wire.ErrLineTooLong):
-			c.wrong(replyLongLine)
+			c.mistake(replyLongLine)
 		case errors.Is(err, wire.ErrBareNewline):
-			c.wrong(replyBareLine)
+			c.mistake(replyBareLine)
 		default:
-			return
+			c.lost(err)
 		}
 	}
 }
 
-// readLine waits for a line. Replies are sent when nothing more is buffered, so that a pipelined group is answered with
-// one write.
-func (c *session) readLine(limit int) (string, error) {
-	closing := false
-	if c.in.Buffered() == 0 {
-		if err := c.out.Flush(); err != nil {
-			return "", err
-		}
-		closing = c.await()
-	}
-	if closing {
+// lost ends the session after a read error, with a last word where the client can hear it.
+func (c *session) lost(err error) {
+	switch {
+	case errors.Is(err, errClosing):
 		c.say(replyShutdown)
-		return "", context.Canceled
+		c.end("shutdown")
+	case errors.Is(err, errTimeout):
+		c.say(replyTimeout)
+		c.end("timeout")
+	default:
+		c.end("connection lost")
 	}
-	line, err := c.in.ReadLine(limit)
-	c.busy()
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		if c.ctx.Err() != nil {
-			c.say(replyShutdown)
-		} else {
-			c.say(replyTimeout)
+}
+
+// end ends the session after the current command; the first reason stays.
+func (c *session) end(why string) {
+	if !c.ended {
+		c.ended, c.why = true, why
+	}
+}
+
+// say queues a reply; it is sent when the session next waits for the client.
+func (c *session) say(r *reply) {
+	// A write error comes back at the next read.
+	_, _ = c.link.out.WriteString(r.wire)
+	if r.code == 421 {
+		c.end("421")
+	}
+}
+
+// refuses tells whether a door must not go on.
+func refuses(v policy.Verdict) bool { return v.Action == policy.Defer || v.Action == policy.Reject }
+
+// decide is the only place where a decision becomes a reply: it records the verdict and gives the reply that says it.
+// r is the reply when v accepts or discards, and also when v refuses without an Err, as the door's own refusals do.
+func (c *session) decide(e trace.Event, v policy.Verdict, r *reply) *reply {
+	if refuses(v) {
+		switch {
+		case v.Err != nil:
+			r = fromError(v.Err)
+		case r.code < 400:
+			r = replyFault
 		}
-		c.conn.SetWriteDeadline(time.Now().Add(5 * time.Second))
 	}
-	return string(line), err
+	e.Time, e.Session, e.Service, e.Client = c.server.config.Now(), c.ID, c.Service, c.client
+	if e.User == "" {
+		e.User = c.User
+	}
+	if e.From == "" && c.mail.open {
+		e.From = c.mail.from.String()
+	}
+	e.Verdict, e.Check, e.Input, e.Setting, e.Layer = v.Action.String(), v.Check, v.Input, v.Setting, v.Layer
+	if v.Err != nil && v.Err.Cause != nil {
+		if e.Input != "" {
+			e.Input += ": "
+		}
+		e.Input += v.Err.Cause.Error()
+	}
+	e.Reply = r.trace()
+	c.server.config.Trace.Record(e)
+	return r
 }
 
-// wrong counts a mistake of the client.
-func (c *session) wrong(r reply) {
-	if c.bad++; c.bad > maxBad {
-		r = replyTooBad
+// refuse records and says a refusal of the door's own, and counts it as a mistake of the client.
+func (c *session) refuse(kind, check, input string, r *reply) {
+	v := policy.Verdict{Action: policy.Reject, Check: check, Input: input}
+	if r.code < 500 {
+		v.Action = policy.Defer
 	}
+	c.mistake(c.decide(trace.Event{Kind: kind}, v, r))
+}
+
+// mistake says r and counts it; the last one that is borne is the end. Unknown commands come here directly: they decide
+// nothing, and the record of the session's end tells their number.
+func (c *session) mistake(r *reply) {
 	c.say(r)
+	if c.mistakes++; c.mistakes >= maxMistakes && !c.ended {
+		c.say(replyManyErrors)
+		c.why = "too many errors"
+	}
 }
 
-func (c *session) command(line string) {
-	c.conn.SetWriteDeadline(time.Now().Add(settings.TimeoutSMTPD.Get(c.Settings)))
-	verb, rest, _ := strings.Cut(line, " ")
-	switch strings.ToUpper(verb) {
-	case "HELO":
-		c.helo(rest, false)
-	case "EHLO":
-		c.helo(rest, true)
-	case "MAIL":
-		c.mail(rest)
-	case "RCPT":
-		c.rcpt(rest)
-	case "DATA":
-		c.data(rest)
-	case "RSET":
+// close records the end of the session.
+func (c *session) close(why string) {
+	now := c.server.config.Now()
+	input := "messages " + strconv.Itoa(c.messages)
+	if c.mistakes > 0 {
+		input += ", mistakes " + strconv.Itoa(c.mistakes)
+	}
+	if c.refused > 0 {
+		input += ", refused recipients " + strconv.Itoa(c.refused)
+	}
+	c.server.config.Trace.Record(trace.Event{
+		Time: now, Kind: "close", Session: c.ID, Service: c.Service, Client: c.client, User: c.User,
+		Check: why, Input: input, Took: now.Sub(c.began),
+	})
+}
+
+// command obeys one line.
+func (c *session) command(line []byte) {
+	v, args := parseVerb(line)
+	if len(line)+2 > maxCommand && v != verbAuth {
+		c.mistake(replyLongLine)
+		return
+	}
+	if len(args) > 0 && (v == verbData || v == verbRset || v == verbQuit || v == verbStartTLS) {
+		c.mistake(replyNoArguments)
+		return
+	}
+	switch v {
+	case verbHelo, verbEhlo:
+		c.helo(args, v == verbEhlo)
+	case verbMail:
+		c.from(string(args))
+	case verbRcpt:
+		c.rcpt(string(args))
+	case verbData:
+		c.data()
+	case verbRset:
 		c.reset()
 		c.say(replyOK)
-	case "NOOP":
+	case verbNoop:
 		c.say(replyOK)
-	case "VRFY":
+	case verbVrfy:
 		c.say(replyVerify)
-	case "HELP":
+	case verbHelp:
 		c.say(replyHelp)
-	case "QUIT":
-		c.say(reply{replyBye.code, replyBye.enhanced, c.config.Hostname + " " + replyBye.text})
-		c.end = true
-	case "STARTTLS":
-		c.startTLSCommand(rest)
-	case "AUTH":
-		c.authenticate(rest)
-	case "EXPN", "ETRN", "TURN", "SEND", "SOML", "SAML", "BDAT":
-		c.wrong(replyUnsupported)
+	case verbQuit:
+		c.say(replyBye(c.server.config.Hostname))
+		c.end("quit")
+	case verbStartTLS:
+		c.startTLS()
+	case verbAuth:
+		c.auth(string(args))
+	case verbUnsupported:
+		c.mistake(replyUnsupported)
 	default:
-		c.wrong(replyUnknown)
+		c.mistake(replyUnknown)
 	}
 }
 
+// reset forgets the transaction. Recipients are not reused: the queue may still hold them.
 func (c *session) reset() {
-	c.inMail, c.from, c.to, c.size, c.body, c.utf8, c.ret, c.envid = false, addr.Address{}, nil, 0, "", false, "", ""
-	// A session sees new settings between messages, never within one.
-	c.Settings = c.config.Settings()
+	c.mail = transaction{}
+	c.addresses = c.addresses[:0]
+	c.link.busy = false
+	c.Settings = c.server.config.Settings()
+	c.link.timeout = settings.TimeoutSMTPD.Get(c.Settings)
 }
 
-func (c *session) helo(name string, esmtp bool) {
-	name = strings.TrimSpace(name)
-	if name == "" || len(name) > 255 {
-		c.wrong(replySyntax)
+func (c *session) helo(args []byte, extended bool) {
+	name, ok := parseHelo(args)
+	if !ok {
+		c.refuse("helo", "syntax", "", replyHeloSyntax)
 		return
 	}
 	c.reset()
-	c.Helo, c.esmtp = name, esmtp
-	v := c.config.Policy.Helo(c.ctx, &c.Session, name)
-	if !esmtp {
-		c.answer(trace.Event{Kind: "helo"}, v, reply{250, "", c.config.Hostname})
+	before := c.Helo
+	c.Helo = name
+	v := c.server.config.Policy.Helo(c.ctx, &c.Session, name)
+	r := replyHelo(c.server.config.Hostname)
+	if extended && !refuses(v) {
+		r = c.extensions()
+	}
+	if r = c.decide(trace.Event{Kind: "helo"}, v, r); refuses(v) {
+		c.Helo = before
+		c.mistake(r)
 		return
 	}
-	if !c.answer(trace.Event{Kind: "helo"}, v, reply{}) {
-		return
-	}
-	lines := []string{c.config.Hostname, "PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"}
-	lines = append(lines, "SIZE "+strconv.Itoa(settings.DataBytes.Get(c.Settings)))
-	if c.TLS == nil && c.config.TLS != nil {
-		lines = append(lines, "STARTTLS")
-	}
-	if c.config.Auth != nil && c.User == "" && c.config.Policy.AuthAllowed(c.ctx, &c.Session).Action == policy.Accept {
-		lines = append(lines, "AUTH "+strings.Join(mechanisms(), " "))
-	}
-	for i, l := range lines {
-		dash := "-"
-		if i == len(lines)-1 {
-			dash = " "
+	c.esmtp = extended
+	c.say(r)
+}
+
+// extensions gives the reply to EHLO. AUTH is not even named where it may not be used.
+func (c *session) extensions() *reply {
+	config := &c.server.config
+	mechanisms := ""
+	if config.Auth != nil && c.User == "" && !refuses(config.Policy.AuthAllowed(c.ctx, &c.Session)) {
+		for i, name := range sasl.Names() {
+			if i > 0 {
+				mechanisms += " "
+			}
+			mechanisms += name
 		}
-		c.out.WriteString("250" + dash + l + "\r\n")
 	}
+	return replyEhlo(config.Hostname, settings.DataBytes.Get(c.Settings), config.TLS != nil && c.TLS == nil, mechanisms)
 }
 
-// cutFold removes a prefix of any case.
-func cutFold(s, prefix string) (string, bool) {
-	if len(s) < len(prefix) || !strings.EqualFold(s[:len(prefix)], prefix) {
-		return s, false
-	}
-	return strings.TrimLeft(s[len(prefix):], " "), true
-}
-
-// parameters gives NAME=VALUE pairs, names in upper case; ok is false for a malformed or repeated one.
-func parameters(s string) (map[string]string, bool) {
-	p := map[string]string{}
-	if s != "" && s[0] != ' ' {
-		return nil, false
-	}
-	for field := range strings.FieldsSeq(s) {
-		name, value, _ := strings.Cut(field, "=")
-		name = strings.ToUpper(name)
-		if _, twice := p[name]; twice || name == "" {
-			return nil, false
-		}
-		p[name] = value
-	}
-	return p, true
-}
-
-func (c *session) mail(args string) {
+// from is MAIL.
+func (c *session) from(args string) {
 	switch {
 	case c.Helo == "":
-		c.wrong(replyHeloFirst)
+		c.refuse("mail", "sequence", "", replyHeloFirst)
 		return
-	case c.inMail:
-		c.wrong(replyNested)
-		return
-	}
-	rest, ok := cutFold(args, "FROM:")
-	if !ok {
-		c.wrong(replySyntax)
+	case c.mail.open:
+		c.refuse("mail", "sequence", "", replyNested)
 		return
 	}
-	from, rest, err := addr.ParsePath(rest, addr.Options{UTF8: true})
-	if err != nil {
-		c.bad++
-		c.refuse("mail", "syntax", err.Error(), replyBadSender)
+	m, refused, what := parseMail(args)
+	if refused != nil {
+		c.refuse("mail", "syntax", what, refused)
 		return
 	}
-	params, ok := parameters(rest)
-	if !ok {
-		c.wrong(replySyntax)
+	m.from = policy.Complete(m.from, c.Settings)
+	v := c.server.config.Policy.Mail(c.ctx, &c.Session, m.from, m.size)
+	r := c.decide(trace.Event{Kind: "mail", From: m.from.String(), Bytes: m.size}, v, replySender)
+	if refuses(v) {
+		c.mistake(r)
 		return
 	}
-	var size int64
-	for name, value := range params {
-		switch name {
-		case "SIZE":
-			if size, err = strconv.ParseInt(value, 10, 63); err != nil || size < 0 {
-				c.wrong(replySyntax)
-				return
-			}
-		case "BODY":
-			if value = strings.ToUpper(value); value != "7BIT" && value != "8BITMIME" {
-				c.wrong(replySyntax)
-				return
-			}
-			c.body = value
-		case "SMTPUTF8":
-			c.utf8 = true
-		case "AUTH":
-			// RFC 4954 section 5: taken, but nobody is trusted to vouch for another.
-		case "RET":
-			c.ret = strings.ToUpper(value)
-		case "ENVID":
-			c.envid = value
-		default:
-			c.wrong(replyParameter)
-			return
-		}
-	}
-	if limit := int64(settings.DataBytes.Get(c.Settings)); limit > 0 && size > limit {
-		c.refuse("mail", "size", strconv.FormatInt(size, 10), replyTooLarge)
-		return
-	}
-	v := c.config.Policy.Mail(c.ctx, &c.Session, from, size)
-	if c.answer(trace.Event{Kind: "mail", From: from.String()}, v, replySender) {
-		c.inMail, c.from, c.size, c.beganMail = true, from, size, c.config.Now()
-	}
+	c.say(r)
+	c.mail = transaction{mailCommand: m, open: true, began: c.server.config.Now(), forgotten: v.Action == policy.Discard}
+	c.link.busy = true
 }
 
 func (c *session) rcpt(args string) {
-	if !c.inMail {
-		c.wrong(replyMailFirst)
+	if !c.mail.open {
+		c.refuse("rcpt", "sequence", "", replyMailFirst)
 		return
 	}
-	rest, ok := cutFold(args, "TO:")
-	if !ok {
-		c.wrong(replySyntax)
+	m, refused, what := parseRcpt(args, c.mail.utf8)
+	if refused != nil {
+		c.refuse("rcpt", "syntax", what, refused)
 		return
 	}
-	to, rest, err := addr.ParsePath(rest, addr.Options{UTF8: true})
-	if err != nil || to.IsNull() {
-		c.bad++
-		c.refuse("rcpt", "syntax", fmt.Sprint(err), replyBadAddress)
-		return
-	}
-	params, ok := parameters(rest)
-	if !ok {
-		c.wrong(replySyntax)
-		return
-	}
-	r := queue.Recipient{Address: to}
-	for name, value := range params {
-		switch name {
-		case "NOTIFY":
-			r.Notify = strings.ToUpper(value)
-		case "ORCPT":
-			r.Orcpt = value
-		default:
-			c.wrong(replyParameter)
-			return
-		}
-	}
-	v := c.config.Policy.Rcpt(c.ctx, &c.Session, c.from, to, len(c.to))
-	if c.answer(trace.Event{Kind: "rcpt", To: to.String()}, v, replyRecipient) && v.Action != policy.Discard {
-		c.to = append(c.to, r)
-	} else if v.Action == policy.Reject {
-		c.bad++
-	}
-}
-
-func (c *session) startTLSCommand(args string) {
-	switch {
-	case args != "":
-		c.wrong(replySyntax)
-	case c.TLS != nil:
-		c.wrong(replyAlreadyTLS)
-	case c.config.TLS == nil:
-		c.say(replyNoTLS)
+	m.to = policy.Complete(m.to, c.Settings)
+	v := c.server.config.Policy.Rcpt(c.ctx, &c.Session, c.mail.from, m.to, len(c.mail.to)+c.mail.dropped)
+	c.say(c.decide(trace.Event{Kind: "rcpt", To: m.to.String()}, v, replyRecipient))
+	switch v.Action {
+	case policy.Accept:
+		c.mail.to = append(c.mail.to, queue.Recipient{Address: m.to, Notify: m.notify, Orcpt: m.orcpt})
+		c.addresses = append(c.addresses, m.to)
+	case policy.Discard:
+		c.mail.dropped++
 	default:
-		c.say(replyReadyTLS)
-		if c.out.Flush() != nil || !c.startTLS() {
-			c.end = true
-			return
+		// Honest clients meet unknown users too, so that these are not mistakes; but there is an end to it.
+		if c.refused++; c.refused >= maxRefused && !c.ended {
+			c.say(replyManyErrors)
+			c.why = "too many refused recipients"
 		}
-		// RFC 3207 section 4.2: all that was learned before is forgotten.
-		c.reset()
-		c.Helo, c.User = "", ""
 	}
 }
 
-func (c *session) startTLS() bool {
-	began := c.config.Now()
-	// What a man in the middle pipelined in clear must not count as said inside TLS.
+// startTLS is STARTTLS (RFC 3207).
+func (c *session) startTLS() {
+	switch {
+	case c.TLS != nil:
+		c.refuse("tls", "sequence", "", replyActiveTLS)
+		return
+	case c.server.config.TLS == nil:
+		c.refuse("tls", "certificate", "", replyNoTLS)
+		return
+	}
+	// What came behind STARTTLS in clear may be a stranger's, put there to be obeyed inside TLS (RFC 3207 section 6).
+	discarded := c.in.Buffered()
 	c.in.Discard()
-	conn := tls.Server(c.conn, c.config.TLS)
-	ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
+	c.say(replyReadyTLS)
+	c.link.farewell()
+	if !c.handshake() {
+		return
+	}
+	if discarded > 0 {
+		c.server.config.Logger.Warn(c.Service+": discarded what was sent in clear behind STARTTLS", "session", c.ID, "client", c.client, "bytes", discarded)
+	}
+	// RFC 3207 section 4.2: what was learned before TLS is forgotten.
+	c.reset()
+	c.Helo, c.User, c.esmtp = "", "", false
+}
+
+// handshake goes over to TLS; when it fails the session is over.
+func (c *session) handshake() bool {
+	began := c.server.config.Now()
+	conn := tls.Server(c.raw, c.server.config.TLS)
+	ctx, cancel := context.WithTimeout(c.ctx, min(handshakeTime, c.link.timeout))
 	defer cancel()
+	// Deadlines of the dialogue in clear end here; the context's takes their place.
+	_ = c.raw.SetDeadline(time.Time{})
 	if err := conn.HandshakeContext(ctx); err != nil {
-		c.record(trace.Event{Kind: "tls", Verdict: "failure", Input: err.Error()})
-		c.end = true
+		c.decide(trace.Event{Kind: "tls", Took: c.server.config.Now().Sub(began)},
+			policy.Verdict{Action: policy.Reject, Check: "handshake", Input: err.Error()}, &reply{code: 500})
+		c.end("TLS handshake failed")
 		return false
 	}
 	state := conn.ConnectionState()
 	c.TLS = &state
-	c.idle.Lock()
-	c.conn = conn
-	c.idle.Unlock()
-	c.in.Reset(conn)
-	c.out.Reset(conn)
-	c.record(trace.Event{Kind: "tls", Verdict: "success", Input: describeTLS(&state), Took: c.config.Now().Sub(began)})
+	c.link.setConn(conn)
+	c.in.Reset(&c.link)
+	c.decide(trace.Event{Kind: "tls", Took: c.server.config.Now().Sub(began)},
+		policy.Verdict{Check: "handshake", Input: tlsx.Describe(&state)}, &reply{code: 220})
 	return true
+}
+
+// failed gives the verdict on an error of a station behind the door.
+func failed(check string, err error) policy.Verdict {
+	e := mailerr.From(err)
+	v := policy.Verdict{Action: policy.Reject, Err: e, Check: check}
+	if e.Temporary() {
+		v.Action = policy.Defer
+	}
+	return v
 }

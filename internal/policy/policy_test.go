@@ -1,0 +1,178 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"crypto/tls"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/settings"
+)
+
+// view gives the view of smtpd.25 with these control files.
+func view(t *testing.T, control map[string]string) *settings.View {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "control"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range control {
+		if err := os.WriteFile(filepath.Join(dir, "control", name), []byte(value), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	snapshot, err := settings.Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return snapshot.View("smtpd.25")
+}
+
+// book is a directory with one domain.
+type book struct{ fault error }
+
+func (b book) Domain(_ context.Context, name string) (directory.Domain, error) {
+	if b.fault != nil {
+		return directory.Domain{}, b.fault
+	}
+	if !strings.EqualFold(name, "here.example") {
+		return directory.Domain{}, directory.ErrNoDomain
+	}
+	return directory.Domain{Name: name}, nil
+}
+
+func (b book) User(_ context.Context, a addr.Address) (directory.User, error) {
+	if _, err := b.Domain(context.Background(), a.Domain); err != nil {
+		return directory.User{}, err
+	}
+	if k := a.Key(); k != "ann@here.example" && k != "postmaster@here.example" {
+		return directory.User{}, directory.ErrNoUser
+	}
+	return directory.User{Name: a.Local, Domain: a.Domain}, nil
+}
+
+func TestRelayEntry(t *testing.T) {
+	entries := []string{"192.168.1.:", "10.0.0.7:", "172.16.0.0/12:", "2001:db8::/32:", "::1:", "127.0.0.1", "fe80::2", "9.9.9.9:suffix", ".", "junk:"}
+	for ip, want := range map[string]string{
+		"192.168.1.9": "192.168.1.:", "192.168.11.9": "", "192.168.2.1": "", "10.0.0.7": "10.0.0.7:", "10.0.0.70": "",
+		"172.31.255.255": "172.16.0.0/12:", "172.32.0.1": "", "2001:db8::5": "2001:db8::/32:", "2001:db9::5": "",
+		"::1": "::1:", "127.0.0.1": "127.0.0.1", "::ffff:192.168.1.4": "192.168.1.:", "fe80::2%eth0": "fe80::2",
+		"9.9.9.9": "", "8.8.8.8": "",
+	} {
+		if got := RelayEntry(entries, netip.MustParseAddr(ip)); got != want {
+			t.Errorf("%s: entry %q, want %q", ip, got, want)
+		}
+	}
+	if got := RelayEntry(entries, netip.Addr{}); got != "" {
+		t.Errorf("no address matched %q", got)
+	}
+}
+
+func TestRcpt(t *testing.T) {
+	base := view(t, map[string]string{"defaultdomain": "here.example"})
+	relaying := view(t, map[string]string{"relayclients": "192.0.2.:\n"})
+	few := view(t, map[string]string{"maxrecipients": "2"})
+	for _, c := range []struct {
+		name, to, user string
+		view           *settings.View
+		fault          error
+		accepted       int
+		action         Action
+		code           int
+		check, setting string
+	}{
+		{name: "local", to: "Ann@Here.Example", check: "local-user"},
+		{name: "unknown user", to: "bob@here.example", action: Reject, code: 550, check: "local-user"},
+		{name: "unknown user, logged in", to: "bob@here.example", user: "ann@here.example", action: Reject, code: 550, check: "local-user"},
+		{name: "postmaster", to: "postmaster", check: "local-user"},
+		{name: "relay", to: "x@far.example", action: Reject, code: 550, check: "relay", setting: "RELAYCLIENTS"},
+		{name: "relay for a user", to: "x@far.example", user: "ann@here.example", check: "relay"},
+		{name: "relay for a network", to: "x@far.example", view: relaying, check: "relay", setting: "RELAYCLIENTS"},
+		{name: "directory down", to: "ann@here.example", fault: errors.New("disk on fire"), action: Defer, code: 451, check: "local-user"},
+		{name: "directory down, relay", to: "x@far.example", user: "ann@here.example", fault: errors.New("disk on fire"), action: Defer, code: 451, check: "local-user"},
+		{name: "last recipient", to: "ann@here.example", view: few, accepted: 1, check: "local-user"},
+		{name: "too many", to: "ann@here.example", view: few, accepted: 2, action: Defer, code: 452, check: "recipients", setting: "MAXRECIPIENTS"},
+	} {
+		p := New(Config{Directory: book{c.fault}})
+		s := &Session{Client: netip.MustParseAddrPort("192.0.2.1:9"), User: c.user, Settings: c.view}
+		if s.Settings == nil {
+			s.Settings = base
+		}
+		p.Connect(t.Context(), s)
+		local, domain, _ := strings.Cut(c.to, "@")
+		v := p.Rcpt(t.Context(), s, addr.Address{}, addr.Address{Local: local, Domain: domain}, c.accepted)
+		if v.Action != c.action || v.Check != c.check || v.Setting != c.setting || (c.code == 0) != (v.Err == nil) || v.Err != nil && v.Err.Code != c.code {
+			t.Errorf("%s: verdict %+v", c.name, v)
+		}
+		if (v.Setting == "") != (v.Layer == "") {
+			t.Errorf("%s: setting %q without its layer %q", c.name, v.Setting, v.Layer)
+		}
+		if v.Err != nil && strings.Contains(v.Err.Reply(), "fire") {
+			t.Errorf("%s: the client sees the cause: %s", c.name, v.Err.Reply())
+		}
+	}
+}
+
+func TestMail(t *testing.T) {
+	small := view(t, map[string]string{"databytes": "100", "relayclients": "192.0.2.9:"})
+	for _, c := range []struct {
+		name       string
+		submission bool
+		client     string
+		user       string
+		from       addr.Address
+		size       int64
+		code       int
+	}{
+		{name: "stranger", client: "192.0.2.1", from: addr.Address{Local: "a", Domain: "b.example"}},
+		{name: "bounce", client: "192.0.2.1"},
+		{name: "stranger on submission", submission: true, client: "192.0.2.1", code: 530},
+		{name: "relay client on submission", submission: true, client: "192.0.2.9"},
+		{name: "user on submission", submission: true, client: "192.0.2.1", user: "ann@here.example"},
+		{name: "fits", client: "192.0.2.1", size: 100},
+		{name: "too big", client: "192.0.2.1", size: 101, code: 552},
+		{name: "bad domain", client: "192.0.2.1", from: addr.Address{Local: "a", Domain: "b..example"}, code: 553},
+		{name: "literal", client: "192.0.2.1", from: addr.Address{Local: "a", Domain: "[192.0.2.1]"}},
+	} {
+		p := New(Config{Directory: book{}})
+		s := &Session{Client: netip.AddrPortFrom(netip.MustParseAddr(c.client), 9), Submission: c.submission, User: c.user, Settings: small}
+		p.Connect(t.Context(), s)
+		v := p.Mail(t.Context(), s, c.from, c.size)
+		if (c.code == 0) != (v.Err == nil) || v.Err != nil && v.Err.Code != c.code {
+			t.Errorf("%s: verdict %+v", c.name, v)
+		}
+	}
+}
+
+func TestAuthAllowed(t *testing.T) {
+	lax := view(t, map[string]string{"secure_auth": "0"})
+	p := New(Config{})
+	for _, c := range []struct {
+		tls  *tls.ConnectionState
+		view *settings.View
+		want Action
+	}{{nil, nil, Reject}, {&tls.ConnectionState{}, nil, Accept}, {nil, lax, Accept}} {
+		if v := p.AuthAllowed(t.Context(), &Session{TLS: c.tls, Settings: c.view}); v.Action != c.want {
+			t.Errorf("TLS %v: %+v", c.tls != nil, v)
+		}
+	}
+}
+
+func TestHops(t *testing.T) {
+	p := New(Config{})
+	s := &Session{Settings: view(t, map[string]string{"maxhops": "3"})}
+	header := "Received: x\r\n by y\r\nRECEIVED: z\r\nX-Received: no\r\nDelivered-To: q\r\n Received: folded\r\n"
+	if v := p.EndOfData(t.Context(), s, addr.Address{}, nil, []byte(header), 1); v.Action != Accept {
+		t.Errorf("3 hops: %+v", v)
+	}
+	if v := p.EndOfData(t.Context(), s, addr.Address{}, nil, []byte(header+"received: w"), 1); v.Action != Reject || v.Err.Code != 554 {
+		t.Errorf("4 hops: %+v", v)
+	}
+}
