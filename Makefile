@@ -1,31 +1,37 @@
-# make test is the one command; the others are its parts and what takes longer.
+# The targets that people and .ci/run use. `make test` is the one command.
+
 GO ?= go
 FUZZTIME ?= 30s
-ROUNDS ?= 20
+ROUNDS ?= 200
+RELEASE := CGO_ENABLED=0 $(GO) build -trimpath
+# Everything but the tests that start the built program.
+UNIT = $$($(GO) list ./... | grep -v -e /test/e2e -e /test/crash)
 
-.PHONY: build test race lint fuzz crash peers
+.PHONY: build test race lint fuzz crash bench peers unit e2e clean
 
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -o indigo ./cmd/indigo
+	$(RELEASE) -o indigo ./cmd/indigo
 
-# Real clients that the end-to-end tests use. Without root or without packages the tests say what they skip.
-peers:
-	@if ! command -v swaks >/dev/null 2>&1; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	      swaks libnet-ssleay-perl libio-socket-ssl-perl libauthen-sasl-perl libdigest-hmac-perl python3 curl openssl >/dev/null; \
-	  else echo "peers: swaks is missing and cannot be installed: its tests will be skipped"; fi; fi
-
-test: peers
+test: build peers
 	$(GO) vet ./...
-	$(GO) test $$($(GO) list ./... | grep -v /test/)
-	$(GO) test ./test/... -rounds $(ROUNDS)
+	$(GO) test ./...
+	@echo; echo "What was skipped, and why:"
+	@$(GO) test -v ./test/... 2>/dev/null | awk '/^ *--- SKIP/ {n++; print; getline; print} END {if (!n) print "  nothing"}'
+
+peers:
+	@test/peers
+
+unit:
+	$(GO) test $(UNIT)
 
 race:
-	$(GO) test -race $$($(GO) list ./... | grep -v /test/)
+	$(GO) test -race $(UNIT)
+
+e2e:
+	$(GO) test -count=1 ./test/e2e
 
 lint:
-	@test -z "$$(gofmt -l cmd internal test)" || { gofmt -l cmd internal test; exit 1; }
+	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "gofmt:"; echo "$$bad"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 
@@ -33,4 +39,10 @@ fuzz:
 	@test/fuzz $(FUZZTIME)
 
 crash:
-	$(GO) test ./test/e2e -run TestCrash -rounds 2000 -timeout 80m
+	$(GO) test -count=1 -timeout 0 -v ./test/crash -run TestKill -rounds $$(( $(ROUNDS) * 10 ))
+
+bench:
+	$(GO) run ./bench/indigobench $(BENCHFLAGS)
+
+clean:
+	rm -rf indigo bench/out

@@ -6,6 +6,7 @@ require (
 	github.com/go-crypt/crypt v0.14.15
 	github.com/miekg/dns v1.1.73
 	github.com/pressly/goose/v3 v3.28.0
+	github.com/rogpeppe/go-internal v1.16.0
 	github.com/spf13/cobra v1.10.2
 	golang.org/x/sys v0.49.0
 	modernc.org/sqlite v1.60.1
