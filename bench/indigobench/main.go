@@ -28,7 +28,7 @@ func main() {
 	scale := flag.Float64("scale", 1, "factor for the number of messages")
 	only := flag.String("only", "", "regular expression for the cases to run")
 	program := flag.String("program", "", "indigo program to measure; empty builds this tree's")
-	profile := flag.String("profile", "", "write a CPU profile of the last Indigo run of each case to FILE.CASE")
+	profile := flag.String("profile", "", "write CPU and allocation profiles of the last Indigo run of each case to FILE.CASE.cpu and .allocs")
 	alone := flag.Bool("alone", false, "measure Indigo only")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -40,13 +40,13 @@ func main() {
 }
 
 type options struct {
-	dir      string
-	rounds   int
-	scale    float64
-	only     string
-	program  string
-	profile  string
-	alone    bool
+	dir     string
+	rounds  int
+	scale   float64
+	only    string
+	program string
+	profile string
+	alone   bool
 }
 
 // kind is what a case measures.

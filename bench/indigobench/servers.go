@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -82,16 +83,44 @@ func (b *bench) indigo(ctx context.Context, c testCase, profile bool) (speed flo
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, in.Stop()) }()
-	// perf looks at any program; the profile is a by-product of the last run.
 	if b.profile != "" && profile {
-		perf := exec.CommandContext(ctx, "perf", "record", "-q", "-g", "-F", "499", "-o", b.profile+"."+strings.ReplaceAll(c.name, "/", "-"), "-p", strconv.Itoa(in.PID()))
-		if err := perf.Start(); err != nil {
-			return 0, fmt.Errorf("-profile needs perf: %w", err)
-		}
-		defer func() { _ = perf.Process.Signal(os.Interrupt); _ = perf.Wait() }()
+		done := make(chan error, 1)
+		go func() {
+			done <- fetchProfile(ctx, filepath.Join(data, "run", "control.sock"), b.profile+"."+strings.ReplaceAll(c.name, "/", "-"))
+		}()
+		defer func() { err = errors.Join(err, <-done) }()
 	}
 	box := filepath.Join(data, "domains", "local.test", "u", "Maildir", "new")
 	return measure(ctx, c, in.Address("smtpd.25"), box, sink)
+}
+
+// fetchProfile asks a running instance for a CPU profile and an allocation profile.
+func fetchProfile(ctx context.Context, socket, file string) error {
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	for path, name := range map[string]string{"profile?seconds=2": file + ".cpu", "allocs": file + ".allocs"} {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://indigo/debug/pprof/"+path, nil)
+		if err != nil {
+			return err
+		}
+		answer, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		text, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if err == nil && answer.StatusCode != http.StatusOK {
+			err = fmt.Errorf("profile: %s: %s", answer.Status, text)
+		}
+		if err == nil {
+			err = os.WriteFile(name, text, 0o600)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // postfix measures one run of a fresh postfix.

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -142,19 +141,17 @@ func (s *Store) change(ctx context.Context, statement string, args ...any) (int6
 // Domain finds a domain by its name in any case. ErrNoDomain if there is none.
 func (s *Store) Domain(ctx context.Context, name string) (Domain, error) {
 	name = strings.ToLower(name)
-	if d, ok := s.cache.domain(ctx, name); ok {
+	return lookUp(ctx, &s.cache, &s.cache.domains, name, func() (Domain, error) {
+		d := Domain{Name: name}
+		err := s.read.QueryRowContext(ctx, "SELECT dir FROM indigo_domain WHERE domain = ?", name).Scan(&d.Dir)
+		if errors.Is(err, sql.ErrNoRows) {
+			return Domain{}, ErrNoDomain
+		}
+		if err != nil {
+			return Domain{}, fmt.Errorf("look up domain: %w", err)
+		}
 		return d, nil
-	}
-	d := Domain{Name: name}
-	err := s.read.QueryRowContext(ctx, "SELECT dir FROM indigo_domain WHERE domain = ?", name).Scan(&d.Dir)
-	if errors.Is(err, sql.ErrNoRows) {
-		return Domain{}, ErrNoDomain
-	}
-	if err != nil {
-		return Domain{}, fmt.Errorf("look up domain: %w", err)
-	}
-	s.cache.addDomain(d)
-	return d, nil
+	})
 }
 
 // Domains gives all domains in the order of their names.
@@ -257,21 +254,19 @@ func scanUser(scan func(...any) error) (User, error) {
 // User finds a user; case does not count. ErrNoDomain or ErrNoUser if there is none.
 func (s *Store) User(ctx context.Context, a addr.Address) (User, error) {
 	key := addr.Address{Local: strings.ToLower(a.Local), Domain: strings.ToLower(a.Domain)}
-	if u, ok := s.cache.user(ctx, key); ok {
-		return u, nil
-	}
-	u, err := scanUser(s.read.QueryRowContext(ctx, userColumns+"WHERE pw_name = ? AND pw_domain = ?", key.Local, key.Domain).Scan)
-	if errors.Is(err, sql.ErrNoRows) {
-		if _, err := s.Domain(ctx, key.Domain); err != nil {
-			return User{}, err
+	return lookUp(ctx, &s.cache, &s.cache.users, key, func() (User, error) {
+		u, err := scanUser(s.read.QueryRowContext(ctx, userColumns+"WHERE pw_name = ? AND pw_domain = ?", key.Local, key.Domain).Scan)
+		if errors.Is(err, sql.ErrNoRows) {
+			if _, err := s.Domain(ctx, key.Domain); err != nil {
+				return User{}, err
+			}
+			return User{}, ErrNoUser
 		}
-		return User{}, ErrNoUser
-	}
-	if err != nil {
-		return User{}, fmt.Errorf("look up user: %w", err)
-	}
-	s.cache.addUser(key, u)
-	return u, nil
+		if err != nil {
+			return User{}, fmt.Errorf("look up user: %w", err)
+		}
+		return u, nil
+	})
 }
 
 // Users gives the users of a domain in the order of their names, at most limit that come after the name after.
@@ -317,75 +312,4 @@ func (s *Store) RemoveUser(ctx context.Context, a addr.Address) (trash string, e
 	}
 	_, err = s.change(ctx, "DELETE FROM indimail WHERE pw_name = ? AND pw_domain = ?", u.Name, u.Domain)
 	return trash, err
-}
-
-// cache keeps what was found. Own writes clear it at once; writes of other processes within checkEvery, by SQLite's
-// data_version. What is not there is not kept, so a new user can receive mail at once.
-type cache struct {
-	now   func() time.Time
-	watch *sql.Conn
-
-	mu      sync.Mutex
-	checked time.Time
-	version int64
-	users   map[addr.Address]User
-	domains map[string]Domain
-}
-
-const (
-	checkEvery = 100 * time.Millisecond
-	maxCached  = 10000
-)
-
-func (c *cache) clear() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.users, c.domains = nil, nil
-}
-
-// fresh is called with mu held.
-func (c *cache) fresh(ctx context.Context) {
-	now := c.now()
-	if d := now.Sub(c.checked); d >= 0 && d < checkEvery {
-		return
-	}
-	var version int64
-	if err := c.watch.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version); err != nil || version != c.version {
-		c.users, c.domains = nil, nil
-	}
-	c.checked, c.version = now, version
-}
-
-func (c *cache) user(ctx context.Context, key addr.Address) (User, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.fresh(ctx)
-	u, ok := c.users[key]
-	return u, ok
-}
-
-func (c *cache) domain(ctx context.Context, name string) (Domain, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.fresh(ctx)
-	d, ok := c.domains[name]
-	return d, ok
-}
-
-func (c *cache) addUser(key addr.Address, u User) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.users == nil || len(c.users) >= maxCached {
-		c.users = map[addr.Address]User{}
-	}
-	c.users[key] = u
-}
-
-func (c *cache) addDomain(d Domain) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.domains == nil || len(c.domains) >= maxCached {
-		c.domains = map[string]Domain{}
-	}
-	c.domains[d.Name] = d
 }

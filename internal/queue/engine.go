@@ -37,8 +37,8 @@ type Config struct {
 	Now           func() time.Time
 	// UID and PID stand in the log line "info msg" of bounces.
 	UID, PID int
-	// OpenSegment replaces the log's file layer in tests.
-	OpenSegment seglog.Opener
+	// LogDisk replaces DIR/log in tests.
+	LogDisk seglog.Disk
 }
 
 const (
@@ -137,12 +137,14 @@ func Open(ctx context.Context, config Config) (*Queue, error) {
 		q.lock.Close()
 		return nil, fmt.Errorf("queue %s is in use by another process: %w", config.Dir, err)
 	}
-	q.log, err = seglog.Open(seglog.Config{
-		Dir: filepath.Join(config.Dir, "log"), Open: config.OpenSegment,
-		Damaged: func(segment uint64, offset, length int64, file string) {
-			config.Logger.Warn(fmt.Sprintf("queue: %d bytes of segment %016x at %d are no record: what a crash tore, or damage; kept in %s", length, segment, offset, file))
-		},
-	}, q.replay)
+	logDir := filepath.Join(config.Dir, "log")
+	disk := config.LogDisk
+	if disk == nil {
+		disk = seglog.Folder(logDir)
+	}
+	if err = os.MkdirAll(logDir, 0o700); err == nil {
+		q.log, err = seglog.Open(seglog.Config{Disk: disk, Damaged: q.setAside}, q.replay)
+	}
 	if err == nil {
 		err = q.openIDs()
 	}
@@ -157,6 +159,22 @@ func Open(ctx context.Context, config Config) (*Queue, error) {
 	q.removeOrphans()
 	q.start()
 	return q, nil
+}
+
+// setAside keeps bytes of the log that should be records and are none: what a crash tore, or damage.
+func (q *Queue) setAside(segment uint64, offset int64, b []byte) {
+	dir := filepath.Join(q.config.Dir, "damaged")
+	name := filepath.Join(dir, fmt.Sprintf("%016x-%d", segment, offset))
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = os.WriteFile(name, b, 0o600)
+	}
+	what := fmt.Sprintf("queue: %d bytes of segment %016x at %d are no record: what a crash tore, or damage", len(b), segment, offset)
+	if err != nil {
+		q.config.Logger.Error(what + "; they could not be set aside: " + err.Error())
+		return
+	}
+	q.config.Logger.Warn(what + "; kept in " + name)
 }
 
 // replay takes one record of the log.
@@ -553,58 +571,80 @@ func (q *Queue) clean() {
 	}
 }
 
-// move writes messages again at the log's end.
+// moveAtOnce is how many messages share a commit when they are moved.
+const moveAtOnce = 256
+
+// move writes messages again at the log's end; false if any of them had to stay.
 func (q *Queue) move(messages []*message) bool {
-	for _, m := range messages {
-		payload := make([]byte, m.position.Length)
-		if _, err := q.log.ReadAt(payload, m.position, 0); err != nil && err != io.EOF {
-			q.config.Logger.Warn(fmt.Sprintf("queue: message %s cannot be read: %v", m.id, err))
-			return false
+	whole := true
+	for chunk := range slices.Chunk(messages, moveAtOnce) {
+		type moved struct {
+			m       *message
+			pending []seglog.Pending
 		}
-		h, rest, err := decodeHead(payload)
-		if err != nil {
-			q.config.Logger.Warn(fmt.Sprintf("queue: message %s: %v", m.id, err))
-			return false
-		}
-		// State and record go in line under one lock, so that no result can come between them.
-		q.mu.Lock()
-		if m.running > 0 || m.finished {
-			q.mu.Unlock()
-			return false
-		}
-		for i, r := range m.recipients {
-			h.statuses[i] = r.status
-		}
-		h.failures = m.failures
-		pending := []seglog.Pending{q.log.Enqueue(kindMessage, uint64(m.id), true, h.encode(), rest)}
-		var later []result
-		for i, r := range m.recipients {
-			if r.status == waiting && !r.next.IsZero() {
-				later = append(later, result{index: i, next: r.next.UnixNano()})
+		var under []moved
+		for _, m := range chunk {
+			pending, err := q.copyRecord(m)
+			if err != nil {
+				q.config.Logger.Warn(fmt.Sprintf("queue: compaction: message %s: %v", m.id, err))
 			}
+			if pending == nil {
+				whole = false
+				continue
+			}
+			under = append(under, moved{m, pending})
 		}
-		if later != nil {
-			pending = append(pending, q.log.Enqueue(kindResult, uint64(m.id), true, encodeResults(later, nil)))
+		for _, w := range under {
+			position, err := w.pending[0].Wait()
+			for _, p := range w.pending[1:] {
+				_, e := p.Wait()
+				err = errors.Join(err, e)
+			}
+			if err != nil {
+				q.config.Logger.Warn(fmt.Sprintf("queue: compaction: %v", err))
+				return false
+			}
+			q.mu.Lock()
+			if _, queued := q.messages[w.m.id]; queued {
+				q.unuse(w.m)
+				w.m.position = position
+				q.use(w.m)
+			}
+			q.mu.Unlock()
 		}
-		q.mu.Unlock()
-		position, err := pending[0].Wait()
-		for _, p := range pending[1:] {
-			_, e := p.Wait()
-			err = errors.Join(err, e)
-		}
-		if err != nil {
-			q.config.Logger.Warn(fmt.Sprintf("queue: compaction: %v", err))
-			return false
-		}
-		q.mu.Lock()
-		if !m.finished {
-			q.unuse(m)
-			m.position = position
-			q.use(m)
-		}
-		q.mu.Unlock()
 	}
-	return true
+	return whole
+}
+
+// copyRecord puts a message's record in line again, with its state; nil when the message is being worked on.
+func (q *Queue) copyRecord(m *message) ([]seglog.Pending, error) {
+	payload := make([]byte, m.position.Length)
+	if _, err := q.log.ReadAt(payload, m.position, 0); err != nil && err != io.EOF {
+		return nil, err
+	}
+	h, rest, err := decodeHead(payload)
+	if err != nil {
+		return nil, err
+	}
+	// State and record go in line under one lock, so that no result can come between them.
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if m.running > 0 || m.finished {
+		return nil, nil
+	}
+	var later []result
+	for i, r := range m.recipients {
+		h.statuses[i] = r.status
+		if r.status == waiting && !r.next.IsZero() {
+			later = append(later, result{index: i, next: r.next.UnixNano()})
+		}
+	}
+	h.failures = m.failures
+	pending := []seglog.Pending{q.log.Enqueue(kindMessage, uint64(m.id), true, h.encode(), rest)}
+	if later != nil {
+		pending = append(pending, q.log.Enqueue(kindResult, uint64(m.id), true, encodeResults(later, nil)))
+	}
+	return pending, nil
 }
 
 // Shutdown takes no more messages, waits for the deliveries under way until ctx ends, then cancels them, and closes the

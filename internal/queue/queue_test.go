@@ -241,13 +241,19 @@ func TestRecovery(t *testing.T) {
 
 // faulty is a file layer that fails on demand.
 type faulty struct {
+	seglog.Disk
 	mu    sync.Mutex
 	write error
 	sync  error
 }
 
-func (f *faulty) open(path string, create bool) (seglog.File, error) {
-	inner, err := seglog.OpenOS(path, create)
+func (f *faulty) Open(name string) (seglog.File, error) {
+	inner, err := f.Disk.Open(name)
+	return &faultyFile{inner, f}, err
+}
+
+func (f *faulty) Create(name string, room int64) (seglog.File, error) {
+	inner, err := f.Disk.Create(name, room)
 	return &faultyFile{inner, f}, err
 }
 
@@ -277,9 +283,9 @@ func (f *faultyFile) Truncate(int64) error { return errors.New("no") }
 
 func TestWriteErrorsAreNotAcknowledgedAndPass(t *testing.T) {
 	dir := t.TempDir()
-	f := &faulty{}
+	f := &faulty{Disk: seglog.Folder(filepath.Join(dir, "log"))}
 	held := func(c Config) Config {
-		c.OpenSegment = f.open
+		c.LogDisk = f
 		// Nothing is delivered: the router does not answer.
 		c.Router = silent{}
 		return c

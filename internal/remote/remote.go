@@ -178,7 +178,11 @@ func (d *Deliverer) Deliver(ctx context.Context, job *queue.Delivery) []queue.Re
 	}
 	var dialogue []string
 	last := mailerr.New(451, mailerr.Enhanced{4, 4, 1}, "Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)")
-	for _, t := range d.alive(targets) {
+	living, until := d.alive(targets)
+	if len(living) == 0 {
+		dialogue = append(dialogue, "none of the hosts answered lately; they are left alone until "+until.UTC().Format(time.RFC3339))
+	}
+	for _, t := range living {
 		c, e := d.connect(ctx, t, route)
 		if c == nil {
 			dialogue = append(dialogue, t.String()+": "+e.Error())
@@ -282,16 +286,20 @@ func (d *Deliverer) targets(ctx context.Context, domain string, route *relay) ([
 	return nil, mailerr.Newf(550, mailerr.Enhanced{5, 1, 2}, "Sorry, I couldn't find any host named %s. (#5.1.2)", domain)
 }
 
-// alive leaves out addresses known to be dead, unless all are.
-func (d *Deliverer) alive(targets []target) []target {
+// alive leaves out addresses that did not answer lately. When none is left, until is when the first may be tried again.
+func (d *Deliverer) alive(targets []target) (living []target, until time.Time) {
 	now := d.config.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	living := slices.DeleteFunc(slices.Clone(targets), func(t target) bool { return now.Before(d.dead[t.address].until) })
-	if len(living) == 0 {
-		return targets[:1]
+	for _, t := range targets {
+		h := d.dead[t.address]
+		if !now.Before(h.until) {
+			living = append(living, t)
+		} else if until.IsZero() || h.until.Before(until) {
+			until = h.until
+		}
 	}
-	return living
+	return living, until
 }
 
 func (d *Deliverer) mark(address string, alive bool) {
@@ -301,9 +309,13 @@ func (d *Deliverer) mark(address string, alive bool) {
 		delete(d.dead, address)
 		return
 	}
-	h := d.dead[address]
+	h, now := d.dead[address], d.config.Now()
+	if now.Before(h.until) {
+		// Of many attempts that failed together one counts.
+		return
+	}
 	h.times++
-	h.until = d.config.Now().Add(min(time.Duration(h.times*h.times)*deadFirst, deadLongest))
+	h.until = now.Add(min(time.Duration(h.times*h.times)*deadFirst, deadLongest))
 	d.dead[address] = h
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -78,6 +79,9 @@ func startControl(h *House) (*controlServer, error) {
 	})
 	mux.HandleFunc("GET /queue/stats", func(w http.ResponseWriter, r *http.Request) { reply(w, h.queue.Stats(), nil) })
 	mux.HandleFunc("GET /queue/list", func(w http.ResponseWriter, r *http.Request) { reply(w, h.queue.List(), nil) })
+	// For `curl --unix-socket DATA/run/control.sock http://indigo/debug/pprof/profile`; see docs/performance.md.
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("POST /queue/retry", func(w http.ResponseWriter, r *http.Request) {
 		name := r.FormValue("id")
 		if name == "" {

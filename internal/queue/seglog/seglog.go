@@ -3,77 +3,27 @@
 package seglog
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
-	"os"
-	"path/filepath"
+	"maps"
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
-
-// File is what the log needs of an open segment; tests put faults into it.
-type File interface {
-	io.ReaderAt
-	io.WriterAt
-	Datasync() error
-	Truncate(size int64) error
-	Close() error
-}
-
-// Opener opens or creates a segment file and makes a new one's directory entry durable.
-type Opener func(path string, create bool) (File, error)
-
-type osFile struct{ *os.File }
-
-func (f osFile) Datasync() error { return unix.Fdatasync(int(f.Fd())) }
-
-// OpenOS is the Opener on the real file system. A new segment's blocks are reserved, so that a commit need not allocate.
-func OpenOS(path string, create bool) (File, error) {
-	if !create {
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			return nil, err
-		}
-		return osFile{f}, nil
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	// A file system that cannot reserve still works.
-	_ = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, SegmentSize)
-	dir, err := os.Open(filepath.Dir(path))
-	if err == nil {
-		err = dir.Sync()
-		dir.Close()
-	}
-	if err != nil {
-		f.Close()
-		os.Remove(path)
-		return nil, err
-	}
-	return osFile{f}, nil
-}
 
 const (
 	// SegmentSize is where a segment ends: the batch that reaches it is its last.
 	SegmentSize = 32 << 20
-	magic       = "INDIGOQ\x01"
-	headerSize  = 20
-	align       = 8
-	// kindCut, written by the log itself, says that an earlier segment counts only up to an offset.
-	kindCut = 255
 	// syncIdle is how long a record that nobody waits for may stay unsynced.
 	syncIdle = 200 * time.Millisecond
+	// ahead is how much of a new file is filled with zeros at a time before records go there.
+	ahead = 1 << 20
+	// spareName is a file that was a segment and waits to be one again.
+	spareName = "spare"
 )
-
-var table = crc32.MakeTable(crc32.Castagnoli)
 
 // Position is where a record's payload lies.
 type Position struct {
@@ -92,10 +42,10 @@ type Record struct {
 
 // Config says where a log is and whom it tells.
 type Config struct {
-	Dir  string
-	Open Opener // nil means OpenOS
-	// Damaged is told of bytes that are no record although they should be: they were copied to the file.
-	Damaged func(segment uint64, offset int64, length int64, file string)
+	// Disk is where the log lies.
+	Disk Disk
+	// Damaged is given bytes that are no record although they should be; they are good only during the call.
+	Damaged func(segment uint64, offset int64, bytes []byte)
 }
 
 // Log is an open log; safe for concurrent use.
@@ -113,13 +63,22 @@ type Log struct {
 	current *segment
 	next    uint64
 	unsync  bool
-	cuts    []cut
+	// torn is the cut that the next segment must begin with.
+	torn  *cut
+	zeros []byte
+
+	// spare tells that there is a file to be used again; under mu.
+	spare bool
 }
 
 type segment struct {
 	number uint64
+	salt   uint64
 	file   File
 	size   int64
+	// filled is up to where the file holds bytes, of zeros or of an earlier use: what is written there changes no
+	// metadata, so that a sync is one write to the disk and not a commit of the file system's journal as well.
+	filled int64
 	// readers counts the reads under way; dropped asks for the file to be closed after them.
 	readers int
 	dropped bool
@@ -132,78 +91,114 @@ type cut struct {
 
 type request struct {
 	record   []byte
-	id       uint64
-	kind     byte
 	sync     bool
 	position Position
 	err      error
 	done     chan struct{}
 }
 
-// Open replays the log in config.Dir through replay, in the order of writing, and makes it ready. New records always go
+// Open replays the log on config.Disk through replay, in the order of writing, and makes it ready. New records always go
 // into a new segment.
 func Open(config Config, replay func(Record) error) (*Log, error) {
-	if config.Open == nil {
-		config.Open = OpenOS
-	}
-	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
-		return nil, err
-	}
-	names, err := filepath.Glob(filepath.Join(config.Dir, "*.seg"))
+	names, err := config.Disk.List()
 	if err != nil {
 		return nil, err
 	}
-	slices.Sort(names)
 	l := &Log{config: config, segments: map[uint64]*segment{}, wake: make(chan struct{}, 1), next: 1}
-	var numbers []uint64
 	for _, name := range names {
 		var n uint64
-		if _, err := fmt.Sscanf(filepath.Base(name), "%016x.seg", &n); err != nil {
+		switch {
+		case name == spareName:
+			l.spare = true
+			continue
+		case len(name) != len(segmentName(0)):
 			continue
 		}
-		f, err := config.Open(name, false)
+		if _, err := fmt.Sscanf(name, "%016x.seg", &n); err != nil || name != segmentName(n) {
+			continue
+		}
+		f, err := config.Disk.Open(name)
 		if err != nil {
 			l.closeFiles()
 			return nil, err
 		}
 		l.segments[n] = &segment{number: n, file: f}
-		numbers = append(numbers, n)
-		l.next = n + 1
+		l.next = max(l.next, n+1)
 	}
-	// A cut stands in a later segment than the one that it cuts.
-	cuts := map[uint64]int64{}
-	data := func(n uint64) ([]byte, error) { return l.load(l.segments[n]) }
-	for pass := range 2 {
-		for _, n := range numbers {
-			b, err := data(n)
-			if err != nil {
-				l.closeFiles()
-				return nil, fmt.Errorf("segment %016x: %w", n, err)
-			}
-			if offset, ok := cuts[n]; ok && pass == 1 && offset < int64(len(b)) {
-				b = b[:offset]
-			}
-			err = l.scan(n, b, pass == 1, func(r Record) error {
-				if r.Kind == kindCut {
-					if len(r.Payload) == 8 {
-						cuts[r.ID] = int64(binary.LittleEndian.Uint64(r.Payload))
-					}
-					return nil
-				}
-				if pass == 0 {
-					return nil
-				}
-				return replay(r)
-			})
-			if err != nil {
-				l.closeFiles()
-				return nil, err
-			}
-			l.segments[n].size = int64(len(b))
-		}
+	if err := l.replay(replay); err != nil {
+		l.closeFiles()
+		return nil, err
 	}
 	l.done.Go(l.commit)
 	return l, nil
+}
+
+// replay reads all segments, each whole. A cut stands in a later segment than the one that it cuts, so that the cuts are
+// collected first: each stands at the head of its segment.
+func (l *Log) replay(use func(Record) error) error {
+	numbers := slices.Sorted(maps.Keys(l.segments))
+	cuts := map[uint64]int64{}
+	head := make([]byte, 4<<10)
+	for _, n := range numbers {
+		head = head[:cap(head)]
+		read, err := l.segments[n].file.ReadAt(head, 0)
+		if err != nil && err != io.EOF {
+			return fmt.Errorf("segment %016x: %w", n, err)
+		}
+		head = head[:read]
+		salt, ok := parseHeader(head, n)
+		if !ok {
+			continue
+		}
+		for offset := headerSize; offset < len(head); {
+			r, size, ok := parse(head[offset:], salt)
+			if !ok || r.Kind != kindCut {
+				break
+			}
+			if len(r.Payload) == 8 {
+				cuts[r.ID] = int64(binary.LittleEndian.Uint64(r.Payload))
+			}
+			offset += size
+		}
+	}
+	for _, n := range numbers {
+		b, err := load(l.segments[n].file)
+		if err != nil {
+			return fmt.Errorf("segment %016x: %w", n, err)
+		}
+		if otherVersion(b) {
+			return fmt.Errorf("segment %016x is of version %d of the format, and this program knows version %d", n, b[7], magic[7])
+		}
+		s := l.segments[n]
+		s.size, s.filled = int64(len(b)), int64(len(b))
+		if cut, ok := cuts[n]; ok && cut < int64(len(b)) {
+			b = b[:cut]
+		}
+		var ok bool
+		if s.salt, ok = parseHeader(b, n); !ok {
+			// A crash before the header was synced leaves this; nothing was written behind it then.
+			if slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) {
+				l.damaged(n, 0, b)
+			}
+			continue
+		}
+		err = scan(b, n, s.salt, func(r Record) error {
+			if r.Kind == kindCut {
+				return nil
+			}
+			return use(r)
+		}, func(offset, length int) { l.damaged(n, int64(offset), b[offset:offset+length]) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Log) damaged(n uint64, offset int64, b []byte) {
+	if l.config.Damaged != nil {
+		l.config.Damaged(n, offset, b)
+	}
 }
 
 func (l *Log) closeFiles() {
@@ -212,89 +207,21 @@ func (l *Log) closeFiles() {
 	}
 }
 
-func (l *Log) load(s *segment) ([]byte, error) {
-	var b []byte
-	for chunk := make([]byte, 1<<20); ; {
-		n, err := s.file.ReadAt(chunk, int64(len(b)))
-		b = append(b, chunk[:n]...)
+// load reads a file whole.
+func load(f File) ([]byte, error) {
+	b := make([]byte, 0, SegmentSize+SegmentSize/8)
+	for {
+		if len(b) == cap(b) {
+			b = slices.Grow(b, SegmentSize)
+		}
+		n, err := f.ReadAt(b[len(b):cap(b)], int64(len(b)))
+		b = b[:len(b)+n]
 		if err == io.EOF {
 			return b, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-	}
-}
-
-// parse gives the record at b's start, and its size; ok is false when there is none.
-func parse(b []byte) (r Record, size int, ok bool) {
-	if len(b) < headerSize {
-		return r, 0, false
-	}
-	length := int(binary.LittleEndian.Uint32(b[4:]))
-	r.Kind = b[8]
-	if r.Kind == 0 || length > len(b)-headerSize || b[9]|b[10]|b[11] != 0 {
-		return r, 0, false
-	}
-	end := headerSize + length
-	if crc32.Checksum(b[4:end], table) != binary.LittleEndian.Uint32(b) {
-		return r, 0, false
-	}
-	r.ID = binary.LittleEndian.Uint64(b[12:])
-	r.Payload = b[headerSize:end]
-	return r, (end + align - 1) / align * align, true
-}
-
-// scan gives every record of a segment. Bytes that are no record are passed over up to the next one; unless they are all
-// zero they are set aside in a file. Behind the last record they are what a crash tore.
-func (l *Log) scan(n uint64, b []byte, setAside bool, use func(Record) error) error {
-	offset := len(magic)
-	if len(b) < len(magic) || string(b[:len(magic)]) != magic {
-		if len(b) >= len(magic) && setAside {
-			return fmt.Errorf("segment %016x: not a segment of this version", n)
-		}
-		offset = 0
-	}
-	for bad := -1; ; {
-		r, size, ok := Record{}, 0, false
-		if offset < len(b) {
-			r, size, ok = parse(b[offset:])
-		}
-		if ok || offset >= len(b) {
-			if bad >= 0 && setAside {
-				l.setAside(n, int64(bad), b[bad:min(offset, len(b))])
-			}
-			bad = -1
-		}
-		if offset >= len(b) {
-			return nil
-		}
-		if !ok {
-			if bad < 0 {
-				bad = offset
-			}
-			offset += align
-			continue
-		}
-		r.Position = Position{n, int64(offset + headerSize), len(r.Payload)}
-		if err := use(r); err != nil {
-			return err
-		}
-		offset += size
-	}
-}
-
-func (l *Log) setAside(n uint64, offset int64, b []byte) {
-	if !slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) {
-		return
-	}
-	dir := filepath.Join(l.config.Dir, "damaged")
-	name := filepath.Join(dir, fmt.Sprintf("%016x-%d", n, offset))
-	if os.MkdirAll(dir, 0o700) == nil {
-		_ = os.WriteFile(name, b, 0o600)
-	}
-	if l.config.Damaged != nil {
-		l.config.Damaged(n, offset, int64(len(b)), name)
 	}
 }
 
@@ -307,23 +234,10 @@ type Pending struct{ r *request }
 // Enqueue puts a record in line; records reach the log in the order of the calls. The payload's parts are copied. With
 // sync, Wait returns after the record is on stable storage; without, it is synced with the next that is, or 200 ms later.
 func (l *Log) Enqueue(kind byte, id uint64, sync bool, payload ...[]byte) Pending {
-	length := 0
+	r := &request{record: newRecord(kind, id, payload...), sync: sync, done: make(chan struct{})}
 	for _, p := range payload {
-		length += len(p)
+		r.position.Length += len(p)
 	}
-	r := &request{id: id, kind: kind, sync: sync, done: make(chan struct{})}
-	r.record = make([]byte, headerSize, (headerSize+length+align-1)/align*align)
-	for _, p := range payload {
-		r.record = append(r.record, p...)
-	}
-	binary.LittleEndian.PutUint32(r.record[4:], uint32(length))
-	r.record[8] = kind
-	binary.LittleEndian.PutUint64(r.record[12:], id)
-	binary.LittleEndian.PutUint32(r.record, crc32.Checksum(r.record[4:], table))
-	r.position.Length = length
-	r.record = r.record[:cap(r.record)]
-	r.record = r.record[:(headerSize+length+align-1)/align*align]
-
 	l.mu.Lock()
 	if l.closed {
 		r.err = ErrClosed
@@ -395,14 +309,21 @@ func (l *Log) writeBatch(batch []*request, buffer []byte, forceSync bool) []byte
 	if err == nil && len(batch) > 0 {
 		base := l.current.size
 		for _, r := range batch {
+			seal(r.record, l.current.salt)
 			r.position.Segment = l.current.number
 			r.position.Offset = base + int64(len(buffer)) + headerSize
 			buffer = append(buffer, r.record...)
 			sync = sync || r.sync
 		}
+		written := len(buffer)
+		buffer = append(buffer, endMark[:]...)
+		if end := base + int64(len(buffer)); end > l.current.filled {
+			l.fill(end)
+		}
 		if _, err = l.current.file.WriteAt(buffer, base); err == nil {
 			l.unsync = true
 		}
+		buffer = buffer[:written]
 	}
 	if err == nil && sync && l.current != nil {
 		err = l.current.file.Datasync()
@@ -440,48 +361,85 @@ func (l *Log) abandon() {
 	if l.current == nil {
 		return
 	}
-	l.cuts = append(l.cuts, cut{l.current.number, l.current.size})
+	l.torn = &cut{l.current.number, l.current.size}
 	_ = l.current.file.Truncate(l.current.size)
+	// Nor is the file used again.
+	l.current.filled = 0
 	l.current = nil
 }
 
-// rotate begins a new segment.
+// fill writes zeros from where the file ends until end lies before them. Failing is no fault: it only costs time later.
+func (l *Log) fill(end int64) {
+	if l.zeros == nil {
+		l.zeros = make([]byte, ahead)
+	}
+	for s := l.current; s.filled < end; s.filled += ahead {
+		if _, err := s.file.WriteAt(l.zeros, s.filled); err != nil {
+			return
+		}
+	}
+}
+
+// rotate begins a new segment, in a file that was one before if there is such.
 func (l *Log) rotate() error {
-	number := l.next
+	var salt [8]byte
+	_, _ = rand.Read(salt[:]) // never fails
+	s := &segment{number: l.next, salt: binary.LittleEndian.Uint64(salt[:])}
 	l.next++
-	path := l.path(number)
-	f, err := l.config.Open(path, true)
-	if err != nil {
-		return err
+	name := segmentName(s.number)
+	head := appendHeader(nil, s.number, s.salt)
+	if c := l.torn; c != nil {
+		record := newRecord(kindCut, c.segment, binary.LittleEndian.AppendUint64(nil, uint64(c.offset)))
+		seal(record, s.salt)
+		head = append(head, record...)
 	}
-	head := []byte(magic)
-	for _, c := range l.cuts {
-		record := make([]byte, headerSize+8, headerSize+8+align)
-		binary.LittleEndian.PutUint32(record[4:], 8)
-		record[8] = kindCut
-		binary.LittleEndian.PutUint64(record[12:], c.segment)
-		binary.LittleEndian.PutUint64(record[headerSize:], uint64(c.offset))
-		binary.LittleEndian.PutUint32(record, crc32.Checksum(record[4:], table))
-		head = append(head, append(record, make([]byte, (align-len(record)%align)%align)...)...)
-	}
-	_, err = f.WriteAt(head, 0)
-	if err == nil {
-		err = f.Datasync()
-	}
-	if err != nil {
-		f.Close()
-		os.Remove(path)
-		return err
-	}
-	s := &segment{number: number, file: f, size: int64(len(head))}
+	s.size = int64(len(head))
+	head = append(head, endMark[:]...)
+	var err error
+	written := name
 	l.mu.Lock()
-	l.segments[number] = s
+	spare := l.spare
+	l.spare = false
 	l.mu.Unlock()
-	l.current = s
+	if spare {
+		written = spareName
+		s.filled = SegmentSize
+		// Not under its old name, should a crash undo its renaming.
+		if err = l.config.Disk.Sync(); err == nil {
+			s.file, err = l.config.Disk.Open(spareName)
+		}
+	} else {
+		s.file, err = l.config.Disk.Create(name, SegmentSize)
+		s.filled = int64(len(head))
+	}
+	if err != nil {
+		return err
+	}
+	_, err = s.file.WriteAt(head, 0)
+	if err == nil {
+		err = s.file.Datasync()
+	}
+	// The old content of a spare must never be read as a segment's: it gets its name after its new header.
+	if err == nil && spare {
+		written = name
+		err = l.config.Disk.Rename(spareName, name)
+	}
+	if err == nil {
+		err = l.config.Disk.Sync()
+	}
+	if err != nil {
+		s.file.Close()
+		_ = l.config.Disk.Remove(written)
+		return err
+	}
+	l.mu.Lock()
+	l.segments[s.number] = s
+	l.mu.Unlock()
+	l.current, l.torn = s, nil
 	return nil
 }
 
-func (l *Log) path(n uint64) string { return filepath.Join(l.config.Dir, fmt.Sprintf("%016x.seg", n)) }
+func segmentName(n uint64) string { return fmt.Sprintf("%016x.seg", n) }
 
 // ReadAt reads from the payload at p, like io.ReaderAt.
 func (l *Log) ReadAt(b []byte, p Position, offset int64) (int, error) {
@@ -527,15 +485,18 @@ func (l *Log) Sizes() (sizes map[uint64]int64, newest uint64) {
 	return sizes, newest
 }
 
-// Drop removes a segment. The caller knows that nothing in it, and nothing in an older one, matters any more.
+// Drop removes a segment, or keeps its file to be used again. The caller knows that nothing in it, and nothing in an older
+// one, matters any more.
 func (l *Log) Drop(n uint64) error {
 	l.mu.Lock()
 	s := l.segments[n]
 	delete(l.segments, n)
-	var closing bool
+	var closing, keep bool
 	if s != nil {
 		s.dropped = true
 		closing = s.readers == 0
+		// Who still reads would read what comes next.
+		keep = closing && !l.spare && s.filled >= SegmentSize
 	}
 	l.mu.Unlock()
 	if s == nil {
@@ -544,7 +505,16 @@ func (l *Log) Drop(n uint64) error {
 	if closing {
 		s.file.Close()
 	}
-	return os.Remove(l.path(n))
+	if !keep {
+		return l.config.Disk.Remove(segmentName(n))
+	}
+	if err := l.config.Disk.Rename(segmentName(n), spareName); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.spare = true
+	l.mu.Unlock()
+	return nil
 }
 
 // Close syncs and closes the log.

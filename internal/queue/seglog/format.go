@@ -1,0 +1,152 @@
+package seglog
+
+import (
+	"bytes"
+	"encoding/binary"
+	"hash/crc32"
+)
+
+// A segment file is a header and records, everything little-endian and at multiples of 8 bytes.
+//
+//	header  magic[8] number[8] salt[8] crc32c[4] zero[4]
+//	record  crc32c[4] length[4] salt[8] id[8] kind[1] zero[7] payload[length] zero[0-7]
+//
+// A record's checksum covers all of it but itself. The salt is drawn for each segment: a file is used again for a later
+// segment, so behind its last record lie records of an earlier one, and payloads are mail that strangers wrote; only who
+// knows the salt can make bytes that count as a record. Every write ends with a header of zeros, over which the next one
+// goes: the end of what was written.
+const (
+	magic      = "INDIGOQ\x02"
+	headerSize = 32
+	align      = 8
+	// kindCut, written by the log itself, says that an earlier segment counts only up to an offset.
+	kindCut = 255
+)
+
+var (
+	table   = crc32.MakeTable(crc32.Castagnoli)
+	endMark [headerSize]byte
+)
+
+func padded(n int) int { return (n + align - 1) / align * align }
+
+// appendHeader appends a segment's header.
+func appendHeader(b []byte, number, salt uint64) []byte {
+	start := len(b)
+	b = append(b, magic...)
+	b = binary.LittleEndian.AppendUint64(b, number)
+	b = binary.LittleEndian.AppendUint64(b, salt)
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], table))
+	return append(b, 0, 0, 0, 0)
+}
+
+// parseHeader gives a segment's salt. When the header is damaged, the first record tells it.
+func parseHeader(b []byte, number uint64) (salt uint64, ok bool) {
+	if len(b) < headerSize {
+		return 0, false
+	}
+	if binary.LittleEndian.Uint32(b[24:]) == crc32.Checksum(b[:24], table) {
+		return binary.LittleEndian.Uint64(b[16:]), string(b[:8]) == magic && binary.LittleEndian.Uint64(b[8:]) == number
+	}
+	if len(b) < 2*headerSize {
+		return 0, false
+	}
+	salt = binary.LittleEndian.Uint64(b[headerSize+8:])
+	_, _, ok = parse(b[headerSize:], salt)
+	return salt, ok
+}
+
+// otherVersion tells whether b is a segment of another version of the format.
+func otherVersion(b []byte) bool {
+	return len(b) >= headerSize && string(b[:7]) == magic[:7] && b[7] != magic[7] &&
+		binary.LittleEndian.Uint32(b[24:]) == crc32.Checksum(b[:24], table)
+}
+
+// newRecord makes a record but for its salt and checksum, which seal sets when its segment is known.
+func newRecord(kind byte, id uint64, payload ...[]byte) []byte {
+	length := 0
+	for _, p := range payload {
+		length += len(p)
+	}
+	b := make([]byte, headerSize, padded(headerSize+length))
+	binary.LittleEndian.PutUint32(b[4:], uint32(length))
+	binary.LittleEndian.PutUint64(b[16:], id)
+	b[24] = kind
+	for _, p := range payload {
+		b = append(b, p...)
+	}
+	return b[:cap(b)][:padded(headerSize+length)]
+}
+
+// seal sets a record's salt and checksum.
+func seal(b []byte, salt uint64) {
+	binary.LittleEndian.PutUint64(b[8:], salt)
+	length := int(binary.LittleEndian.Uint32(b[4:]))
+	binary.LittleEndian.PutUint32(b, crc32.Checksum(b[4:headerSize+length], table))
+}
+
+// parse gives the record at b's start, and its size; ok is false when there is none. Bytes without the salt cost no
+// checksum, so crafted lengths cannot make recovery slow.
+func parse(b []byte, salt uint64) (r Record, size int, ok bool) {
+	if len(b) < headerSize || binary.LittleEndian.Uint64(b[8:]) != salt {
+		return r, 0, false
+	}
+	length := int(binary.LittleEndian.Uint32(b[4:]))
+	r.Kind = b[24]
+	if r.Kind == 0 || length > len(b)-headerSize || binary.LittleEndian.Uint64(b[24:])>>8 != 0 {
+		return r, 0, false
+	}
+	end := headerSize + length
+	if crc32.Checksum(b[4:end], table) != binary.LittleEndian.Uint32(b) {
+		return r, 0, false
+	}
+	r.ID = binary.LittleEndian.Uint64(b[16:])
+	r.Payload = b[headerSize:end]
+	return r, min(padded(end), len(b)), true
+}
+
+// scan gives every record of the segment b. Bytes between records that are no record are damage, told to damaged. Behind
+// the last record lie the end mark and what an earlier use of the file left; anything else in the end mark's place is what
+// a crash tore: a write that nobody was promised, or a promise that the disk did not keep, so it is told too.
+func scan(b []byte, number, salt uint64, use func(Record) error, damaged func(offset, length int)) error {
+	offset, bad := headerSize, -1
+	for offset < len(b) {
+		r, size, ok := parse(b[offset:], salt)
+		if !ok {
+			if bad < 0 {
+				bad = offset
+			}
+			offset += align
+			continue
+		}
+		if bad >= 0 {
+			damaged(bad, offset-bad)
+			bad = -1
+		}
+		r.Position = Position{number, int64(offset + headerSize), len(r.Payload)}
+		if err := use(r); err != nil {
+			return err
+		}
+		offset += size
+	}
+	if bad >= 0 {
+		if torn := tornLength(b[bad:], salt); torn > 0 {
+			damaged(bad, torn)
+		}
+	}
+	return nil
+}
+
+// mostTorn is how much is set aside of a torn write that does not say how long it was.
+const mostTorn = 64 << 10
+
+func tornLength(b []byte, salt uint64) int {
+	mark := b[:min(len(b), headerSize)]
+	if bytes.Equal(mark, endMark[:len(mark)]) {
+		return 0
+	}
+	if len(b) >= headerSize && binary.LittleEndian.Uint64(b[8:]) == salt {
+		return min(len(b), headerSize+int(binary.LittleEndian.Uint32(b[4:])))
+	}
+	return min(len(b), mostTorn)
+}
