@@ -35,8 +35,11 @@ func talk(t testing.TB, input string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := maildir.Create(home + "/Maildir"); err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range []string{"1.a,S=22,W=26", "2.b"} {
-		if err := maildir.Put(home+"/Maildir", name, []byte("Subject: "+name[:3]+"\n\n.body\nx\n")); err != nil {
+		if err := os.WriteFile(home+"/Maildir/new/"+name, []byte("Subject: "+name[:3]+"\n\n.body\nx\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

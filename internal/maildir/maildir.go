@@ -5,7 +5,6 @@ package maildir
 import (
 	"bytes"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -24,37 +23,6 @@ func Create(path string) error {
 		}
 	}
 	return nil
-}
-
-// Put writes a message, already with LF line ends, as new/NAME, by way of tmp/NAME. Nothing is synced. An existing
-// new/NAME is replaced: names must be unique to a delivery.
-func Put(path, name string, content ...[]byte) (err error) {
-	tmp := filepath.Join(path, "tmp", name)
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = Create(path); err != nil {
-			return err
-		}
-		f, err = os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	}
-	if err != nil {
-		return err
-	}
-	for _, c := range content {
-		if _, err = f.Write(c); err != nil {
-			break
-		}
-	}
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	if err == nil {
-		err = os.Rename(tmp, filepath.Join(path, "new", name))
-	}
-	if err != nil {
-		os.Remove(tmp)
-	}
-	return err
 }
 
 // Find looks for a message by the part of its name before the flags, in new and cur, and gives its file and size on disk.
@@ -174,14 +142,4 @@ func (m *Message) Remove() error {
 		return nil
 	}
 	return err
-}
-
-// ToLF reads wire-form content and gives it with LF line ends.
-func ToLF(content io.Reader, size int64) ([]byte, error) {
-	out := bytes.NewBuffer(make([]byte, 0, size+1))
-	w := wire.NewLFWriter(out)
-	if _, err := io.Copy(w, content); err != nil {
-		return nil, err
-	}
-	return out.Bytes(), w.Close()
 }

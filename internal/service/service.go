@@ -174,12 +174,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 		return fmt.Errorf("resolver: %w", err)
 	}
 	queueView := func() *settings.View { return h.view("queue") }
-	if h.local, err = local.New(local.Config{
-		Directory: h.directory, MailRoot: filepath.Join(h.config.Data, "domains"), Hostname: me, DefaultDomain: defaultDomain,
-		Now: time.Now, Logger: h.log,
-	}); err != nil {
-		return fmt.Errorf("local delivery: %w", err)
-	}
+	h.local = local.New(local.Config{Directory: h.directory, Hostname: me, Settings: queueView, Now: time.Now, Logger: h.log})
 	if h.remote, err = remote.New(remote.Config{
 		Resolver: h.resolver, Dial: dialer.DialContext, Settings: queueView,
 		Hostname: func() string { return settings.Me.Get(h.view("all")) }, Now: time.Now, Logger: h.log,
