@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -81,6 +82,48 @@ func TestUsersAndDomains(t *testing.T) {
 	}
 	if _, err := s.Domain(ctx, "example.org"); !errors.Is(err, ErrNoDomain) {
 		t.Error(err)
+	}
+}
+
+// TestWhatIsNotThereIsRemembered, but not once somebody has added it: here at once, by another process very soon.
+func TestWhatIsNotThereIsRemembered(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Now()
+	clock := func() time.Time { return now }
+	s, other := open(t, dir, clock), open(t, dir, clock)
+	ctx := t.Context()
+	bob, ann := addr.Address{Local: "bob", Domain: "d.test"}, addr.Address{Local: "ann", Domain: "d.test"}
+	missing := func(a addr.Address) bool {
+		t.Helper()
+		_, err := s.User(ctx, a)
+		if err != nil && !errors.Is(err, ErrNoUser) && !errors.Is(err, ErrNoDomain) {
+			t.Fatal(err)
+		}
+		return err != nil
+	}
+	if !missing(bob) || !missing(ann) {
+		t.Fatal("nobody is there yet")
+	}
+	if err := errors.Join(s.AddDomain(ctx, "d.test"), s.AddUser(ctx, NewUser{Name: "bob", Domain: "d.test"})); err != nil {
+		t.Fatal(err)
+	}
+	if missing(bob) || !missing(ann) {
+		t.Error("bob is there, ann is not")
+	}
+	if err := other.AddUser(ctx, NewUser{Name: "ann", Domain: "d.test"}); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(checkEvery)
+	if missing(ann) {
+		t.Error("another process added ann")
+	}
+	missing(bob)
+	// A flood of names that are not there leaves those that are in the cache, and does not grow without bound.
+	for n := range maxCached + 10 {
+		missing(addr.Address{Local: strconv.Itoa(n), Domain: "d.test"})
+	}
+	if found, none := len(s.cache.users.found), len(s.cache.users.missing); found != 2 || none > maxCached {
+		t.Errorf("%d and %d in the cache", found, none)
 	}
 }
 

@@ -366,6 +366,10 @@ func (q *Queue) deliver(j *job, host *hostJobs, number uint64) {
 		switch {
 		case r.Err == nil:
 			outcome = append(outcome, result{index: i, status: succeeded})
+		case r.Err.Temporary() && q.workCtx.Err() != nil:
+			// It was this process that gave up: the attempt does not count, and the next start makes another at once.
+			verdict = "deferral"
+			event.Input = "next attempt when the queue is started again"
 		case r.Err.Temporary() && !tooLate:
 			verdict = "deferral"
 			outcome = append(outcome, result{index: i, next: next.UnixNano()})

@@ -11,9 +11,9 @@ import (
 //	header  magic[8] number[8] salt[8] crc32c[4] zero[4]
 //	record  crc32c[4] length[4] salt[8] id[8] kind[1] zero[7] payload[length] zero[0-7]
 //
-// A record's checksum covers all of it but itself. The salt is drawn for each segment: a file is used again for a later
-// segment, so behind its last record lie records of an earlier one, and payloads are mail that strangers wrote; only who
-// knows the salt can make bytes that count as a record. Every write ends with a header of zeros, over which the next one
+// A record's checksum covers all of it but itself, and its offset in the file. The salt is drawn for each segment. Both are
+// there because a file is used again for a later segment, so that behind its last record lie records of an earlier one, and
+// because payloads are what strangers mail: bytes that look like a record count as one only where the log put them. Every write ends with a header of zeros, over which the next one
 // goes: the end of what was written.
 const (
 	magic      = "INDIGOQ\x02"
@@ -52,7 +52,7 @@ func parseHeader(b []byte, number uint64) (salt uint64, ok bool) {
 		return 0, false
 	}
 	salt = binary.LittleEndian.Uint64(b[headerSize+8:])
-	_, _, ok = parse(b[headerSize:], salt)
+	_, _, ok = parse(b[headerSize:], salt, headerSize)
 	return salt, ok
 }
 
@@ -79,15 +79,21 @@ func newRecord(kind byte, id uint64, payload ...[]byte) []byte {
 }
 
 // seal sets a record's salt and checksum.
-func seal(b []byte, salt uint64) {
+func seal(b []byte, salt uint64, offset int64) {
 	binary.LittleEndian.PutUint64(b[8:], salt)
 	length := int(binary.LittleEndian.Uint32(b[4:]))
-	binary.LittleEndian.PutUint32(b, crc32.Checksum(b[4:headerSize+length], table))
+	binary.LittleEndian.PutUint32(b, checksum(b[4:headerSize+length], offset))
 }
 
-// parse gives the record at b's start, and its size; ok is false when there is none. Bytes without the salt cost no
+func checksum(b []byte, offset int64) uint32 {
+	var at [8]byte
+	binary.LittleEndian.PutUint64(at[:], uint64(offset))
+	return crc32.Update(crc32.Checksum(at[:], table), table, b)
+}
+
+// parse gives the record at b's start, which lies at offset in its file, and its size; ok is false when there is none. Bytes without the salt cost no
 // checksum, so crafted lengths cannot make recovery slow.
-func parse(b []byte, salt uint64) (r Record, size int, ok bool) {
+func parse(b []byte, salt uint64, offset int64) (r Record, size int, ok bool) {
 	if len(b) < headerSize || binary.LittleEndian.Uint64(b[8:]) != salt {
 		return r, 0, false
 	}
@@ -97,7 +103,7 @@ func parse(b []byte, salt uint64) (r Record, size int, ok bool) {
 		return r, 0, false
 	}
 	end := headerSize + length
-	if crc32.Checksum(b[4:end], table) != binary.LittleEndian.Uint32(b) {
+	if checksum(b[4:end], offset) != binary.LittleEndian.Uint32(b) {
 		return r, 0, false
 	}
 	r.ID = binary.LittleEndian.Uint64(b[16:])
@@ -111,7 +117,7 @@ func parse(b []byte, salt uint64) (r Record, size int, ok bool) {
 func scan(b []byte, number, salt uint64, use func(Record) error, damaged func(offset, length int)) error {
 	offset, bad := headerSize, -1
 	for offset < len(b) {
-		r, size, ok := parse(b[offset:], salt)
+		r, size, ok := parse(b[offset:], salt, int64(offset))
 		if !ok {
 			if bad < 0 {
 				bad = offset

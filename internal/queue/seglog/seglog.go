@@ -44,6 +44,8 @@ type Record struct {
 type Config struct {
 	// Disk is where the log lies.
 	Disk Disk
+	// SegmentSize is where a segment ends; 0 means the constant of this name.
+	SegmentSize int64
 	// Damaged is given bytes that are no record although they should be; they are good only during the call.
 	Damaged func(segment uint64, offset int64, bytes []byte)
 }
@@ -100,6 +102,9 @@ type request struct {
 // Open replays the log on config.Disk through replay, in the order of writing, and makes it ready. New records always go
 // into a new segment.
 func Open(config Config, replay func(Record) error) (*Log, error) {
+	if config.SegmentSize == 0 {
+		config.SegmentSize = SegmentSize
+	}
 	names, err := config.Disk.List()
 	if err != nil {
 		return nil, err
@@ -151,7 +156,7 @@ func (l *Log) replay(use func(Record) error) error {
 			continue
 		}
 		for offset := headerSize; offset < len(head); {
-			r, size, ok := parse(head[offset:], salt)
+			r, size, ok := parse(head[offset:], salt, int64(offset))
 			if !ok || r.Kind != kindCut {
 				break
 			}
@@ -162,7 +167,7 @@ func (l *Log) replay(use func(Record) error) error {
 		}
 	}
 	for _, n := range numbers {
-		b, err := load(l.segments[n].file)
+		b, err := load(l.segments[n].file, l.config.SegmentSize)
 		if err != nil {
 			return fmt.Errorf("segment %016x: %w", n, err)
 		}
@@ -207,12 +212,12 @@ func (l *Log) closeFiles() {
 	}
 }
 
-// load reads a file whole.
-func load(f File) ([]byte, error) {
-	b := make([]byte, 0, SegmentSize+SegmentSize/8)
+// load reads a file whole; size is about what it has.
+func load(f File, size int64) ([]byte, error) {
+	b := make([]byte, 0, size+size/8)
 	for {
 		if len(b) == cap(b) {
-			b = slices.Grow(b, SegmentSize)
+			b = slices.Grow(b, int(size))
 		}
 		n, err := f.ReadAt(b[len(b):cap(b)], int64(len(b)))
 		b = b[:len(b)+n]
@@ -309,7 +314,7 @@ func (l *Log) writeBatch(batch []*request, buffer []byte, forceSync bool) []byte
 	if err == nil && len(batch) > 0 {
 		base := l.current.size
 		for _, r := range batch {
-			seal(r.record, l.current.salt)
+			seal(r.record, l.current.salt, base+int64(len(buffer)))
 			r.position.Segment = l.current.number
 			r.position.Offset = base + int64(len(buffer)) + headerSize
 			buffer = append(buffer, r.record...)
@@ -322,6 +327,8 @@ func (l *Log) writeBatch(batch []*request, buffer []byte, forceSync bool) []byte
 		}
 		if _, err = l.current.file.WriteAt(buffer, base); err == nil {
 			l.unsync = true
+			// Not before: filling goes on from here, and must never go over records.
+			l.current.filled = max(l.current.filled, base+int64(len(buffer)))
 		}
 		buffer = buffer[:written]
 	}
@@ -335,7 +342,7 @@ func (l *Log) writeBatch(batch []*request, buffer []byte, forceSync bool) []byte
 		l.mu.Lock()
 		l.current.size += int64(len(buffer))
 		l.mu.Unlock()
-		if l.current.size >= SegmentSize {
+		if l.current.size >= l.config.SegmentSize {
 			// What is not synced must not be left behind in a segment that nobody syncs again.
 			if l.unsync {
 				if l.current.file.Datasync() == nil {
@@ -371,9 +378,9 @@ func (l *Log) abandon() {
 // fill writes zeros from where the file ends until end lies before them. Failing is no fault: it only costs time later.
 func (l *Log) fill(end int64) {
 	if l.zeros == nil {
-		l.zeros = make([]byte, ahead)
+		l.zeros = make([]byte, min(ahead, l.config.SegmentSize))
 	}
-	for s := l.current; s.filled < end; s.filled += ahead {
+	for s := l.current; s.filled < end; s.filled += int64(len(l.zeros)) {
 		if _, err := s.file.WriteAt(l.zeros, s.filled); err != nil {
 			return
 		}
@@ -390,7 +397,7 @@ func (l *Log) rotate() error {
 	head := appendHeader(nil, s.number, s.salt)
 	if c := l.torn; c != nil {
 		record := newRecord(kindCut, c.segment, binary.LittleEndian.AppendUint64(nil, uint64(c.offset)))
-		seal(record, s.salt)
+		seal(record, s.salt, int64(len(head)))
 		head = append(head, record...)
 	}
 	s.size = int64(len(head))
@@ -403,13 +410,13 @@ func (l *Log) rotate() error {
 	l.mu.Unlock()
 	if spare {
 		written = spareName
-		s.filled = SegmentSize
+		s.filled = l.config.SegmentSize
 		// Not under its old name, should a crash undo its renaming.
 		if err = l.config.Disk.Sync(); err == nil {
 			s.file, err = l.config.Disk.Open(spareName)
 		}
 	} else {
-		s.file, err = l.config.Disk.Create(name, SegmentSize)
+		s.file, err = l.config.Disk.Create(name, l.config.SegmentSize)
 		s.filled = int64(len(head))
 	}
 	if err != nil {
@@ -496,7 +503,7 @@ func (l *Log) Drop(n uint64) error {
 		s.dropped = true
 		closing = s.readers == 0
 		// Who still reads would read what comes next.
-		keep = closing && !l.spare && s.filled >= SegmentSize
+		keep = closing && !l.spare && s.filled >= l.config.SegmentSize
 	}
 	l.mu.Unlock()
 	if s == nil {

@@ -1,0 +1,110 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/queue/seglog"
+)
+
+// TestCompaction lets most messages of a log go and a few stay: the log shrinks, also while it runs, and what stays keeps
+// its content, its state and its schedule through moves and restarts.
+func TestCompaction(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		stay := &sink{do: func(d *Delivery) *mailerr.Error { return mailerr.New(451, mailerr.Enhanced{4, 0, 0}, "later") }}
+		q := open(t, testConfig(dir, &sink{}, stay))
+		body := strings.Repeat("0123456789abcde\r\n", 100<<10/17)
+		kept := map[string]bool{}
+		for n := range 3000 {
+			to := []string{"u@local.test"}
+			if n%100 == 7 {
+				to = append(to, "r@far.test")
+				kept[fmt.Sprint(n)] = true
+			}
+			if err := submit(t, q, fmt.Sprintf("Subject: %d\r\n\r\n%s", n, body), "s@local.test", to...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		before := q.Stats()
+		if before.Messages != len(kept) || before.LogBytes < 5*seglog.SegmentSize {
+			t.Fatalf("%+v, want %d messages", before, len(kept))
+		}
+		next := map[string]time.Time{}
+		for _, l := range q.List() {
+			next[l.ID] = l.Next
+		}
+		// Time passes; the queue cleans up by itself.
+		time.Sleep(2 * cleanEvery)
+		synctest.Wait()
+		after := q.Stats()
+		if live := int64(len(kept)*len(body)) + seglog.SegmentSize; after.LogBytes > 2*live || after.Messages != len(kept) {
+			t.Errorf("%d bytes for %d messages, before %d bytes", after.LogBytes, after.Messages, before.LogBytes)
+		}
+		for range 2 {
+			q.Shutdown(t.Context())
+			q = open(t, testConfig(dir, &sink{}, stay))
+			for _, l := range q.List() {
+				if fmt.Sprint(l.Recipients) != "[r@far.test]" || !l.Next.Equal(next[l.ID]) {
+					t.Errorf("%+v, next attempt before %v", l, next[l.ID])
+				}
+			}
+			if n := q.Stats().Messages; n != len(kept) {
+				t.Errorf("%d messages, want %d", n, len(kept))
+			}
+		}
+		q.Shutdown(t.Context())
+		// And all of it can still be delivered.
+		last := &sink{}
+		q = open(t, testConfig(dir, &sink{}, last))
+		q.RetryAll()
+		synctest.Wait()
+		for _, text := range last.body {
+			subject, _, _ := strings.Cut(strings.TrimPrefix(text, "Subject: "), "\r\n")
+			if !kept[subject] || !strings.HasSuffix(text, body) {
+				t.Errorf("message %q is not what was sent", subject)
+			}
+			delete(kept, subject)
+		}
+		if len(kept) > 0 {
+			t.Errorf("not delivered: %v", kept)
+		}
+		q.Shutdown(t.Context())
+	})
+}
+
+// waits delivers nothing until its context ends, as a peer that stalls.
+type waits struct{}
+
+func (waits) Deliver(ctx context.Context, d *Delivery) []Result {
+	<-ctx.Done()
+	return []Result{{Err: mailerr.New(451, mailerr.Enhanced{4, 3, 2}, "shutting down")}}
+}
+
+// TestAttemptCutByShutdownDoesNotCount: the next start makes it again at once.
+func TestAttemptCutByShutdownDoesNotCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		q := open(t, testConfig(dir, waits{}, &sink{}))
+		if err := submit(t, q, "Subject: x\r\n\r\n", "s@x.test", "u@local.test"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		q.Shutdown(ctx)
+		local := &sink{}
+		q = open(t, testConfig(dir, local, &sink{}))
+		synctest.Wait()
+		if len(local.all()) != 1 {
+			t.Errorf("delivered %v, queued %+v", local.all(), q.List())
+		}
+		q.Shutdown(t.Context())
+	})
+}

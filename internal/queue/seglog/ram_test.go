@@ -1,0 +1,260 @@
+package seglog
+
+import (
+	"errors"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sync"
+)
+
+// ram is a Disk with a cache in front, as a crash sees it: what was written is kept, sector by sector, only for sure once
+// it was synced; creations, renames and removals reach the disk in order, but when, only Sync tells. After the power is cut
+// every operation fails.
+type ram struct {
+	mu     sync.Mutex
+	random *rand.Rand
+	// dir is what programs see, stable what is on the disk; waiting is what lies between.
+	dir, stable map[string]*inode
+	waiting     []func(map[string]*inode)
+	// power counts the operations until the cut.
+	power int
+	// fault is asked before each write and sync.
+	fault func() error
+	// lies makes Datasync do nothing, as a broken engine or disk would.
+	lies bool
+}
+
+const sector = 512
+
+type inode struct {
+	data, stable []byte
+	dirty        map[int]bool
+}
+
+var errPower = errors.New("the power is off")
+
+func newRAM(random *rand.Rand) *ram {
+	return &ram{random: random, dir: map[string]*inode{}, stable: map[string]*inode{}, power: -1, fault: func() error { return nil }}
+}
+
+// spend is called with mu held at the start of every operation that changes something.
+func (d *ram) spend() error {
+	if d.power == 0 {
+		return errPower
+	}
+	if d.power > 0 {
+		d.power--
+	}
+	return nil
+}
+
+// reboot gives the disk as it is found after the cut.
+func (d *ram) reboot() *ram {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, change := range d.waiting[:d.random.IntN(len(d.waiting)+1)] {
+		change(d.stable)
+	}
+	after := newRAM(d.random)
+	for name, n := range d.stable {
+		for _, s := range slices.Sorted(maps.Keys(n.dirty)) {
+			if d.random.IntN(2) == 0 {
+				n.flush(s)
+			}
+		}
+		fresh := &inode{data: slices.Clone(n.stable), stable: slices.Clone(n.stable), dirty: map[int]bool{}}
+		after.dir[name], after.stable[name] = fresh, fresh
+	}
+	return after
+}
+
+// flush brings a sector to the disk.
+func (n *inode) flush(s int) {
+	from, to := s*sector, min((s+1)*sector, len(n.data))
+	if from >= to {
+		return
+	}
+	if len(n.stable) < to {
+		n.stable = append(n.stable, make([]byte, to-len(n.stable))...)
+	}
+	copy(n.stable[from:to], n.data[from:to])
+	delete(n.dirty, s)
+}
+
+func (d *ram) change(f func(map[string]*inode)) {
+	f(d.dir)
+	d.waiting = append(d.waiting, f)
+}
+
+func (d *ram) List() ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Collect(maps.Keys(d.dir)), nil
+}
+
+func (d *ram) Open(name string) (File, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := d.dir[name]
+	if n == nil {
+		return nil, os.ErrNotExist
+	}
+	return &ramFile{d, n}, nil
+}
+
+func (d *ram) Create(name string, _ int64) (File, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.spend(); err != nil {
+		return nil, err
+	}
+	if d.dir[name] != nil {
+		return nil, os.ErrExist
+	}
+	n := &inode{dirty: map[int]bool{}}
+	d.change(func(dir map[string]*inode) { dir[name] = n })
+	return &ramFile{d, n}, nil
+}
+
+func (d *ram) Rename(from, to string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.spend(); err != nil {
+		return err
+	}
+	n := d.dir[from]
+	if n == nil {
+		return os.ErrNotExist
+	}
+	d.change(func(dir map[string]*inode) {
+		delete(dir, from)
+		dir[to] = n
+	})
+	return nil
+}
+
+func (d *ram) Remove(name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.spend(); err != nil {
+		return err
+	}
+	d.change(func(dir map[string]*inode) { delete(dir, name) })
+	return nil
+}
+
+func (d *ram) Sync() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.spend(); err != nil {
+		return err
+	}
+	if d.lies {
+		return nil
+	}
+	if err := d.fault(); err != nil {
+		return err
+	}
+	for _, change := range d.waiting {
+		change(d.stable)
+	}
+	d.waiting = nil
+	return nil
+}
+
+type ramFile struct {
+	d *ram
+	n *inode
+}
+
+func (f *ramFile) ReadAt(b []byte, at int64) (int, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if at >= int64(len(f.n.data)) {
+		return 0, io.EOF
+	}
+	n := copy(b, f.n.data[at:])
+	if n < len(b) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// WriteAt may fail half way; when the power is cut meanwhile, any of its sectors may have been written.
+func (f *ramFile) WriteAt(b []byte, at int64) (int, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if f.d.power == 0 {
+		return 0, errPower
+	}
+	fault := f.d.fault()
+	whole := len(b)
+	if fault != nil {
+		b = b[:f.d.random.IntN(len(b)+1)]
+	}
+	n := f.n
+	if end := int(at) + len(b); end > len(n.data) {
+		n.data = append(n.data, make([]byte, end-len(n.data))...)
+	}
+	copy(n.data[at:], b)
+	for s := int(at) / sector; s*sector < int(at)+len(b); s++ {
+		n.dirty[s] = true
+	}
+	if err := f.d.spend(); err != nil {
+		return 0, err
+	}
+	if fault != nil {
+		return min(len(b), whole-1), fault
+	}
+	return whole, nil
+}
+
+// Datasync, when it fails, loses some of what was written although the cache still shows it, as Linux does.
+func (f *ramFile) Datasync() error {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if f.d.power == 0 {
+		return errPower
+	}
+	if f.d.lies {
+		return nil
+	}
+	fault := f.d.fault()
+	cut := f.d.power == 1
+	for _, s := range slices.Sorted(maps.Keys(f.n.dirty)) {
+		switch {
+		case fault == nil && !cut || f.d.random.IntN(2) == 0:
+			f.n.flush(s)
+		case fault != nil:
+			delete(f.n.dirty, s)
+		}
+	}
+	if err := f.d.spend(); err != nil {
+		return err
+	}
+	if cut {
+		return errPower
+	}
+	return fault
+}
+
+func (f *ramFile) Truncate(size int64) error {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if err := f.d.spend(); err != nil {
+		return err
+	}
+	if f.d.random.IntN(3) == 0 {
+		return errors.New("truncate: no")
+	}
+	f.n.data = f.n.data[:min(size, int64(len(f.n.data)))]
+	if f.d.random.IntN(2) == 0 {
+		f.n.stable = f.n.stable[:min(size, int64(len(f.n.stable)))]
+	}
+	return nil
+}
+
+func (f *ramFile) Close() error { return nil }
