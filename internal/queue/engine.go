@@ -70,8 +70,9 @@ type Queue struct {
 
 	mu       sync.Mutex
 	messages map[ID]*message
-	// live counts the messages whose record lies in a segment, and their bytes.
-	live map[uint64]*segmentUse
+	live     map[uint32]*segmentUse
+	// recipients counts those that are not done, of all messages.
+	recipients int
 	scheduler
 	closing bool
 	// work counts deliveries, bounces and the goroutines of the queue.
@@ -80,29 +81,74 @@ type Queue struct {
 	workCtx    context.Context
 }
 
+// segmentUse tells what lives in a segment.
 type segmentUse struct {
-	messages map[ID]*message
-	bytes    int64
+	// ids holds every message that ever lived here; who moved or ended is passed over.
+	ids   []ID
+	count int
+	bytes int64
 }
 
-// message is what memory keeps of a queued message.
+// message is what memory keeps of a queued message: with its job and its places in the maps and the heap about 220 bytes,
+// because a million of them must fit beside everything else. Times are Unix nanoseconds.
 type message struct {
-	id         ID
-	position   seglog.Position
-	birth      time.Time
-	recipients []recipient
-	left       int
-	failures   []failure
-	// running counts deliveries under way; a message is not compacted meanwhile.
-	running  int
-	repeat   bool
-	finished bool
+	id    ID
+	birth int64
+	// segment, offset and length are the record's position; see at.
+	segment, offset, length uint32
+	// left counts the recipients that are not done, running the deliveries under way; a message is not moved meanwhile.
+	left, running int32
+	// repeat: an attempt may have been made whose result was lost. finished: nothing is left to do.
+	repeat, finished bool
+	recipients       []recipient
+	// rare is what only messages have that met trouble.
+	rare *rarity
+	// one and job spare most messages two allocations.
+	one [1]recipient
+	job job
+}
+
+type rarity struct {
+	failures []failure
 	lastText string
 }
 
+func (m *message) at() seglog.Position {
+	return seglog.Position{Segment: uint64(m.segment), Offset: int64(m.offset), Length: int(m.length)}
+}
+
+func (m *message) put(p seglog.Position) {
+	m.segment, m.offset, m.length = uint32(p.Segment), uint32(p.Offset), uint32(p.Length)
+}
+
+func (m *message) failures() []failure {
+	if m.rare == nil {
+		return nil
+	}
+	return m.rare.failures
+}
+
+func (m *message) trouble() *rarity {
+	if m.rare == nil {
+		m.rare = &rarity{}
+	}
+	return m.rare
+}
+
+// newMessage makes a message with its recipients, none of them done.
+func newMessage(id ID, birth int64, recipients int) *message {
+	m := &message{id: id, birth: birth, left: int32(recipients)}
+	if recipients == 1 {
+		m.recipients = m.one[:]
+	} else {
+		m.recipients = make([]recipient, recipients)
+	}
+	return m
+}
+
 type recipient struct {
+	next   int64
 	status status
-	next   time.Time
 }
 
 var (
@@ -128,7 +174,7 @@ func Open(ctx context.Context, config Config) (*Queue, error) {
 	if err := os.MkdirAll(filepath.Join(config.Dir, "big"), 0o700); err != nil {
 		return nil, err
 	}
-	q := &Queue{config: config, messages: map[ID]*message{}, live: map[uint64]*segmentUse{}}
+	q := &Queue{config: config, messages: map[ID]*message{}, live: map[uint32]*segmentUse{}}
 	var err error
 	if q.lock, err = os.OpenFile(filepath.Join(config.Dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return nil, err
@@ -189,16 +235,19 @@ func (q *Queue) replay(r seglog.Record) error {
 			return nil
 		}
 		old := q.messages[id]
-		m := &message{id: id, position: r.Position, birth: time.Unix(0, h.birth), failures: h.failures, repeat: true}
+		m := newMessage(id, h.birth, len(h.statuses))
+		m.put(r.Position)
+		m.repeat = true
 		for i, s := range h.statuses {
-			rec := recipient{status: s}
+			if m.recipients[i].status = s; s != waiting {
+				m.left--
+			}
 			if old != nil && i < len(old.recipients) {
-				rec.next = old.recipients[i].next
+				m.recipients[i].next = old.recipients[i].next
 			}
-			if s == waiting {
-				m.left++
-			}
-			m.recipients = append(m.recipients, rec)
+		}
+		if len(h.failures) > 0 {
+			m.trouble().failures = h.failures
 		}
 		if old != nil {
 			q.unuse(old)
@@ -215,7 +264,7 @@ func (q *Queue) replay(r seglog.Record) error {
 			q.config.Logger.Warn(fmt.Sprintf("queue: result of message %s: %v", id, err))
 			return nil
 		}
-		m.apply(results, failures)
+		q.apply(m, results, failures)
 	case kindFinished:
 		if m := q.messages[id]; m != nil {
 			q.unuse(m)
@@ -226,35 +275,42 @@ func (q *Queue) replay(r seglog.Record) error {
 }
 
 // apply takes results into the state. A recipient that is done stays done.
-func (m *message) apply(results []result, failures []failure) {
+func (q *Queue) apply(m *message, results []result, failures []failure) {
 	for _, r := range results {
 		rec := &m.recipients[r.index]
 		if rec.status != waiting {
 			continue
 		}
-		rec.status, rec.next = r.status, time.Unix(0, r.next)
+		rec.status, rec.next = r.status, r.next
 		if r.status != waiting {
 			m.left--
+			q.recipients--
 		}
 	}
-	m.failures = append(m.failures, failures...)
+	if len(failures) > 0 {
+		m.trouble().failures = append(m.failures(), failures...)
+	}
 }
 
+// use counts a message where its record lies; unuse takes it back.
 func (q *Queue) use(m *message) {
-	u := q.live[m.position.Segment]
+	u := q.live[m.segment]
 	if u == nil {
-		u = &segmentUse{messages: map[ID]*message{}}
-		q.live[m.position.Segment] = u
+		u = &segmentUse{}
+		q.live[m.segment] = u
 	}
-	u.messages[m.id] = m
-	u.bytes += int64(m.position.Length)
+	u.ids = append(u.ids, m.id)
+	u.count++
+	u.bytes += int64(m.length)
+	q.recipients += int(m.left)
 }
 
 func (q *Queue) unuse(m *message) {
-	if u := q.live[m.position.Segment]; u != nil {
-		delete(u.messages, m.id)
-		u.bytes -= int64(m.position.Length)
+	if u := q.live[m.segment]; u != nil {
+		u.count--
+		u.bytes -= int64(m.length)
 	}
+	q.recipients -= int(m.left)
 }
 
 // openIDs reads how far ids were reserved: no id below was given to anybody, so numbering goes on there.
@@ -440,14 +496,15 @@ func (s *submission) commit(env Envelope) error {
 	}
 	birth := q.config.Now()
 	h := head{birth: birth.UnixNano(), size: s.size, big: s.big != nil, statuses: make([]status, len(env.Recipients)), envelope: env}
-	m := &message{id: s.id, birth: birth, recipients: make([]recipient, len(env.Recipients)), left: len(env.Recipients)}
+	m := newMessage(s.id, h.birth, len(env.Recipients))
 	q.gate.RLock()
 	position, err := q.log.Enqueue(kindMessage, uint64(s.id), true, h.encode(), s.content).Wait()
+	s.content = nil
 	if err != nil {
 		q.gate.RUnlock()
 		return storageError(err)
 	}
-	m.position = position
+	m.put(position)
 	q.mu.Lock()
 	q.messages[s.id] = m
 	q.use(m)
@@ -473,10 +530,10 @@ func (c content) Size() int64 { return c.size }
 // load reads a message's head and gives its content. release must be called when the content is no longer needed.
 func (q *Queue) load(m *message) (h *head, c Content, release func(), err error) {
 	q.mu.Lock()
-	position := m.position
+	position := m.at()
 	q.mu.Unlock()
-	payload := make([]byte, position.Length)
-	if _, err := q.log.ReadAt(payload, position, 0); err != nil && err != io.EOF {
+	payload, err := q.log.Read(uint64(m.id), position, nil)
+	if err != nil {
 		return nil, nil, nil, err
 	}
 	h, rest, err := decodeHead(payload)
@@ -484,6 +541,9 @@ func (q *Queue) load(m *message) (h *head, c Content, release func(), err error)
 		return nil, nil, nil, err
 	}
 	if !h.big {
+		if h.size != int64(len(rest)) {
+			return nil, nil, nil, fmt.Errorf("%w: %d bytes of content, not %d", errRecord, len(rest), h.size)
+		}
 		// The payload was read whole; its content needs no second read.
 		return h, content{bytes.NewReader(rest), h.size}, func() {}, nil
 	}
@@ -534,23 +594,27 @@ func (q *Queue) clean() {
 				numbers = append(numbers, n)
 				total += size
 			}
-			if u := q.live[n]; u != nil {
+			if u := q.live[uint32(n)]; u != nil {
 				living += u.bytes
 			}
 		}
 		slices.Sort(numbers)
 		dropped := 0
 		for _, n := range numbers {
-			if u := q.live[n]; u != nil && len(u.messages) > 0 {
+			if u := q.live[uint32(n)]; u != nil && u.count > 0 {
 				break
 			}
-			delete(q.live, n)
+			delete(q.live, uint32(n))
 			dropped++
 			total -= sizes[n]
 		}
 		var move []*message
 		if rest := numbers[dropped:]; len(rest) > 0 && total > 2*living {
-			for _, m := range q.live[rest[0]].messages {
+			for _, id := range q.live[uint32(rest[0])].ids {
+				m := q.messages[id]
+				if m == nil || uint64(m.segment) != rest[0] {
+					continue
+				}
 				if m.running > 0 {
 					move = nil
 					break
@@ -607,7 +671,7 @@ func (q *Queue) move(messages []*message) bool {
 			q.mu.Lock()
 			if _, queued := q.messages[w.m.id]; queued {
 				q.unuse(w.m)
-				w.m.position = position
+				w.m.put(position)
 				q.use(w.m)
 			}
 			q.mu.Unlock()
@@ -618,8 +682,8 @@ func (q *Queue) move(messages []*message) bool {
 
 // copyRecord puts a message's record in line again, with its state; nil when the message is being worked on.
 func (q *Queue) copyRecord(m *message) ([]seglog.Pending, error) {
-	payload := make([]byte, m.position.Length)
-	if _, err := q.log.ReadAt(payload, m.position, 0); err != nil && err != io.EOF {
+	payload, err := q.log.Read(uint64(m.id), m.at(), nil)
+	if err != nil {
 		return nil, err
 	}
 	h, rest, err := decodeHead(payload)
@@ -635,11 +699,11 @@ func (q *Queue) copyRecord(m *message) ([]seglog.Pending, error) {
 	var later []result
 	for i, r := range m.recipients {
 		h.statuses[i] = r.status
-		if r.status == waiting && !r.next.IsZero() {
-			later = append(later, result{index: i, next: r.next.UnixNano()})
+		if r.status == waiting && r.next != 0 {
+			later = append(later, result{index: i, next: r.next})
 		}
 	}
-	h.failures = m.failures
+	h.failures = m.failures()
 	pending := []seglog.Pending{q.log.Enqueue(kindMessage, uint64(m.id), true, h.encode(), rest)}
 	if later != nil {
 		pending = append(pending, q.log.Enqueue(kindResult, uint64(m.id), true, encodeResults(later, nil)))

@@ -167,7 +167,7 @@ func (d *decoder) failures(recipients int) []failure {
 	return failures
 }
 
-// decodeHead reads a message record's payload; rest is the content, or nothing when it lies in big/.
+// decodeHead reads a message record's payload; rest is the content, or nothing when it lies in big/ or was not read.
 func decodeHead(b []byte) (h *head, rest []byte, err error) {
 	d := &decoder{b: b}
 	h = &head{birth: d.int(), size: int64(d.uint()), big: d.byte() == 1}
@@ -188,7 +188,7 @@ func decodeHead(b []byte) (h *head, rest []byte, err error) {
 		v.Recipients = append(v.Recipients, r)
 	}
 	h.failures = d.failures(n)
-	if d.bad || n == 0 || h.size < 0 || !h.big && h.size != int64(len(d.b)) {
+	if d.bad || n == 0 || h.size < 0 {
 		return nil, nil, errRecord
 	}
 	return h, d.b, nil

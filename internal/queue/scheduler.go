@@ -29,21 +29,52 @@ const (
 
 // job is the next delivery of some recipients of a message.
 type job struct {
-	m       *message
+	m *message
+	// host is where it goes; nil when the Router must be asked first, or when all that is left is to end the message.
+	host *destination
+	// due is when, in Unix nanoseconds.
+	due int64
+	// first and more are positions in the message's recipients; there is none when first is negative.
+	first   int32
+	attempt uint16
 	channel Channel
-	host    string
-	indexes []int
-	due     time.Time
-	attempt int
-	// unrouted jobs ask the Router first.
-	unrouted bool
+	more    []int32
+}
+
+func (j *job) indexes() []int {
+	if j.first < 0 {
+		return nil
+	}
+	indexes := make([]int, 1, 1+len(j.more))
+	indexes[0] = int(j.first)
+	for _, i := range j.more {
+		indexes = append(indexes, int(i))
+	}
+	return indexes
+}
+
+// newJob makes a job for m; the one inside m is used when it is free.
+func newJob(m *message, due int64, indexes ...int) *job {
+	j := &m.job
+	if j.m != nil {
+		j = &job{}
+	}
+	*j = job{m: m, due: due, first: -1}
+	for n, i := range indexes {
+		if n == 0 {
+			j.first = int32(i)
+		} else {
+			j.more = append(j.more, int32(i))
+		}
+	}
+	return j
 }
 
 // schedule of retries: a heap by due time.
 type jobHeap []*job
 
 func (h jobHeap) Len() int           { return len(h) }
-func (h jobHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h jobHeap) Less(i, j int) bool { return h[i].due < h[j].due }
 func (h jobHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
 func (h *jobHeap) Push(x any)        { *h = append(*h, x.(*job)) }
 func (h *jobHeap) Pop() any {
@@ -54,19 +85,45 @@ func (h *jobHeap) Pop() any {
 	return j
 }
 
-// lane is a channel: jobs that are due, by host, and the hosts in turn.
+// lane is a channel: where its mail goes, and those destinations that have a job and may start one, in turn.
 type lane struct {
 	running int
-	hosts   map[string]*hostJobs
-	// turn holds the hosts that have a job and may start one.
-	turn []*hostJobs
+	hosts   map[string]*destination
+	turn    fifo[*destination]
 }
 
-type hostJobs struct {
-	name    string
-	jobs    []*job
+// destination is one host, or all local delivery. It lives as long as jobs refer to it.
+type destination struct {
+	name string
+	// jobs are those that are due.
+	jobs    fifo[*job]
+	refs    int
 	running int
 	queued  bool
+}
+
+// fifo is a queue that gives its memory back as it empties.
+type fifo[T any] struct {
+	items []T
+	head  int
+}
+
+func (f *fifo[T]) len() int { return len(f.items) - f.head }
+
+func (f *fifo[T]) push(v T) { f.items = append(f.items, v) }
+
+func (f *fifo[T]) pop() T {
+	var none T
+	v := f.items[f.head]
+	f.items[f.head] = none
+	f.head++
+	switch {
+	case f.head == len(f.items):
+		f.items, f.head = nil, 0
+	case f.head >= 1024 && f.head*2 >= len(f.items):
+		f.items, f.head = append([]T(nil), f.items[f.head:]...), 0
+	}
+	return v
 }
 
 // scheduler is the part of Queue that decides what runs when; guarded by Queue.mu.
@@ -75,6 +132,23 @@ type scheduler struct {
 	lanes    [2]lane
 	delivery uint64
 	wake     chan struct{}
+}
+
+// refer gives the destination of a name, made if it is new, and counts a job that refers to it; release takes that back.
+func (l *lane) refer(name string) *destination {
+	d := l.hosts[name]
+	if d == nil {
+		d = &destination{name: strings.Clone(name)}
+		l.hosts[d.name] = d
+	}
+	d.refs++
+	return d
+}
+
+func (l *lane) release(d *destination) {
+	if d.refs--; d.refs == 0 {
+		delete(l.hosts, d.name)
+	}
 }
 
 // nextRetry is qmail's schedule (wiki 206-212): the square root of the age grows by chanskip with each attempt, so that
@@ -93,21 +167,27 @@ func nextRetry(birth, now time.Time, channel Channel) time.Time {
 func (q *Queue) start() {
 	q.wake = make(chan struct{}, 1)
 	for i := range q.lanes {
-		q.lanes[i].hosts = map[string]*hostJobs{}
+		q.lanes[i].hosts = map[string]*destination{}
 	}
+	q.later = make(jobHeap, 0, len(q.messages))
 	for _, m := range q.messages {
-		byTime := map[time.Time][]int{}
+		if m.left == 0 {
+			// Everything was done before the crash but the end.
+			q.later = append(q.later, newJob(m, 0))
+			continue
+		}
+		if len(m.recipients) == 1 {
+			q.later = append(q.later, newJob(m, m.recipients[0].next, 0))
+			continue
+		}
+		byTime := map[int64][]int{}
 		for i, r := range m.recipients {
 			if r.status == waiting {
 				byTime[r.next] = append(byTime[r.next], i)
 			}
 		}
 		for due, indexes := range byTime {
-			q.later = append(q.later, &job{m: m, indexes: indexes, due: due, unrouted: true})
-		}
-		if len(byTime) == 0 {
-			// Everything was done before the crash but the end.
-			q.later = append(q.later, &job{m: m})
+			q.later = append(q.later, newJob(m, due, indexes...))
 		}
 	}
 	heap.Init(&q.later)
@@ -138,12 +218,14 @@ func (q *Queue) tick() {
 			return
 		}
 		now := q.config.Now()
-		for len(q.later) > 0 && !q.later[0].due.After(now) {
+		for len(q.later) > 0 && q.later[0].due <= now.UnixNano() {
 			j := heap.Pop(&q.later).(*job)
 			switch {
-			case len(j.indexes) == 0:
-				q.work.Go(func() { q.conclude(j.m) })
-			case j.unrouted:
+			case j.first < 0:
+				m := j.m
+				q.free(j)
+				q.work.Go(func() { q.conclude(m) })
+			case j.host == nil:
 				j.m.running++
 				q.work.Go(func() { q.routeAgain(j) })
 			default:
@@ -152,7 +234,7 @@ func (q *Queue) tick() {
 		}
 		wait := cleanEvery
 		if len(q.later) > 0 {
-			wait = min(wait, q.later[0].due.Sub(now))
+			wait = min(wait, time.Duration(q.later[0].due-now.UnixNano()))
 		}
 		q.dispatch()
 		q.mu.Unlock()
@@ -166,24 +248,15 @@ func (q *Queue) tick() {
 
 // ready puts a job in its lane; called with mu held.
 func (q *Queue) ready(j *job) {
-	l := &q.lanes[j.channel]
-	h := l.hosts[j.host]
-	if h == nil {
-		h = &hostJobs{name: j.host}
-		l.hosts[j.host] = h
-	}
-	h.jobs = append(h.jobs, j)
-	l.line(h, j.channel)
+	j.host.jobs.push(j)
+	q.lanes[j.channel].line(j.host, j.channel)
 }
 
 // line puts a host in turn if it may start a job.
-func (l *lane) line(h *hostJobs, c Channel) {
-	if !h.queued && len(h.jobs) > 0 && (c == Local || h.running < perHost) {
+func (l *lane) line(h *destination, c Channel) {
+	if !h.queued && h.jobs.len() > 0 && (c == Local || h.running < perHost) {
 		h.queued = true
-		l.turn = append(l.turn, h)
-	}
-	if len(h.jobs) == 0 && h.running == 0 {
-		delete(l.hosts, h.name)
+		l.turn.push(h)
 	}
 }
 
@@ -199,20 +272,17 @@ func (q *Queue) dispatch() {
 	for _, c := range []Channel{Local, Remote} {
 		l := &q.lanes[c]
 		limit := q.limit(c)
-		for l.running < limit && len(l.turn) > 0 && !q.closing {
-			h := l.turn[0]
-			l.turn = l.turn[1:]
+		for l.running < limit && l.turn.len() > 0 && !q.closing {
+			h := l.turn.pop()
 			h.queued = false
-			j := h.jobs[0]
-			h.jobs[0] = nil
-			h.jobs = h.jobs[1:]
+			j := h.jobs.pop()
 			l.running++
 			h.running++
 			l.line(h, c)
 			j.m.running++
 			q.delivery++
 			number := q.delivery
-			q.work.Go(func() { q.deliver(j, h, number) })
+			q.work.Go(func() { q.deliver(j, number) })
 		}
 	}
 }
@@ -237,7 +307,11 @@ func (q *Queue) routeAgain(j *job) {
 		return
 	}
 	release()
-	q.route(j.m, &h.envelope, j.indexes)
+	m, indexes := j.m, j.indexes()
+	q.mu.Lock()
+	q.free(j)
+	q.mu.Unlock()
+	q.route(m, &h.envelope, indexes)
 }
 
 // unreadable keeps a message that cannot be read for the operator, and tries again later.
@@ -246,7 +320,7 @@ func (q *Queue) unreadable(j *job, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	j.m.running--
-	j.due = q.config.Now().Add(10 * time.Minute)
+	j.due = q.config.Now().Add(10 * time.Minute).UnixNano()
 	heap.Push(&q.later, j)
 }
 
@@ -256,8 +330,13 @@ func (q *Queue) route(m *message, env *Envelope, indexes []int) {
 		channel Channel
 		host    string
 	}
-	var jobs []*job
-	open := map[key]*job{}
+	type plan struct {
+		key
+		unrouted bool
+		indexes  []int
+	}
+	var plans []*plan
+	open := map[key]*plan{}
 	var results []result
 	var failures []failure
 	for _, i := range indexes {
@@ -265,7 +344,7 @@ func (q *Queue) route(m *message, env *Envelope, indexes []int) {
 		d, err := q.config.Router.Route(q.workCtx, to)
 		if e := mailerr.From(err); e != nil {
 			if e.Temporary() {
-				jobs = append(jobs, &job{m: m, indexes: []int{i}, due: q.config.Now().Add(routeRetry), unrouted: true})
+				plans = append(plans, &plan{unrouted: true, indexes: []int{i}})
 				continue
 			}
 			results = append(results, result{index: i, status: failed})
@@ -274,22 +353,24 @@ func (q *Queue) route(m *message, env *Envelope, indexes []int) {
 			continue
 		}
 		k := key{d.Channel, d.Host}
-		j := open[k]
-		if j == nil || d.Channel == Local || len(j.indexes) == perTransaction {
-			j = &job{m: m, channel: d.Channel, host: d.Host}
-			open[k] = j
-			jobs = append(jobs, j)
+		p := open[k]
+		if p == nil || d.Channel == Local || len(p.indexes) == perTransaction {
+			p = &plan{key: k}
+			open[k] = p
+			plans = append(plans, p)
 		}
-		j.indexes = append(j.indexes, i)
+		p.indexes = append(p.indexes, i)
 	}
 	q.mu.Lock()
 	m.running--
-	for _, j := range jobs {
-		if j.unrouted {
-			heap.Push(&q.later, j)
-		} else {
-			q.ready(j)
+	for _, p := range plans {
+		if p.unrouted {
+			heap.Push(&q.later, newJob(m, q.config.Now().Add(routeRetry).UnixNano(), p.indexes...))
+			continue
 		}
+		j := newJob(m, 0, p.indexes...)
+		j.channel, j.host = p.channel, q.lanes[p.channel].refer(p.host)
+		q.ready(j)
 	}
 	over := q.record(m, results, failures)
 	q.dispatch()
@@ -299,12 +380,23 @@ func (q *Queue) route(m *message, env *Envelope, indexes []int) {
 	}
 }
 
+// free gives up a job; called with mu held.
+func (q *Queue) free(j *job) {
+	if j.host != nil {
+		q.lanes[j.channel].release(j.host)
+		j.host = nil
+	}
+	if j == &j.m.job {
+		j.m.job.m = nil
+	}
+}
+
 // record writes results and takes them into the state; over tells that the message has nothing left to do. Called with mu
 // held, so that results stand in the log in the order in which they are taken.
 func (q *Queue) record(m *message, results []result, failures []failure) (over bool) {
 	if len(results) > 0 {
 		q.log.Enqueue(kindResult, uint64(m.id), false, encodeResults(results, failures))
-		m.apply(results, failures)
+		q.apply(m, results, failures)
 	}
 	if m.left == 0 && m.running == 0 && !m.finished {
 		m.finished = true
@@ -318,20 +410,21 @@ func (q *Queue) status() string {
 }
 
 // deliver makes one delivery and deals with its results.
-func (q *Queue) deliver(j *job, host *hostJobs, number uint64) {
-	m := j.m
+func (q *Queue) deliver(j *job, number uint64) {
+	m, indexes, host := j.m, j.indexes(), j.host
 	h, c, release, err := q.load(m)
 	if err != nil {
 		q.mu.Lock()
-		q.leave(j, host)
+		q.leave(j)
 		q.mu.Unlock()
 		q.unreadable(j, err)
 		return
 	}
 	defer release()
-	d := &Delivery{Number: number, ID: m.id, Envelope: &h.envelope, Host: j.host, Index: j.indexes, Content: c, Birth: m.birth, Attempt: j.attempt, Repeat: m.repeat}
+	d := &Delivery{Number: number, ID: m.id, Envelope: &h.envelope, Host: host.name, Index: indexes, Content: c,
+		Birth: time.Unix(0, m.birth), Attempt: int(j.attempt), Repeat: m.repeat}
 	var names []string
-	for _, i := range j.indexes {
+	for _, i := range indexes {
 		d.Recipients = append(d.Recipients, h.envelope.Recipients[i])
 		names = append(names, h.envelope.Recipients[i].Address.String())
 	}
@@ -353,9 +446,9 @@ func (q *Queue) deliver(j *job, host *hostJobs, number uint64) {
 	var outcome []result
 	var failures []failure
 	var again []int
-	tooLate := now.Sub(m.birth) >= settings.QueueLifetime.Get(q.config.Settings())
-	next := nextRetry(m.birth, now, j.channel)
-	for k, i := range j.indexes {
+	tooLate := now.Sub(d.Birth) >= settings.QueueLifetime.Get(q.config.Settings())
+	next := nextRetry(d.Birth, now, j.channel)
+	for k, i := range indexes {
 		r := Result{Err: mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "delivery gave no result")}
 		if k < len(results) {
 			r = results[k]
@@ -400,9 +493,16 @@ func (q *Queue) deliver(j *job, host *hostJobs, number uint64) {
 	}
 	q.mu.Lock()
 	m.running--
-	q.leave(j, host)
+	q.leave(j)
+	attempt, channel := j.attempt, j.channel
 	if again != nil {
-		heap.Push(&q.later, &job{m: m, channel: j.channel, host: j.host, indexes: again, due: next, attempt: j.attempt + 1})
+		host.refs++ // the next job's, before this one's goes
+	}
+	q.free(j)
+	if again != nil {
+		j := newJob(m, next.UnixNano(), again...)
+		j.channel, j.host, j.attempt = channel, host, min(attempt, math.MaxUint16-1)+1
+		heap.Push(&q.later, j)
 	}
 	over := q.record(m, outcome, failures)
 	if !over && m.running == 0 {
@@ -419,17 +519,17 @@ func (q *Queue) deliver(j *job, host *hostJobs, number uint64) {
 }
 
 // leave takes a job out of its lane; called with mu held.
-func (q *Queue) leave(j *job, host *hostJobs) {
+func (q *Queue) leave(j *job) {
 	l := &q.lanes[j.channel]
 	l.running--
-	host.running--
-	l.line(host, j.channel)
+	j.host.running--
+	l.line(j.host, j.channel)
 }
 
 func (m *message) setLast(q *Queue, text string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	m.lastText = text[:min(len(text), 200)]
+	m.trouble().lastText = strings.Clone(text[:min(len(text), 200)])
 }
 
 // qmailText writes a result as qmail logs it: blanks as underscores, line ends as slashes.
@@ -449,12 +549,12 @@ func (q *Queue) conclude(m *message) {
 		return
 	}
 	defer release()
-	if len(m.failures) > 0 {
+	if len(m.failures()) > 0 {
 		if err := q.bounce(m, h, c); err != nil {
 			q.config.Logger.Warn(fmt.Sprintf("queue: bounce of message %s: %v; will try again later", m.id, err))
 			q.mu.Lock()
 			m.finished = false
-			heap.Push(&q.later, &job{m: m, due: q.config.Now().Add(time.Minute)})
+			heap.Push(&q.later, newJob(m, q.config.Now().Add(time.Minute).UnixNano()))
 			q.mu.Unlock()
 			return
 		}
@@ -493,11 +593,11 @@ func (q *Queue) bounce(m *message, h *head, c Content) error {
 	original := io.NewSectionReader(c, 0, c.Size())
 	report := bounce.Report{
 		Host: q.config.Host, From: addr.Address{Local: settings.BounceFrom.Get(view), Domain: or(settings.BounceHost.Get(view), q.config.Host)},
-		To: to, Double: sender == doubleBounceSender, Arrived: m.birth, Now: q.config.Now(), EnvID: h.envelope.EnvID,
+		To: to, Double: sender == doubleBounceSender, Arrived: time.Unix(0, m.birth), Now: q.config.Now(), EnvID: h.envelope.EnvID,
 		Original: original, HeaderOnly: limit > 0 && c.Size() > limit, UTF8: h.envelope.UTF8,
 	}
 	q.mu.Lock()
-	failures := slices.Clone(m.failures)
+	failures := slices.Clone(m.failures())
 	q.mu.Unlock()
 	for _, f := range failures {
 		r := h.envelope.Recipients[f.index]
@@ -537,10 +637,7 @@ func (q *Queue) Stats() Stats {
 	sizes, _ := q.log.Sizes()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s := Stats{Messages: len(q.messages), LocalRunning: q.lanes[Local].running, RemoteRunning: q.lanes[Remote].running, Scheduled: len(q.later)}
-	for _, m := range q.messages {
-		s.Recipients += m.left
-	}
+	s := Stats{Messages: len(q.messages), Recipients: q.recipients, LocalRunning: q.lanes[Local].running, RemoteRunning: q.lanes[Remote].running, Scheduled: len(q.later)}
 	for _, n := range sizes {
 		s.LogBytes += n
 	}
@@ -580,14 +677,16 @@ func (q *Queue) List() []Listed {
 			continue // it ended meanwhile
 		}
 		release()
-		l := Listed{ID: m.id.String(), Sender: h.envelope.Sender.String(), Birth: m.birth, Size: h.size}
+		l := Listed{ID: m.id.String(), Sender: h.envelope.Sender.String(), Birth: time.Unix(0, m.birth), Size: h.size}
 		q.mu.Lock()
-		l.LastText = m.lastText
+		if m.rare != nil {
+			l.LastText = m.rare.lastText
+		}
 		for i, r := range m.recipients {
 			if r.status == waiting {
 				l.Recipients = append(l.Recipients, h.envelope.Recipients[i].Address.String())
-				if l.Next.IsZero() || r.next.Before(l.Next) {
-					l.Next = r.next
+				if next := time.Unix(0, r.next); r.next != 0 && (l.Next.IsZero() || next.Before(l.Next)) {
+					l.Next = next
 				}
 			}
 		}
@@ -619,7 +718,7 @@ func (q *Queue) RetryAll() int {
 func (q *Queue) hasten(which func(*job) bool) (n int) {
 	for _, j := range q.later {
 		if which(j) {
-			j.due = time.Time{}
+			j.due = 0
 			n++
 		}
 	}

@@ -15,6 +15,7 @@ type File interface {
 	// Datasync returns when all that was written is on stable storage.
 	Datasync() error
 	Truncate(size int64) error
+	Size() (int64, error)
 	Close() error
 }
 
@@ -38,6 +39,14 @@ type Folder string
 type osFile struct{ *os.File }
 
 func (f osFile) Datasync() error { return unix.Fdatasync(int(f.Fd())) }
+
+func (f osFile) Size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
 
 // List gives the names in the directory, in no order.
 func (d Folder) List() ([]string, error) {

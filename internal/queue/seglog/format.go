@@ -3,13 +3,20 @@ package seglog
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 )
 
 // A segment file is a header and records, everything little-endian and at multiples of 8 bytes.
 //
 //	header  magic[8] number[8] salt[8] crc32c[4] zero[4]
-//	record  crc32c[4] length[4] salt[8] id[8] kind[1] zero[7] payload[length] zero[0-7]
+//	record  crc32c[4] length[4] salt[8] id[8] kind[1] zero[3] head[4] payload[length] zero[0-7]
+//
+// The first head bytes of the payload are the part that replay needs. A hint file holds them, so that a start need not
+// read what is only delivered:
+//
+//	hint    magic[8] number[8] salt[8] entries crc32c[4]
+//	entry   kind[1] uvarint(id) uvarint(offset) uvarint(length) uvarint(head) payload[head]
 //
 // A record's checksum covers all of it but itself, and its offset in the file. The salt is drawn for each segment. Both are
 // there because a file is used again for a later segment, so that behind its last record lie records of an earlier one, and
@@ -17,6 +24,7 @@ import (
 // goes: the end of what was written.
 const (
 	magic      = "INDIGOQ\x02"
+	hintMagic  = "INDIGOH\x02"
 	headerSize = 32
 	align      = 8
 	// kindCut, written by the log itself, says that an earlier segment counts only up to an offset.
@@ -63,16 +71,18 @@ func otherVersion(b []byte) bool {
 }
 
 // newRecord makes a record but for its salt and checksum, which seal sets when its segment is known.
-func newRecord(kind byte, id uint64, payload ...[]byte) []byte {
-	length := 0
-	for _, p := range payload {
+func newRecord(kind byte, id uint64, head []byte, rest ...[]byte) []byte {
+	length := len(head)
+	for _, p := range rest {
 		length += len(p)
 	}
 	b := make([]byte, headerSize, padded(headerSize+length))
 	binary.LittleEndian.PutUint32(b[4:], uint32(length))
 	binary.LittleEndian.PutUint64(b[16:], id)
 	b[24] = kind
-	for _, p := range payload {
+	binary.LittleEndian.PutUint32(b[28:], uint32(len(head)))
+	b = append(b, head...)
+	for _, p := range rest {
 		b = append(b, p...)
 	}
 	return b[:cap(b)][:padded(headerSize+length)]
@@ -99,7 +109,8 @@ func parse(b []byte, salt uint64, offset int64) (r Record, size int, ok bool) {
 	}
 	length := int(binary.LittleEndian.Uint32(b[4:]))
 	r.Kind = b[24]
-	if r.Kind == 0 || length > len(b)-headerSize || binary.LittleEndian.Uint64(b[24:])>>8 != 0 {
+	head := int(binary.LittleEndian.Uint32(b[28:]))
+	if r.Kind == 0 || length > len(b)-headerSize || head > length || b[25]|b[26]|b[27] != 0 {
 		return r, 0, false
 	}
 	end := headerSize + length
@@ -107,8 +118,63 @@ func parse(b []byte, salt uint64, offset int64) (r Record, size int, ok bool) {
 		return r, 0, false
 	}
 	r.ID = binary.LittleEndian.Uint64(b[16:])
-	r.Payload = b[headerSize:end]
+	r.Payload, r.head = b[headerSize:end], head
 	return r, min(padded(end), len(b)), true
+}
+
+// appendEntry appends a record to a hint.
+func appendEntry(b []byte, r Record) []byte {
+	b = append(b, r.Kind)
+	b = binary.AppendUvarint(b, r.ID)
+	b = binary.AppendUvarint(b, uint64(r.Position.Offset))
+	b = binary.AppendUvarint(b, uint64(r.Position.Length))
+	b = binary.AppendUvarint(b, uint64(r.head))
+	return append(b, r.Payload[:r.head]...)
+}
+
+func newHint(number, salt uint64) []byte {
+	b := binary.LittleEndian.AppendUint64([]byte(hintMagic), number)
+	return binary.LittleEndian.AppendUint64(b, salt)
+}
+
+func sealHint(b []byte) []byte {
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, table))
+}
+
+var errHint = errors.New("malformed hint")
+
+// readHint gives every record of a hint, with its head as payload. An error before the first use means that the hint is
+// not this segment's, or torn, and is no loss.
+func readHint(b []byte, number, salt uint64, use func(Record) error) error {
+	want := newHint(number, salt)
+	if len(b) < len(want)+4 || !bytes.Equal(b[:len(want)], want) {
+		return errHint
+	}
+	end := len(b) - 4
+	if crc32.Checksum(b[:end], table) != binary.LittleEndian.Uint32(b[end:]) {
+		return errHint
+	}
+	for b = b[len(want):end]; len(b) > 0; {
+		r := Record{Kind: b[0]}
+		b = b[1:]
+		var fields [4]uint64
+		for i := range fields {
+			n, size := binary.Uvarint(b)
+			if size <= 0 {
+				return errHint
+			}
+			fields[i], b = n, b[size:]
+		}
+		if fields[3] > uint64(len(b)) {
+			return errHint
+		}
+		r.ID, r.Position = fields[0], Position{number, int64(fields[1]), int(fields[2])}
+		r.Payload, b = b[:fields[3]], b[fields[3]:]
+		if err := use(r); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // scan gives every record of the segment b. Bytes between records that are no record are damage, told to damaged. Behind

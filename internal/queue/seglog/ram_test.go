@@ -257,4 +257,10 @@ func (f *ramFile) Truncate(size int64) error {
 	return nil
 }
 
+func (f *ramFile) Size() (int64, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	return int64(len(f.n.data)), nil
+}
+
 func (f *ramFile) Close() error { return nil }

@@ -32,12 +32,13 @@ type Position struct {
 	Length  int
 }
 
-// Record is one record as replayed. Payload is good only during the call.
+// Record is one record as replayed. Payload, its head at least, is good only during the call.
 type Record struct {
 	Kind     byte
 	ID       uint64
 	Payload  []byte
 	Position Position
+	head     int
 }
 
 // Config says where a log is and whom it tells.
@@ -68,6 +69,7 @@ type Log struct {
 	// torn is the cut that the next segment must begin with.
 	torn  *cut
 	zeros []byte
+	hint  []byte
 
 	// spare tells that there is a file to be used again; under mu.
 	spare bool
@@ -167,37 +169,103 @@ func (l *Log) replay(use func(Record) error) error {
 		}
 	}
 	for _, n := range numbers {
-		b, err := load(l.segments[n].file, l.config.SegmentSize)
-		if err != nil {
+		cut, isCut := cuts[n]
+		if err := l.replaySegment(l.segments[n], cut, isCut, use); err != nil {
 			return fmt.Errorf("segment %016x: %w", n, err)
-		}
-		if otherVersion(b) {
-			return fmt.Errorf("segment %016x is of version %d of the format, and this program knows version %d", n, b[7], magic[7])
-		}
-		s := l.segments[n]
-		s.size, s.filled = int64(len(b)), int64(len(b))
-		if cut, ok := cuts[n]; ok && cut < int64(len(b)) {
-			b = b[:cut]
-		}
-		var ok bool
-		if s.salt, ok = parseHeader(b, n); !ok {
-			// A crash before the header was synced leaves this; nothing was written behind it then.
-			if slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) {
-				l.damaged(n, 0, b)
-			}
-			continue
-		}
-		err = scan(b, n, s.salt, func(r Record) error {
-			if r.Kind == kindCut {
-				return nil
-			}
-			return use(r)
-		}, func(offset, length int) { l.damaged(n, int64(offset), b[offset:offset+length]) })
-		if err != nil {
-			return err
 		}
 	}
 	return nil
+}
+
+// replaySegment gives a segment's records, from its hint if there is a good one, else by reading all of it; then it writes
+// the hint that was missing.
+func (l *Log) replaySegment(s *segment, cut int64, isCut bool, use func(Record) error) error {
+	skipCuts := func(r Record) error {
+		if r.Kind == kindCut {
+			return nil
+		}
+		return use(r)
+	}
+	head := make([]byte, headerSize)
+	if n, err := s.file.ReadAt(head, 0); err == nil && !isCut {
+		if salt, ok := parseHeader(head[:n], s.number); ok {
+			if hint, size := l.loadHint(s); hint != nil {
+				s.salt, s.size, s.filled = salt, size, size
+				used := false
+				err := readHint(hint, s.number, salt, func(r Record) error { used = true; return skipCuts(r) })
+				if err == nil || used {
+					return err
+				}
+			}
+		}
+	}
+	b, err := load(s.file, l.config.SegmentSize)
+	if err != nil {
+		return err
+	}
+	if otherVersion(b) {
+		return fmt.Errorf("it is of version %d of the format, and this program knows version %d", b[7], magic[7])
+	}
+	s.size, s.filled = int64(len(b)), int64(len(b))
+	if isCut && cut < int64(len(b)) {
+		b = b[:cut]
+	}
+	salt, ok := parseHeader(b, s.number)
+	if !ok {
+		// A crash before the header was synced leaves this; nothing was written behind it then.
+		if slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) {
+			l.damaged(s.number, 0, b)
+		}
+		return nil
+	}
+	s.salt = salt
+	whole := !isCut
+	hint := newHint(s.number, salt)
+	err = scan(b, s.number, salt, func(r Record) error {
+		hint = appendEntry(hint, r)
+		return skipCuts(r)
+	}, func(offset, length int) {
+		whole = false
+		l.damaged(s.number, int64(offset), b[offset:offset+length])
+	})
+	if err == nil && whole {
+		l.writeHint(s.number, hint)
+	}
+	return err
+}
+
+func hintName(n uint64) string { return fmt.Sprintf("%016x.hint", n) }
+
+// loadHint gives a segment's hint, nil when there is none, and the size of the segment.
+func (l *Log) loadHint(s *segment) (hint []byte, size int64) {
+	f, err := l.config.Disk.Open(hintName(s.number))
+	if err != nil {
+		return nil, 0
+	}
+	defer f.Close()
+	if size, err = s.file.Size(); err != nil {
+		return nil, 0
+	}
+	length, err := f.Size()
+	if err == nil {
+		hint, err = load(f, max(length, 1))
+	}
+	if err != nil {
+		return nil, 0
+	}
+	return hint, size
+}
+
+// writeHint writes a segment's hint. It is not synced and its failure does not matter: a hint that is torn or missing is
+// made again at the next start.
+func (l *Log) writeHint(n uint64, hint []byte) {
+	_ = l.config.Disk.Remove(hintName(n))
+	f, err := l.config.Disk.Create(hintName(n), 0)
+	if err != nil {
+		return
+	}
+	_, _ = f.WriteAt(sealHint(hint), 0)
+	_ = f.Close()
 }
 
 func (l *Log) damaged(n uint64, offset int64, b []byte) {
@@ -214,7 +282,7 @@ func (l *Log) closeFiles() {
 
 // load reads a file whole; size is about what it has.
 func load(f File, size int64) ([]byte, error) {
-	b := make([]byte, 0, size+size/8)
+	b := make([]byte, 0, size+size/8+1)
 	for {
 		if len(b) == cap(b) {
 			b = slices.Grow(b, int(size))
@@ -236,11 +304,12 @@ var ErrClosed = errors.New("log is closed")
 // Pending is a record on its way into the log.
 type Pending struct{ r *request }
 
-// Enqueue puts a record in line; records reach the log in the order of the calls. The payload's parts are copied. With
-// sync, Wait returns after the record is on stable storage; without, it is synced with the next that is, or 200 ms later.
-func (l *Log) Enqueue(kind byte, id uint64, sync bool, payload ...[]byte) Pending {
-	r := &request{record: newRecord(kind, id, payload...), sync: sync, done: make(chan struct{})}
-	for _, p := range payload {
+// Enqueue puts a record in line; records reach the log in the order of the calls. The payload, which is head and rest, is
+// copied; of head alone a replay can be sure. With sync, Wait returns after the record is on stable storage; without, it is synced with the next that is, or 200 ms later.
+func (l *Log) Enqueue(kind byte, id uint64, sync bool, head []byte, rest ...[]byte) Pending {
+	r := &request{record: newRecord(kind, id, head, rest...), sync: sync, done: make(chan struct{})}
+	r.position.Length = len(head)
+	for _, p := range rest {
 		r.position.Length += len(p)
 	}
 	l.mu.Lock()
@@ -339,6 +408,9 @@ func (l *Log) writeBatch(batch []*request, buffer []byte, forceSync bool) []byte
 	if err != nil {
 		l.abandon()
 	} else if l.current != nil {
+		for _, r := range batch {
+			l.hint = appendRecordEntry(l.hint, r)
+		}
 		l.mu.Lock()
 		l.current.size += int64(len(buffer))
 		l.mu.Unlock()
@@ -349,6 +421,9 @@ func (l *Log) writeBatch(batch []*request, buffer []byte, forceSync bool) []byte
 					l.unsync = false
 				}
 			}
+			if !l.unsync {
+				l.writeHint(l.current.number, l.hint)
+			}
 			l.current = nil
 		}
 	}
@@ -358,6 +433,12 @@ func (l *Log) writeBatch(batch []*request, buffer []byte, forceSync bool) []byte
 		close(r.done)
 	}
 	return buffer
+}
+
+func appendRecordEntry(hint []byte, r *request) []byte {
+	b := r.record
+	head := int(binary.LittleEndian.Uint32(b[28:]))
+	return appendEntry(hint, Record{Kind: b[24], ID: binary.LittleEndian.Uint64(b[16:]), Payload: b[headerSize : headerSize+head], Position: r.position, head: head})
 }
 
 // abandon gives up the current segment after a failed write or sync: what the kernel holds of it is not known, so nothing
@@ -443,16 +524,17 @@ func (l *Log) rotate() error {
 	l.segments[s.number] = s
 	l.mu.Unlock()
 	l.current, l.torn = s, nil
+	l.hint = append(l.hint[:0], newHint(s.number, s.salt)...)
 	return nil
 }
 
 func segmentName(n uint64) string { return fmt.Sprintf("%016x.seg", n) }
 
-// ReadAt reads from the payload at p, like io.ReaderAt.
-func (l *Log) ReadAt(b []byte, p Position, offset int64) (int, error) {
-	if offset >= int64(p.Length) {
-		return 0, io.EOF
-	}
+// ErrDamaged says that a record is not what was written.
+var ErrDamaged = errors.New("the record's checksum is wrong")
+
+// Read gives the payload of the record at p, checked, in b if it has the room.
+func (l *Log) Read(id uint64, p Position, b []byte) ([]byte, error) {
 	l.mu.Lock()
 	s := l.segments[p.Segment]
 	if s != nil {
@@ -460,16 +542,14 @@ func (l *Log) ReadAt(b []byte, p Position, offset int64) (int, error) {
 	}
 	l.mu.Unlock()
 	if s == nil {
-		return 0, fmt.Errorf("segment %016x is gone", p.Segment)
+		return nil, fmt.Errorf("segment %016x is gone", p.Segment)
 	}
-	short := int64(len(b)) > int64(p.Length)-offset
-	if short {
-		b = b[:int64(p.Length)-offset]
+	whole := headerSize + p.Length
+	if cap(b) < whole {
+		b = make([]byte, whole)
 	}
-	n, err := s.file.ReadAt(b, p.Offset+offset)
-	if err == nil && short {
-		err = io.EOF
-	}
+	b = b[:whole]
+	_, err := s.file.ReadAt(b, p.Offset-headerSize)
 	l.mu.Lock()
 	s.readers--
 	closing := s.dropped && s.readers == 0
@@ -477,7 +557,17 @@ func (l *Log) ReadAt(b []byte, p Position, offset int64) (int, error) {
 	if closing {
 		s.file.Close()
 	}
-	return n, err
+	if err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, fmt.Errorf("segment %016x at %d: %w", p.Segment, p.Offset, err)
+	}
+	r, _, ok := parse(b, s.salt, p.Offset-headerSize)
+	if !ok || r.ID != id || len(r.Payload) != p.Length {
+		return nil, fmt.Errorf("segment %016x at %d: %w", p.Segment, p.Offset, ErrDamaged)
+	}
+	return r.Payload, nil
 }
 
 // Sizes gives the bytes of every segment, the one being written included, and which one that is (0 for none).
@@ -512,6 +602,7 @@ func (l *Log) Drop(n uint64) error {
 	if closing {
 		s.file.Close()
 	}
+	_ = l.config.Disk.Remove(hintName(n))
 	if !keep {
 		return l.config.Disk.Remove(segmentName(n))
 	}
