@@ -36,7 +36,7 @@ func (b *bench) ceiling(ctx context.Context, c testCase) (float64, error) {
 // that wait share one write and one fdatasync, into a file whose blocks were written before. It is as little code as can
 // be, so that it shows the disk.
 func (b *bench) groupCommit(c testCase) (float64, error) {
-	const slot = size + 512
+	slot := c.size + 512
 	f, err := os.OpenFile(filepath.Join(b.dir, "commit"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return 0, err
@@ -125,7 +125,7 @@ func (b *bench) files(c testCase) (float64, error) {
 		}
 	}
 	unix.Sync()
-	content := make([]byte, size)
+	content := make([]byte, c.size)
 	one := func(name string) error {
 		f, err := os.OpenFile(filepath.Join(dir, "tmp", name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {

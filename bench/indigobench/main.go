@@ -29,11 +29,13 @@ func main() {
 	only := flag.String("only", "", "regular expression for the cases to run")
 	program := flag.String("program", "", "indigo program to measure; empty builds this tree's")
 	profile := flag.String("profile", "", "write CPU and allocation profiles of the last Indigo run of each case to FILE.CASE.cpu and .allocs")
+	waiting := flag.Int("million", 0, "instead of the table: what so many waiting messages cost (bytes each: -size)")
+	bytesEach := flag.Int("size", 4096, "bytes of each message's content")
 	alone := flag.Bool("alone", false, "measure Indigo only")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, options{dir: *dir, rounds: *rounds, scale: *scale, only: *only, program: *program, profile: *profile, alone: *alone}); err != nil {
+	if err := run(ctx, options{dir: *dir, rounds: *rounds, scale: *scale, only: *only, program: *program, profile: *profile, alone: *alone, waiting: *waiting, size: *bytesEach}); err != nil {
 		fmt.Fprintln(os.Stderr, "indigobench:", err)
 		os.Exit(1)
 	}
@@ -47,6 +49,8 @@ type options struct {
 	program string
 	profile string
 	alone   bool
+	waiting int
+	size    int
 }
 
 // kind is what a case measures.
@@ -69,33 +73,31 @@ type testCase struct {
 	// many means many messages a connection (smtp-source -d), else one.
 	many     bool
 	messages int
+	size     int
 }
 
 var cases = []testCase{
-	{"accept/1", accept, 1, false, 2000},
-	{"accept/20", accept, 20, false, 8000},
-	{"accept/100", accept, 100, false, 8000},
-	{"accept-many/1", accept, 1, true, 3000},
-	{"accept-many/20", accept, 20, true, 12000},
-	{"accept-many/100", accept, 100, true, 12000},
-	{"maildir/20", deliver, 20, false, 6000},
-	{"maildir-many/20", deliver, 20, true, 6000},
-	{"relay/20", relay, 20, false, 6000},
-	{"relay-many/20", relay, 20, true, 6000},
-	{"ceiling-commit/1", ceilingCommit, 1, true, 5000},
-	{"ceiling-commit/20", ceilingCommit, 20, true, 40000},
-	{"ceiling-commit/100", ceilingCommit, 100, true, 100000},
-	{"ceiling-dialogue/1", ceilingDialogue, 1, false, 5000},
-	{"ceiling-dialogue/20", ceilingDialogue, 20, false, 10000},
-	{"ceiling-dialogue/100", ceilingDialogue, 100, false, 10000},
-	{"ceiling-dialogue-many/1", ceilingDialogue, 1, true, 10000},
-	{"ceiling-dialogue-many/20", ceilingDialogue, 20, true, 30000},
-	{"ceiling-dialogue-many/100", ceilingDialogue, 100, true, 30000},
-	{"ceiling-files/20", ceilingFiles, 20, true, 10000},
+	{"accept/1", accept, 1, false, 2000, 0},
+	{"accept/20", accept, 20, false, 8000, 0},
+	{"accept/100", accept, 100, false, 8000, 0},
+	{"accept-many/1", accept, 1, true, 3000, 0},
+	{"accept-many/20", accept, 20, true, 12000, 0},
+	{"accept-many/100", accept, 100, true, 12000, 0},
+	{"maildir/20", deliver, 20, false, 6000, 0},
+	{"maildir-many/20", deliver, 20, true, 6000, 0},
+	{"relay/20", relay, 20, false, 6000, 0},
+	{"relay-many/20", relay, 20, true, 6000, 0},
+	{"ceiling-commit/1", ceilingCommit, 1, true, 5000, 0},
+	{"ceiling-commit/20", ceilingCommit, 20, true, 40000, 0},
+	{"ceiling-commit/100", ceilingCommit, 100, true, 100000, 0},
+	{"ceiling-dialogue/1", ceilingDialogue, 1, false, 5000, 0},
+	{"ceiling-dialogue/20", ceilingDialogue, 20, false, 10000, 0},
+	{"ceiling-dialogue/100", ceilingDialogue, 100, false, 10000, 0},
+	{"ceiling-dialogue-many/1", ceilingDialogue, 1, true, 10000, 0},
+	{"ceiling-dialogue-many/20", ceilingDialogue, 20, true, 30000, 0},
+	{"ceiling-dialogue-many/100", ceilingDialogue, 100, true, 30000, 0},
+	{"ceiling-files/20", ceilingFiles, 20, true, 10000, 0},
 }
-
-// size is the length of every message's content in bytes.
-const size = 4096
 
 func run(ctx context.Context, o options) error {
 	if o.dir == "" {
@@ -110,7 +112,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	if missing := postfix.Missing(); missing != "" && !o.alone {
+	if missing := postfix.Missing(); missing != "" && !o.alone && o.waiting == 0 {
 		return fmt.Errorf("%s; -alone measures Indigo only", missing)
 	}
 	dir, err := os.MkdirTemp(o.dir, "run")
@@ -126,13 +128,18 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	fmt.Println(machine(dir))
-	fmt.Printf("messages of %d bytes, median of %d runs each, in turn (Indigo, postfix, Indigo, ...)\n\n", size, o.rounds)
+	if o.waiting > 0 {
+		fmt.Printf("messages of %d bytes\n\n", o.size)
+		return b.million(ctx, o.waiting)
+	}
+	fmt.Printf("messages of %d bytes, median of %d runs each, in turn (Indigo, postfix, Indigo, ...)\n\n", o.size, o.rounds)
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(table, "case\tindigo /s\tspread\tpostfix /s\tspread\tratio\t")
 	for _, c := range cases {
 		if !wanted.MatchString(c.name) {
 			continue
 		}
+		c.size = o.size
 		c.messages = max(int(float64(c.messages)*o.scale), c.sessions)
 		row, err := b.row(ctx, c)
 		if err != nil {

@@ -187,7 +187,7 @@ func measure(ctx context.Context, c testCase, address, box string, sink *sink) (
 
 // source runs smtp-source to its end.
 func source(ctx context.Context, c testCase, address string) error {
-	args := []string{"-m", strconv.Itoa(c.messages), "-s", strconv.Itoa(c.sessions), "-l", strconv.Itoa(size), "-f", "sender@sender.test", "-t", recipientOf(c)}
+	args := []string{"-m", strconv.Itoa(c.messages), "-s", strconv.Itoa(c.sessions), "-l", strconv.Itoa(c.size), "-f", "sender@sender.test", "-t", recipientOf(c)}
 	if c.many {
 		args = append(args, "-d")
 	}

@@ -75,6 +75,7 @@ type Queue struct {
 	recipients int
 	scheduler
 	closing bool
+	buffers sync.Pool
 	// work counts deliveries, bounces and the goroutines of the queue.
 	work       sync.WaitGroup
 	cancelWork context.CancelFunc
@@ -418,12 +419,36 @@ func (q *Queue) begin(sizeHint int64) (*submission, error) {
 	if err != nil {
 		return nil, storageError(err)
 	}
-	return &submission{q: q, id: id, content: make([]byte, 0, min(max(sizeHint, 4<<10)+1024, bigContent))}, nil
+	s := &submission{q: q, id: id, buffer: q.buffer()}
+	if want := int(min(sizeHint+1024, bigContent)); cap(*s.buffer) < want {
+		*s.buffer = make([]byte, 0, want)
+	}
+	s.content = (*s.buffer)[:0]
+	return s, nil
+}
+
+// mostKept is how big a buffer may be to be used again.
+const mostKept = 64 << 10
+
+// buffer gives one that was used before, or an empty one.
+func (q *Queue) buffer() *[]byte {
+	if b, ok := q.buffers.Get().(*[]byte); ok {
+		return b
+	}
+	return new([]byte)
+}
+
+// release gives a buffer back.
+func (q *Queue) release(b *[]byte) {
+	if cap(*b) <= mostKept {
+		q.buffers.Put(b)
+	}
 }
 
 type submission struct {
 	q       *Queue
 	id      ID
+	buffer  *[]byte
 	content []byte
 	big     *os.File
 	size    int64
@@ -466,7 +491,13 @@ func (s *submission) Abort() {
 
 // Commit makes the message durable and hands it to the scheduler.
 func (s *submission) Commit(_ context.Context, env Envelope) error {
-	if err := s.commit(env); err != nil {
+	err := s.commit(env)
+	if s.content != nil {
+		*s.buffer = s.content
+		s.content = nil
+		s.q.release(s.buffer)
+	}
+	if err != nil {
 		s.Abort()
 		return err
 	}
@@ -499,7 +530,6 @@ func (s *submission) commit(env Envelope) error {
 	m := newMessage(s.id, h.birth, len(env.Recipients))
 	q.gate.RLock()
 	position, err := q.log.Enqueue(kindMessage, uint64(s.id), true, h.encode(), s.content).Wait()
-	s.content = nil
 	if err != nil {
 		q.gate.RUnlock()
 		return storageError(err)
@@ -532,7 +562,8 @@ func (q *Queue) load(m *message) (h *head, c Content, release func(), err error)
 	q.mu.Lock()
 	position := m.at()
 	q.mu.Unlock()
-	payload, err := q.log.Read(uint64(m.id), position, nil)
+	buffer := q.buffer()
+	payload, err := q.log.Read(uint64(m.id), position, buffer)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -545,7 +576,7 @@ func (q *Queue) load(m *message) (h *head, c Content, release func(), err error)
 			return nil, nil, nil, fmt.Errorf("%w: %d bytes of content, not %d", errRecord, len(rest), h.size)
 		}
 		// The payload was read whole; its content needs no second read.
-		return h, content{bytes.NewReader(rest), h.size}, func() {}, nil
+		return h, content{bytes.NewReader(rest), h.size}, func() { q.release(buffer) }, nil
 	}
 	f, err := os.Open(q.bigPath(m.id))
 	if err != nil {
@@ -682,7 +713,7 @@ func (q *Queue) move(messages []*message) bool {
 
 // copyRecord puts a message's record in line again, with its state; nil when the message is being worked on.
 func (q *Queue) copyRecord(m *message) ([]seglog.Pending, error) {
-	payload, err := q.log.Read(uint64(m.id), m.at(), nil)
+	payload, err := q.log.Read(uint64(m.id), m.at(), new([]byte))
 	if err != nil {
 		return nil, err
 	}

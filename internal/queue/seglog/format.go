@@ -71,12 +71,18 @@ func otherVersion(b []byte) bool {
 }
 
 // newRecord makes a record but for its salt and checksum, which seal sets when its segment is known.
-func newRecord(kind byte, id uint64, head []byte, rest ...[]byte) []byte {
+// The record lies in buffer if that has the room.
+func newRecord(buffer []byte, kind byte, id uint64, head []byte, rest ...[]byte) []byte {
 	length := len(head)
 	for _, p := range rest {
 		length += len(p)
 	}
-	b := make([]byte, headerSize, padded(headerSize+length))
+	whole := padded(headerSize + length)
+	if cap(buffer) < whole {
+		buffer = make([]byte, whole)
+	}
+	b := buffer[:headerSize]
+	clear(b)
 	binary.LittleEndian.PutUint32(b[4:], uint32(length))
 	binary.LittleEndian.PutUint64(b[16:], id)
 	b[24] = kind
@@ -85,7 +91,10 @@ func newRecord(kind byte, id uint64, head []byte, rest ...[]byte) []byte {
 	for _, p := range rest {
 		b = append(b, p...)
 	}
-	return b[:cap(b)][:padded(headerSize+length)]
+	end := len(b)
+	b = b[:whole]
+	clear(b[end:])
+	return b
 }
 
 // seal sets a record's salt and checksum.

@@ -32,8 +32,9 @@ func (m *model) run(random *rand.Rand, d *ram, lies bool) error {
 		d.power = random.IntN(120)
 		d.lies = lies
 		if random.IntN(3) == 0 {
+			d := d // asked with its lock held
 			d.fault = func() error {
-				if random.IntN(12) == 0 {
+				if d.random.IntN(12) == 0 {
 					return errors.New("input/output error")
 				}
 				return nil
@@ -152,7 +153,7 @@ func (m *model) compare(d *ram) error {
 	}
 	defer l.Close()
 	for id, p := range positions {
-		if b, err := l.Read(id, p, nil); err != nil || !bytes.Equal(b, m.payloads[id]) {
+		if b, err := l.Read(id, p, new([]byte)); err != nil || !bytes.Equal(b, m.payloads[id]) {
 			return fmt.Errorf("record %d cannot be read: %d bytes, %w", id, len(b), err)
 		}
 	}

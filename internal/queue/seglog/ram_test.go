@@ -37,7 +37,8 @@ type inode struct {
 var errPower = errors.New("the power is off")
 
 func newRAM(random *rand.Rand) *ram {
-	return &ram{random: random, dir: map[string]*inode{}, stable: map[string]*inode{}, power: -1, fault: func() error { return nil }}
+	// Its own, since the log's goroutine writes while a test draws.
+	return &ram{random: rand.New(rand.NewPCG(random.Uint64(), 0)), dir: map[string]*inode{}, stable: map[string]*inode{}, power: -1, fault: func() error { return nil }}
 }
 
 // spend is called with mu held at the start of every operation that changes something.

@@ -21,6 +21,8 @@ const (
 	syncIdle = 200 * time.Millisecond
 	// ahead is how much of a new file is filled with zeros at a time before records go there.
 	ahead = 1 << 20
+	// mostKept is how big a record's buffer may be to be used again.
+	mostKept = 64 << 10
 	// spareName is a file that was a segment and waits to be one again.
 	spareName = "spare"
 )
@@ -71,6 +73,9 @@ type Log struct {
 	zeros []byte
 	hint  []byte
 
+	// buffers are those of records that were written.
+	buffers sync.Pool
+
 	// spare tells that there is a file to be used again; under mu.
 	spare bool
 }
@@ -95,6 +100,7 @@ type cut struct {
 
 type request struct {
 	record   []byte
+	buffer   *[]byte
 	sync     bool
 	position Position
 	err      error
@@ -307,7 +313,12 @@ type Pending struct{ r *request }
 // Enqueue puts a record in line; records reach the log in the order of the calls. The payload, which is head and rest, is
 // copied; of head alone a replay can be sure. With sync, Wait returns after the record is on stable storage; without, it is synced with the next that is, or 200 ms later.
 func (l *Log) Enqueue(kind byte, id uint64, sync bool, head []byte, rest ...[]byte) Pending {
-	r := &request{record: newRecord(kind, id, head, rest...), sync: sync, done: make(chan struct{})}
+	buffer, _ := l.buffers.Get().(*[]byte)
+	if buffer == nil {
+		buffer = new([]byte)
+	}
+	*buffer = newRecord(*buffer, kind, id, head, rest...)
+	r := &request{record: *buffer, buffer: buffer, sync: sync, done: make(chan struct{})}
 	r.position.Length = len(head)
 	for _, p := range rest {
 		r.position.Length += len(p)
@@ -430,6 +441,10 @@ func (l *Log) writeBatch(batch []*request, buffer []byte, forceSync bool) []byte
 	for _, r := range batch {
 		r.err = err
 		r.record = nil
+		if cap(*r.buffer) <= mostKept {
+			l.buffers.Put(r.buffer)
+		}
+		r.buffer = nil
 		close(r.done)
 	}
 	return buffer
@@ -477,7 +492,7 @@ func (l *Log) rotate() error {
 	name := segmentName(s.number)
 	head := appendHeader(nil, s.number, s.salt)
 	if c := l.torn; c != nil {
-		record := newRecord(kindCut, c.segment, binary.LittleEndian.AppendUint64(nil, uint64(c.offset)))
+		record := newRecord(nil, kindCut, c.segment, binary.LittleEndian.AppendUint64(nil, uint64(c.offset)))
 		seal(record, s.salt, int64(len(head)))
 		head = append(head, record...)
 	}
@@ -533,8 +548,8 @@ func segmentName(n uint64) string { return fmt.Sprintf("%016x.seg", n) }
 // ErrDamaged says that a record is not what was written.
 var ErrDamaged = errors.New("the record's checksum is wrong")
 
-// Read gives the payload of the record at p, checked, in b if it has the room.
-func (l *Log) Read(id uint64, p Position, b []byte) ([]byte, error) {
+// Read gives the payload of the record at p, checked. It lies in buffer, which grows if need be.
+func (l *Log) Read(id uint64, p Position, buffer *[]byte) ([]byte, error) {
 	l.mu.Lock()
 	s := l.segments[p.Segment]
 	if s != nil {
@@ -545,10 +560,10 @@ func (l *Log) Read(id uint64, p Position, b []byte) ([]byte, error) {
 		return nil, fmt.Errorf("segment %016x is gone", p.Segment)
 	}
 	whole := headerSize + p.Length
-	if cap(b) < whole {
-		b = make([]byte, whole)
+	if cap(*buffer) < whole {
+		*buffer = make([]byte, whole)
 	}
-	b = b[:whole]
+	b := (*buffer)[:whole]
 	_, err := s.file.ReadAt(b, p.Offset-headerSize)
 	l.mu.Lock()
 	s.readers--

@@ -63,10 +63,10 @@ func TestFolderKeepsAndReads(t *testing.T) {
 		t.Fatal(none)
 	}
 	positions := fill(t, l, 1, 100, 3001)
-	if b, err := l.Read(42, positions[41], nil); err != nil || !bytes.Equal(b, content(42, 3001)) {
+	if b, err := l.Read(42, positions[41], new([]byte)); err != nil || !bytes.Equal(b, content(42, 3001)) {
 		t.Errorf("%q %v", b, err)
 	}
-	if _, err := l.Read(41, positions[41], nil); !errors.Is(err, ErrDamaged) {
+	if _, err := l.Read(41, positions[41], new([]byte)); !errors.Is(err, ErrDamaged) {
 		t.Errorf("another record's id: %v", err)
 	}
 	l.Close()
@@ -82,7 +82,7 @@ func TestFolderKeepsAndReads(t *testing.T) {
 	if err := l.Drop(oldest); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Read(1, positions[0], nil); err == nil {
+	if _, err := l.Read(1, positions[0], new([]byte)); err == nil {
 		t.Error("a dropped segment can be read")
 	}
 	if names, _ := disk.List(); !slices.Contains(names, spareName) {
@@ -163,7 +163,7 @@ func TestOtherVersionIsRefused(t *testing.T) {
 func FuzzScan(f *testing.F) {
 	segment := appendHeader(nil, 1, 7)
 	for id := range uint64(3) {
-		r := newRecord(byte(1+id), id, content(id, 20))
+		r := newRecord(nil, byte(1+id), id, content(id, 20))
 		seal(r, 7, int64(len(segment)))
 		segment = append(segment, r...)
 	}
