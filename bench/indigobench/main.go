@@ -216,7 +216,7 @@ func machine(dir string) string {
 	}
 	return fmt.Sprintf("%s\n%s, %d cores, %s memory, Linux %s, file system %s, %s, postfix %s",
 		time.Now().UTC().Format(time.DateOnly), cpu, runtime.NumCPU(), memory, text("uname", "-r"),
-		text("stat", "-f", "-c", "%T", dir), runtime.Version(), text("postconf", "-dh", "mail_version"))
+		text("findmnt", "-no", "FSTYPE", "-T", dir), runtime.Version(), text("postconf", "-dh", "mail_version"))
 }
 
 // fresh makes an empty folder.

@@ -10,9 +10,11 @@ import (
 
 // Limits of RFC 5321 section 4.5.3.1, in octets.
 const (
-	maxLocal  = 64
-	maxDomain = 255
-	maxPath   = 256
+	maxLocal   = 64
+	// maxMailbox is RFC 5321 section 4.5.3.1.3 without the angle brackets.
+	maxMailbox = 254
+	maxDomain  = 255
+	maxPath    = 256
 )
 
 // Options says what a path may hold.
@@ -116,6 +118,7 @@ func (p *parser) take(c byte) bool {
 }
 
 func (p *parser) mailbox() (a Address, err error) {
+	start := p.i
 	if a.Local, err = p.local(); err != nil {
 		return Address{}, err
 	}
@@ -126,12 +129,28 @@ func (p *parser) mailbox() (a Address, err error) {
 		return Address{}, errors.New("no @domain")
 	}
 	a.Domain, err = p.domain()
+	if err == nil && p.i-start > maxMailbox {
+		err = fmt.Errorf("address longer than %d octets", maxMailbox)
+	}
 	return a, err
+}
+
+// shortensOne tells whether "::" stands for a single group, which RFC 5321 section 4.1.3 does not allow.
+func shortensOne(ip string) bool {
+	if !strings.Contains(ip, "::") {
+		return false
+	}
+	groups := len(strings.FieldsFunc(ip, func(r rune) bool { return r == ':' }))
+	if strings.Contains(ip, ".") {
+		groups++ // the IPv4 form takes two
+	}
+	return groups > 6
 }
 
 // local reads a dot-string or a quoted string and gives it without its quoting.
 func (p *parser) local() (string, error) {
 	var local string
+	first := p.i
 	if p.take('"') {
 		var b strings.Builder
 		for {
@@ -173,7 +192,8 @@ func (p *parser) local() (string, error) {
 			return "", errors.New("misplaced dot in local part")
 		}
 	}
-	if len(local) > maxLocal {
+	// The limit counts what is on the wire, quotes included.
+	if p.i-first > maxLocal {
 		return "", fmt.Errorf("local part longer than %d octets", maxLocal)
 	}
 	if !utf8.ValidString(local) {
@@ -193,7 +213,7 @@ func (p *parser) domain() (string, error) {
 		p.i += end + 1
 		v6, isV6 := cutPrefixFold(literal, "IPv6:")
 		ip, err := netip.ParseAddr(v6)
-		if err != nil || ip.Zone() != "" || ip.Is4() == isV6 {
+		if err != nil || ip.Zone() != "" || ip.Is4() == isV6 || isV6 && shortensOne(v6) {
 			return "", errors.New("malformed address literal")
 		}
 		return p.s[start:p.i], nil

@@ -131,6 +131,9 @@ func (c *Client) exchange(ctx context.Context, m *dns.Msg, network, server strin
 	defer conn.Close()
 	client := &dns.Client{Net: network, Timeout: timeout}
 	r, _, err := client.ExchangeWithConnContext(ctx, m, &dns.Conn{Conn: conn})
+	if err == nil && (len(r.Question) != 1 || !strings.EqualFold(r.Question[0].Name, m.Question[0].Name) || r.Question[0].Qtype != m.Question[0].Qtype) {
+		err = errors.New("the answer is to another question")
+	}
 	return r, err
 }
 

@@ -12,6 +12,8 @@ import (
 type Field struct {
 	// Name is the field's name as written, Raw the whole field with its line ends.
 	Name, Raw []byte
+	// Offset is where Raw begins.
+	Offset int
 }
 
 // Value gives the text behind the colon, unfolded, without surrounding white space.
@@ -44,6 +46,7 @@ func HeaderEnd(b []byte) int {
 // in the name) comes as a Field with an empty Name, so that no byte is lost: the Raws together are the header.
 func Fields(header []byte) []Field {
 	var fields []Field
+	offset := 0
 	for len(header) > 0 {
 		end := 0
 		for {
@@ -56,7 +59,7 @@ func Fields(header []byte) []Field {
 				break
 			}
 		}
-		f := Field{Raw: header[:end]}
+		f := Field{Raw: header[:end], Offset: offset}
 		if i := bytes.IndexByte(f.Raw, ':'); i > 0 {
 			name := bytes.TrimRight(f.Raw[:i], " \t")
 			if bytes.IndexFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f }) < 0 {
@@ -65,6 +68,7 @@ func Fields(header []byte) []Field {
 		}
 		fields = append(fields, f)
 		header = header[end:]
+		offset += end
 	}
 	return fields
 }
