@@ -7,7 +7,7 @@ RELEASE := CGO_ENABLED=0 $(GO) build -trimpath
 # Everything but the tests that start the built program.
 UNIT = $$($(GO) list ./... | grep -v -e /test/e2e -e /test/crash)
 
-.PHONY: build test race lint fuzz crash bench peers unit e2e clean
+.PHONY: build test race lint fuzz crash bench bench-million peers unit e2e clean
 
 build:
 	$(RELEASE) -o indigo ./cmd/indigo
@@ -39,10 +39,14 @@ fuzz:
 	@test/fuzz $(FUZZTIME)
 
 crash:
+	$(GO) test -count=1 ./internal/queue/seglog -run TestModel -crashes 10000
 	$(GO) test -count=1 -timeout 0 -v ./test/crash -run TestKill -rounds $$(( $(ROUNDS) * 10 ))
 
-bench:
-	$(GO) run ./bench/indigobench $(BENCHFLAGS)
+bench: peers
+	@dir=$$(bench/fs.sh) && $(GO) run ./bench/indigobench -dir $$dir $(BENCHFLAGS); bench/fs.sh off
+
+bench-million:
+	@dir=$$(bench/fs.sh) && $(GO) run ./bench/indigobench -dir $$dir -million 1000000 -size 1024 $(BENCHFLAGS); bench/fs.sh off
 
 clean:
 	rm -rf indigo bench/out

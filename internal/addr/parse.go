@@ -10,7 +10,7 @@ import (
 
 // Limits of RFC 5321 section 4.5.3.1, in octets.
 const (
-	maxLocal   = 64
+	maxLocal = 64
 	// maxMailbox is RFC 5321 section 4.5.3.1.3 without the angle brackets.
 	maxMailbox = 254
 	maxDomain  = 255
