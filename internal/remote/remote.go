@@ -209,6 +209,33 @@ func (d *Deliverer) Deliver(ctx context.Context, job *queue.Delivery) []queue.Re
 	return all(job, last, dialogue)
 }
 
+// Way is where mail for a destination would go now.
+type Way struct {
+	// Route is the relay that SMTPROUTES names, without its password; "" when the DNS decides.
+	Route string
+	// Hosts are the addresses in the order in which they would be tried, as "mx.example.org (192.0.2.1:25)".
+	Hosts []string
+}
+
+// Way finds the way of mail for a destination, without connecting to anybody. The error is what a delivery would meet.
+func (d *Deliverer) Way(ctx context.Context, host string) (Way, *mailerr.Error) {
+	var w Way
+	route, err := findRoute(settings.SMTPRoutes.Get(d.config.Settings()), host)
+	if err != nil {
+		return w, mailerr.New(451, mailerr.Enhanced{4, 3, 5}, "The static routes of this system are malformed. (#4.3.5)").Because(err)
+	}
+	if route != nil {
+		if w.Route = net.JoinHostPort(route.host, route.port); route.user != "" {
+			w.Route += " as user " + route.user
+		}
+	}
+	targets, e := d.targets(ctx, host, route)
+	for _, t := range targets {
+		w.Hosts = append(w.Hosts, t.String())
+	}
+	return w, e
+}
+
 // target is one address to try.
 type target struct {
 	name    string

@@ -1,0 +1,157 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/dnsx"
+	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/policy"
+	"github.com/indigomail/indigo/internal/queue"
+	"github.com/indigomail/indigo/internal/remote"
+	"github.com/indigomail/indigo/internal/route"
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/smtpd"
+	"github.com/indigomail/indigo/internal/trace"
+)
+
+// Question describes a message that nobody has sent.
+type Question struct {
+	// Service is the door, for example "smtpd.25".
+	Service string
+	Client  netip.Addr
+	// Helo is the client's name, User the authenticated user or "".
+	Helo, User string
+	From       string
+	To         []string
+}
+
+// WhatIf tells what would become of a message, as the trace would have it: it runs the door's own code up to RCPT, and for
+// each recipient that is accepted the queue's router and the look-ups of a delivery. Nothing is sent but DNS questions. It
+// reads the settings and the directory as they are on the disk, with or without a running instance.
+func WhatIf(ctx context.Context, data string, q Question) ([]trace.Event, error) {
+	if !Exists(data) {
+		return nil, fmt.Errorf("%s is not an Indigo data directory: make one with `indigo up --data %s`", data, data)
+	}
+	i := slices.IndexFunc(doorSpecs(), func(s doorSpec) bool { return s.name == q.Service })
+	if i < 0 || !strings.HasPrefix(q.Service, "smtpd.") {
+		return nil, fmt.Errorf("service %q takes no mail: one of smtpd.25, smtpd.587, smtpd.465", q.Service)
+	}
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		return nil, err
+	}
+	users, err := openDirectory(ctx, data)
+	if err != nil {
+		return nil, fmt.Errorf("directory: %w", err)
+	}
+	defer users.Close()
+	events := &recording{}
+	session := 0
+	door := smtpd.New(smtpd.Config{
+		Service: q.Service, Hostname: settings.Me.Get(snapshot.View("all")), Submission: doorSpecs()[i].submission,
+		Settings: func() *settings.View { return snapshot.View(q.Service) }, Policy: policy.New(policy.Config{Directory: users}),
+		Trace: events, Logger: slog.New(slog.DiscardHandler), Now: time.Now, PID: os.Getpid(),
+		NewSessionID: func() string { session++; return fmt.Sprintf("rehearsal%d", session) },
+	})
+	lines := []string{"EHLO " + q.Helo, "MAIL FROM:<" + q.From + ">"}
+	for _, to := range q.To {
+		lines = append(lines, "RCPT TO:<"+to+">")
+	}
+	for _, line := range lines {
+		if strings.ContainsAny(line, "\r\n") {
+			return nil, errors.New("a name or an address has a line end in it")
+		}
+	}
+	door.Rehearse(ctx, q.Client, q.User, lines...)
+	return ways(ctx, data, snapshot, users, events.all())
+}
+
+// recording keeps events in memory.
+type recording struct {
+	mu     sync.Mutex
+	events []trace.Event
+}
+
+func (r *recording) Record(e trace.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, e)
+}
+
+func (r *recording) all() []trace.Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.events)
+}
+
+// ways puts the way of each accepted recipient behind its RCPT.
+func ways(ctx context.Context, data string, snapshot *settings.Snapshot, users *directory.Store, events []trace.Event) ([]trace.Event, error) {
+	view := func() *settings.View { return snapshot.View("queue") }
+	dialer := &net.Dialer{}
+	resolver, err := dnsx.New(dnsx.Config{Servers: settings.DNSServers.Get(snapshot.View("all")), Dial: dialer.DialContext, Now: time.Now})
+	if err != nil {
+		return nil, fmt.Errorf("resolver: %w", err)
+	}
+	onward, err := remote.New(remote.Config{
+		Resolver: resolver, Dial: dialer.DialContext, Settings: view, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+		Hostname: func() string { return settings.Me.Get(snapshot.View("all")) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer onward.Close()
+	router := route.New(route.Config{Directory: users, Settings: view})
+	var all []trace.Event
+	for _, e := range events {
+		all = append(all, e)
+		if e.Kind != "rcpt" || e.Verdict != "accept" {
+			continue
+		}
+		w := trace.Event{Time: time.Now(), Kind: "route", Session: e.Session, To: e.To, Verdict: "success"}
+		failed := func(e *mailerr.Error) {
+			w.Verdict, w.Reply = "failure", e.Reply()
+			if e.Temporary() {
+				w.Verdict = "deferral"
+			}
+		}
+		to, err := addr.Parse(e.To)
+		if err != nil {
+			return nil, err
+		}
+		d, err := router.Route(ctx, to)
+		switch {
+		case err != nil:
+			failed(mailerr.From(err))
+		case d.Channel == queue.Local:
+			w.Check = "local"
+			if u, err := users.User(ctx, to); err == nil {
+				w.Input = filepath.Join(u.Dir, "Maildir")
+			}
+		default:
+			w.Check = "remote"
+			way, e := onward.Way(ctx, d.Host)
+			if w.Input = way.Route; way.Route != "" {
+				w.Setting, w.Layer = settings.SMTPRoutes.Name, view().Source(settings.SMTPRoutes.Setting).String()
+			}
+			if w.Dialogue = way.Hosts; e != nil {
+				failed(e)
+			}
+		}
+		w.Took = time.Since(w.Time)
+		all = append(all, w)
+	}
+	return all, nil
+}
