@@ -91,7 +91,7 @@ func (d *Deliverer) Close() error {
 const chunk = 256 << 10
 
 // done is qmail-local's report: files, forwards and programs that took the message.
-const done = "did 1+0+0/"
+const done = "did 1+0+0"
 
 var (
 	errNoUser  = mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "Sorry, no mailbox here by that name. (#5.1.1)")

@@ -97,7 +97,7 @@ const kept = "Return-Path: <sender@example.net>\nDelivered-To: ann@example.org\n
 func TestDeliver(t *testing.T) {
 	home := t.TempDir()
 	d := station(t, home, nil)
-	if r := one(t, d, delivery(7, mail, "ann")); r.Err != nil || r.Text != "did 1+0+0/" {
+	if r := one(t, d, delivery(7, mail, "ann")); r.Err != nil || r.Text != "did 1+0+0" {
 		t.Fatalf("%+v", r)
 	}
 	name := fmt.Sprintf("1700000000.Q7R0.mx.example.org,S=%d,W=%d", len(kept), len(kept)+5)

@@ -540,8 +540,8 @@ func (s *submission) commit(env Envelope) error {
 	q.use(m)
 	q.mu.Unlock()
 	q.gate.RUnlock()
-	q.config.Logger.Info("new msg " + s.id.String())
-	q.config.Logger.Info(fmt.Sprintf("info msg %s: bytes %d from <%s> qp %d uid %d", s.id, s.size, env.Sender, env.Origin.PID, env.Origin.UID))
+	q.event(logNew, idAttr(s.id))
+	q.event(logInfo, idAttr(s.id), slog.Int64("bytes", s.size), slog.String("from", env.Sender.String()), slog.Int("qp", env.Origin.PID), slog.Int("uid", env.Origin.UID))
 	q.config.Trace.Record(trace.Event{Time: birth, Kind: "queued", Session: env.Origin.Session, Queue: s.id.String(), MessageID: env.MessageID,
 		Service: env.Origin.Service, From: env.Sender.String(), Bytes: s.size, Took: q.config.Now().Sub(birth)})
 	// The message is durable: whatever happens to routing now is the scheduler's, not the client's.
@@ -607,7 +607,7 @@ func (q *Queue) finish(m *message, big bool) {
 	q.unuse(m)
 	delete(q.messages, m.id)
 	q.mu.Unlock()
-	q.config.Logger.Info("end msg " + m.id.String())
+	q.event(logEnd, idAttr(m.id))
 	q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "end", Queue: m.id.String()})
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -405,10 +406,6 @@ func (q *Queue) record(m *message, results []result, failures []failure) (over b
 	return false
 }
 
-func (q *Queue) status() string {
-	return fmt.Sprintf("status: local %d/%d remote %d/%d", q.lanes[Local].running, q.limit(Local), q.lanes[Remote].running, q.limit(Remote))
-}
-
 // deliver makes one delivery and deals with its results.
 func (q *Queue) deliver(j *job, number uint64) {
 	m, indexes, host := j.m, j.indexes(), j.host
@@ -428,12 +425,11 @@ func (q *Queue) deliver(j *job, number uint64) {
 		d.Recipients = append(d.Recipients, h.envelope.Recipients[i])
 		names = append(names, h.envelope.Recipients[i].Address.String())
 	}
-	log := q.config.Logger
-	log.Info(fmt.Sprintf("starting delivery %d: msg %s to %s %s", number, m.id, j.channel, strings.Join(names, " ")))
+	q.event(logStarting, slog.Uint64("delivery", number), idAttr(m.id), slog.String("channel", j.channel.String()), slog.String("to", strings.Join(names, " ")))
 	q.mu.Lock()
-	status := q.status()
+	status := q.counts()
 	q.mu.Unlock()
-	log.Info(status)
+	q.status(status)
 
 	deliverer := q.config.Local
 	if j.channel == Remote {
@@ -486,7 +482,7 @@ func (q *Queue) deliver(j *job, number uint64) {
 		}
 		event.Verdict, event.Reply = verdict, text
 		q.config.Trace.Record(event)
-		log.Info(fmt.Sprintf("delivery %d: %s: %s/", number, verdict, qmailText(text)))
+		q.event(logDelivery, slog.Uint64("delivery", number), slog.String("result", verdict), slog.String("text", text), idAttr(m.id), slog.String("to", names[k]))
 		if verdict == "deferral" {
 			m.setLast(q, text)
 		}
@@ -509,10 +505,10 @@ func (q *Queue) deliver(j *job, number uint64) {
 		m.repeat = false
 	}
 	q.dispatch()
-	status = q.status()
+	status = q.counts()
 	q.mu.Unlock()
 	q.signal()
-	log.Info(status)
+	q.status(status)
 	if over {
 		q.conclude(m)
 	}
@@ -530,11 +526,6 @@ func (m *message) setLast(q *Queue, text string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	m.trouble().lastText = strings.Clone(text[:min(len(text), 200)])
-}
-
-// qmailText writes a result as qmail logs it: blanks as underscores, line ends as slashes.
-func qmailText(s string) string {
-	return strings.NewReplacer(" ", "_", "\r\n", "/", "\n", "/", "\t", "_").Replace(s)
 }
 
 // doubleBounceSender marks a double bounce, "#@[]" as in qmail: it is thrown away if it fails too.
@@ -574,7 +565,7 @@ func (q *Queue) bounce(m *message, h *head, c Content) error {
 	sender, to := addr.Address{}, h.envelope.Sender
 	switch {
 	case to == doubleBounceSender:
-		q.config.Logger.Info(fmt.Sprintf("triple bounce: discarding bounce/%s", m.id))
+		q.event(logTriple, idAttr(m.id))
 		q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "bounce", Queue: m.id.String(), Verdict: "discard", Check: "triple-bounce"})
 		return nil
 	case to.IsNull():
@@ -615,7 +606,7 @@ func (q *Queue) bounce(m *message, h *head, c Content) error {
 	err = s.Commit(context.WithoutCancel(q.workCtx), Envelope{Sender: sender, Recipients: []Recipient{{Address: to}}, UTF8: report.UTF8,
 		Origin: Origin{Service: "bounce", UID: q.config.UID, PID: q.config.PID}, MessageID: report.MessageID()})
 	if err == nil {
-		q.config.Logger.Info(fmt.Sprintf("bounce msg %s qp %s", m.id, s.ID()))
+		q.event(logBounce, idAttr(m.id), slog.String("bounce", s.ID().String()))
 		q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "bounce", Queue: m.id.String(), To: to.String(), Verdict: "success", Reply: "queued as " + s.ID().String()})
 	}
 	return err

@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/indigomail/indigo/internal/queue"
 )
 
 // Log is the process's log: lines in qmail's words with a time before them, or JSON. Lines are written together, at
@@ -26,9 +30,14 @@ func NewLog(out io.Writer, format string) (*Log, *slog.Logger, error) {
 	var handler slog.Handler
 	switch format {
 	case "text":
-		handler = &textHandler{log: l}
+		handler = &textHandler{log: l, lines: newLines(queue.LogEvents())}
 	case "json":
-		handler = slog.NewJSONHandler(l, nil)
+		handler = slog.NewJSONHandler(l, &slog.HandlerOptions{ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.MessageKey && len(groups) == 0 {
+				a.Key = "event"
+			}
+			return a
+		}})
 	default:
 		return nil, nil, fmt.Errorf("--log-format %q: must be text or json", format)
 	}
@@ -68,11 +77,60 @@ func (l *Log) Close() {
 	l.flush()
 }
 
-// textHandler writes "time message". The messages are made for people (wiki 1337-1345), so attributes, which repeat
-// them for machines, follow only from warnings upwards.
+// textHandler writes "time message". An event of the queue has qmail's words with the attributes in them (wiki 1337-1345);
+// the attributes of anything else follow only from warnings upwards.
 type textHandler struct {
 	log   *Log
+	lines map[string][]piece
 	attrs []slog.Attr
+}
+
+// piece is a part of an event's line: text, and the attribute behind it.
+type piece struct {
+	text, key string
+	qmail     bool
+}
+
+// newLines takes the lines of the events apart.
+func newLines(events []queue.LogEvent) map[string][]piece {
+	lines := make(map[string][]piece, len(events))
+	for _, e := range events {
+		for rest := e.Text; rest != ""; {
+			text, behind, _ := strings.Cut(rest, "{")
+			key, after, _ := strings.Cut(behind, "}")
+			key, qmail := strings.CutSuffix(key, "|")
+			lines[e.Name] = append(lines[e.Name], piece{text, key, qmail})
+			rest = after
+		}
+	}
+	return lines
+}
+
+// appendLine writes an event's line.
+func appendLine(b []byte, pieces []piece, r slog.Record) []byte {
+	for _, p := range pieces {
+		b = append(b, p.text...)
+		if p.key == "" {
+			continue
+		}
+		r.Attrs(func(a slog.Attr) bool {
+			if a.Key != p.key {
+				return true
+			}
+			switch {
+			case a.Value.Kind() == slog.KindInt64:
+				b = strconv.AppendInt(b, a.Value.Int64(), 10)
+			case a.Value.Kind() == slog.KindUint64:
+				b = strconv.AppendUint(b, a.Value.Uint64(), 10)
+			case p.qmail:
+				b = append(b, queue.QmailText(a.Value.String())...)
+			default:
+				b = append(b, a.Value.String()...)
+			}
+			return false
+		})
+	}
+	return b
 }
 
 func (h *textHandler) Enabled(_ context.Context, level slog.Level) bool {
@@ -87,12 +145,17 @@ func (h *textHandler) Handle(_ context.Context, r slog.Record) error {
 		line = append(line, r.Level.String()...)
 		line = append(line, ": "...)
 	}
+	begin := len(line)
+	if pieces, ok := h.lines[r.Message]; ok {
+		line = appendLine(line, pieces, r)
+	} else {
+		line = append(line, r.Message...)
+	}
 	// A message may quote what a peer said: no control byte may forge a line.
-	for _, c := range []byte(r.Message) {
+	for i, c := range line[begin:] {
 		if c < ' ' || c == 0x7f {
-			c = '?'
+			line[begin+i] = '?'
 		}
-		line = append(line, c)
 	}
 	if serious {
 		write := func(a slog.Attr) bool {
@@ -114,7 +177,7 @@ func (h *textHandler) Handle(_ context.Context, r slog.Record) error {
 }
 
 func (h *textHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &textHandler{h.log, append(append([]slog.Attr(nil), h.attrs...), attrs...)}
+	return &textHandler{h.log, h.lines, append(append([]slog.Attr(nil), h.attrs...), attrs...)}
 }
 
 func (h *textHandler) WithGroup(string) slog.Handler { return h }

@@ -359,10 +359,20 @@ func TestLogJSON(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	seen := map[string]int{}
 	for line := range strings.Lines(string(text)) {
-		var record struct{ Time, Level, Msg string }
-		if err := json.Unmarshal([]byte(line), &record); err != nil || record.Msg == "" || record.Time == "" {
+		var record struct{ Time, Level, Event, ID, Result, Text string }
+		if err := json.Unmarshal([]byte(line), &record); err != nil || record.Event == "" || record.Time == "" {
 			t.Errorf("not a JSON record (%v): %s", err, line)
+		}
+		seen[record.Event]++
+		if record.Event == "delivery" && (record.ID == "" || record.Result != "success" || record.Text != "did 1+0+0") {
+			t.Errorf("a delivery: %s", line)
+		}
+	}
+	for _, event := range []string{"new msg", "info msg", "starting delivery", "status", "delivery", "end msg"} {
+		if seen[event] == 0 {
+			t.Errorf("no event %q", event)
 		}
 	}
 }
