@@ -258,9 +258,35 @@ func (app *App) userInfo(ctx context.Context, data string, a addr.Address, asJSO
 		if asJSON {
 			return json.NewEncoder(app.Out).Encode(listedUser{u.Address().String(), u.Gecos, u.Dir, u.Quota})
 		}
-		_, err = fmt.Fprintf(app.Out, "email       : %s\nuid         : %d\ngid         : %d\ngecos       : %s\nuserdir     : %s\nquota       : %s\n", u.Address(), u.UID, u.GID, u.Gecos, u.Dir, u.Quota)
-		return err
+		return app.printUser(u, nil)
 	})
+}
+
+// userFields prints those fields of a user that vuserinfo's options name, or all.
+func (app *App) userFields(ctx context.Context, data string, a addr.Address, options map[byte]string) error {
+	return app.withDirectory(ctx, data, func(s *directory.Store) error {
+		u, err := s.User(ctx, a)
+		if err != nil {
+			return fmt.Errorf("%s: %w", a, err)
+		}
+		return app.printUser(u, options)
+	})
+}
+
+func (app *App) printUser(u directory.User, options map[byte]string) error {
+	for _, field := range []struct {
+		letter byte
+		label  string
+		value  any
+	}{{0, "email", u.Address()}, {'u', "uid", u.UID}, {'g', "gid", u.GID}, {'c', "gecos", u.Gecos}, {'d', "userdir", u.Dir}, {'q', "quota", u.Quota}} {
+		if _, wanted := options[field.letter]; len(options) > 0 && !wanted {
+			continue
+		}
+		if _, err := fmt.Fprintf(app.Out, "%-12s: %v\n", field.label, field.value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (app *App) removeUser(ctx context.Context, data string, a addr.Address, yes bool) error {
@@ -279,60 +305,131 @@ func (app *App) removeUser(ctx context.Context, data string, a addr.Address, yes
 	})
 }
 
-// directoryPrograms are IndiMail's names for the same: operands in its order, no options yet. A password operand of "-"
-// is read from standard input, which keeps it out of the list of processes.
-func (app *App) directoryPrograms() map[string]func([]string) int {
-	program := func(name, usage string, least, most int, run func(ctx context.Context, data string, args []string) error) func([]string) int {
-		return func(args []string) int {
-			if len(args) < least || len(args) > most || strings.HasPrefix(args[0], "-") {
-				fmt.Fprintf(app.Err, "usage: %s %s\n", name, usage)
-				return 1
+// oldProgram is one of IndiMail's programs: operands in its order, and those of its one-letter options that have effect
+// here. A password operand of "-" is read from standard input, which keeps it out of the list of processes.
+type oldProgram struct {
+	usage       string
+	least, most int
+	// options are the letters that are known; one with a colon behind it takes a value. later are those of IndiMail's that
+	// have no effect yet, which is an error and never silence.
+	options, later string
+	run            func(ctx context.Context, data string, operands []string, options map[byte]string) error
+}
+
+// parseOldOptions splits arguments as getopt(3) does.
+func parseOldOptions(args []string, known, later string) (options map[byte]string, operands []string, err error) {
+	options = map[byte]string{}
+	for len(args) > 0 && len(args[0]) > 1 && args[0][0] == '-' {
+		word := args[0][1:]
+		if args = args[1:]; word == "-" {
+			break
+		}
+		for word != "" {
+			letter := word[0]
+			word = word[1:]
+			i := strings.IndexByte(known, letter)
+			switch {
+			case letter != ':' && i >= 0 && i+1 < len(known) && known[i+1] == ':':
+				if word == "" {
+					if len(args) == 0 {
+						return nil, nil, fmt.Errorf("option -%c needs a value", letter)
+					}
+					word, args = args[0], args[1:]
+				}
+				options[letter], word = word, ""
+			case letter != ':' && i >= 0:
+				options[letter] = ""
+			case strings.IndexByte(later, letter) >= 0:
+				return nil, nil, fmt.Errorf("option -%c has no effect in Indigo yet; nothing was done", letter)
+			default:
+				return nil, nil, fmt.Errorf("unknown option -%c", letter)
 			}
-			if err := run(context.Background(), settings.FromEnvironment().Data, args); err != nil {
+		}
+	}
+	return options, args, nil
+}
+
+// stored checks a password that is given in its stored form.
+func stored(form string) (string, error) {
+	for _, prefix := range []string{"$argon2id$", "$2a$", "$2b$", "$2y$", "$6$", "$5$", "$1$"} {
+		if strings.HasPrefix(form, prefix) {
+			return form, nil
+		}
+	}
+	return "", errors.New("with -e the password must be in a stored form: $6$, $5$, $1$, bcrypt or argon2id")
+}
+
+// directoryPrograms are IndiMail's names for the commands on domains and users.
+func (app *App) directoryPrograms() map[string]func([]string) int {
+	password := func(operands []string, options map[byte]string, who string) func() (string, error) {
+		return func() (string, error) {
+			_, isStored := options['e']
+			_, random := options['r']
+			switch {
+			case isStored && len(operands) < 2:
+				return "", errors.New("with -e the stored form of the password must be given")
+			case random && len(operands) > 1:
+				return "", errors.New("with -r there must be no password")
+			case isStored:
+				return stored(operands[1])
+			case len(operands) < 2:
+				return app.newPassword("", who)
+			case operands[1] == "-":
+				return app.newPassword("-", who)
+			}
+			return auth.HashPassword(operands[1])
+		}
+	}
+	type userRun func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error
+	onUser := func(run userRun) func(context.Context, string, []string, map[byte]string) error {
+		return func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+			a, err := addr.Parse(operands[0])
+			if err != nil {
+				return err
+			}
+			return run(ctx, data, a, operands, options)
+		}
+	}
+	programs := map[string]oldProgram{
+		"vadddomain": {"[-e] [-r] DOMAIN [PASSWORD|-]", 1, 2, "er", "abBdDfghimoOpqRtTu", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+			return app.addDomain(ctx, data, operands[0], password(operands, options, "postmaster@"+operands[0]))
+		}},
+		"vdeldomain": {"DOMAIN", 1, 1, "", "acp", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+			return app.removeDomain(ctx, data, operands[0], true)
+		}},
+		"vadduser": {"[-e] [-r] [-c NAME] USER@DOMAIN [PASSWORD|-]", 1, 2, "erc:", "aBdDfghikmnoqsStT", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
+			name, given := options['c']
+			if !given {
+				name = a.Local
+			}
+			return app.addUser(ctx, data, a, name, password(operands, options, a.String()))
+		})},
+		"vpasswd": {"[-e] [-r] USER@DOMAIN [PASSWORD|-]", 1, 2, "er", "CDhimS", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
+			return app.setPassword(ctx, data, a, password(operands, options, a.String()))
+		})},
+		"vuserinfo": {"[-cdgqu] USER@DOMAIN", 1, 1, "cdgqu", "aADfhilmpPxX", onUser(func(ctx context.Context, data string, a addr.Address, _ []string, options map[byte]string) error {
+			return app.userFields(ctx, data, a, options)
+		})},
+		"vdeluser": {"USER@DOMAIN", 1, 1, "", "ad", onUser(func(ctx context.Context, data string, a addr.Address, _ []string, _ map[byte]string) error {
+			return app.removeUser(ctx, data, a, true)
+		})},
+	}
+	faces := make(map[string]func([]string) int, len(programs))
+	for name, p := range programs {
+		faces[name] = func(args []string) int {
+			options, operands, err := parseOldOptions(args, p.options, p.later)
+			if err == nil && (len(operands) < p.least || len(operands) > p.most) {
+				err = fmt.Errorf("usage: %s %s", name, p.usage)
+			}
+			if err == nil {
+				err = p.run(context.Background(), settings.FromEnvironment().Data, operands, options)
+			}
+			if err != nil {
 				fmt.Fprintf(app.Err, "%s: %v\n", name, err)
 				return 1
 			}
 			return 0
 		}
 	}
-	password := func(args []string, who string) func() (string, error) {
-		return func() (string, error) {
-			if len(args) < 2 {
-				return app.newPassword("", who)
-			}
-			if args[1] == "-" {
-				return app.newPassword("-", who)
-			}
-			return auth.HashPassword(args[1])
-		}
-	}
-	onUser := func(run func(ctx context.Context, data string, a addr.Address, args []string) error) func(context.Context, string, []string) error {
-		return func(ctx context.Context, data string, args []string) error {
-			a, err := addr.Parse(args[0])
-			if err != nil {
-				return err
-			}
-			return run(ctx, data, a, args)
-		}
-	}
-	return map[string]func([]string) int{
-		"vadddomain": program("vadddomain", "DOMAIN [PASSWORD|-]", 1, 2, func(ctx context.Context, data string, args []string) error {
-			return app.addDomain(ctx, data, args[0], password(args, "postmaster@"+args[0]))
-		}),
-		"vdeldomain": program("vdeldomain", "DOMAIN", 1, 1, func(ctx context.Context, data string, args []string) error {
-			return app.removeDomain(ctx, data, args[0], true)
-		}),
-		"vadduser": program("vadduser", "USER@DOMAIN [PASSWORD|-]", 1, 2, onUser(func(ctx context.Context, data string, a addr.Address, args []string) error {
-			return app.addUser(ctx, data, a, a.Local, password(args, a.String()))
-		})),
-		"vpasswd": program("vpasswd", "USER@DOMAIN [PASSWORD|-]", 1, 2, onUser(func(ctx context.Context, data string, a addr.Address, args []string) error {
-			return app.setPassword(ctx, data, a, password(args, a.String()))
-		})),
-		"vuserinfo": program("vuserinfo", "USER@DOMAIN", 1, 1, onUser(func(ctx context.Context, data string, a addr.Address, _ []string) error {
-			return app.userInfo(ctx, data, a, false)
-		})),
-		"vdeluser": program("vdeluser", "USER@DOMAIN", 1, 1, onUser(func(ctx context.Context, data string, a addr.Address, _ []string) error {
-			return app.removeUser(ctx, data, a, true)
-		})),
-	}
+	return faces
 }

@@ -3,6 +3,8 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -116,8 +118,29 @@ func (app *App) settingsCommand() *cobra.Command {
 		fmt.Fprintln(app.Out, "set; a running instance takes it over on SIGHUP, `indigo settings unset` undoes it")
 		return nil
 	})
+	sub("doc", "Print the table of all settings for docs/settings.md", "  indigo settings doc", cobra.NoArgs, false, func(string, []string) error {
+		_, err := io.WriteString(app.Out, SettingsTable())
+		return err
+	})
 	sub("unset NAME", "Undo set", "  indigo settings unset DATABYTES --service smtpd.25", cobra.ExactArgs(1), false, func(data string, args []string) error {
 		return settings.Unset(data, args[0], service)
 	})
 	return cmd
+}
+
+// SettingsTable gives the table of all settings in Markdown, as docs/settings.md has it.
+func SettingsTable() string {
+	var b strings.Builder
+	b.WriteString("| setting | file | type | default | read by | what it does | wiki |\n|---|---|---|---|---|---|---|\n")
+	for _, s := range settings.All() {
+		byDefault, wiki := s.Default, ""
+		if byDefault != "" {
+			byDefault = "`" + byDefault + "`"
+		}
+		if s.Wiki > 0 {
+			wiki = strconv.Itoa(s.Wiki)
+		}
+		fmt.Fprintf(&b, "| %s | `control/%s` | %s | %s | %s | %s | %s |\n", s.Name, s.File, s.Type, byDefault, strings.Join(s.Services, ", "), s.Help, wiki)
+	}
+	return b.String()
 }

@@ -1,0 +1,92 @@
+package cli
+
+import (
+	"bytes"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// each calls f for every command that does something.
+func each(cmd *cobra.Command, f func(*cobra.Command)) {
+	if cmd.Runnable() {
+		f(cmd)
+	}
+	for _, c := range cmd.Commands() {
+		each(c, f)
+	}
+}
+
+// TestCommandsExplainThemselves: each has a line of help and an example that begins with its own name, prints JSON where it
+// prints data, and stands in docs/commands.md.
+func TestCommandsExplainThemselves(t *testing.T) {
+	app := &App{In: strings.NewReader(""), Out: &bytes.Buffer{}, Err: &bytes.Buffer{}}
+	// What prints no data, or no more than one value or a message for people.
+	silent := []string{"indigo domain add", "indigo domain remove", "indigo user add", "indigo user passwd", "indigo user remove",
+		"indigo settings get", "indigo settings set", "indigo settings unset", "indigo settings doc", "indigo queue retry", "indigo links"}
+	documented, err := os.ReadFile("../../docs/commands.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	each(app.root(), func(c *cobra.Command) {
+		n++
+		path := c.CommandPath()
+		if c.Short == "" || !strings.Contains(c.Example, "indigo ") {
+			t.Errorf("%s: help %q, example %q", path, c.Short, c.Example)
+		}
+		if !strings.Contains(c.Example, path) {
+			t.Errorf("%s: no example begins with its name: %q", path, c.Example)
+		}
+		if (c.Flags().Lookup("json") == nil) != slices.Contains(silent, path) {
+			t.Errorf("%s: --json is %v", path, c.Flags().Lookup("json") != nil)
+		}
+		if !strings.Contains(string(documented), "`"+path) {
+			t.Errorf("docs/commands.md does not name `%s`", path)
+		}
+	})
+	for name := range app.programs() {
+		if !strings.Contains(string(documented), "`"+name) {
+			t.Errorf("docs/commands.md does not name `%s`", name)
+		}
+	}
+	if n < 20 {
+		t.Errorf("%d commands", n)
+	}
+}
+
+// TestSettingsDoc keeps docs/settings.md in step with the registry.
+func TestSettingsDoc(t *testing.T) {
+	text, err := os.ReadFile("../../docs/settings.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasSuffix(string(text), "\n"+SettingsTable()) {
+		t.Error("the table in docs/settings.md is not that of the registry: put the output of `go run ./cmd/indigo settings doc` in its place")
+	}
+}
+
+func TestOldOptions(t *testing.T) {
+	for _, tc := range []struct {
+		args     string
+		want     string
+		operands string
+		fails    bool
+	}{
+		{"-e u@d x", "e=", "u@d x", false}, {"-ec Name u@d", "c=Name e=", "u@d", false}, {"-cName u@d", "c=Name", "u@d", false},
+		{"u@d -", "", "u@d -", false}, {"-- -u", "", "-u", false}, {"-c", "", "", true}, {"-x u", "", "", true}, {"-z u", "", "", true}, {"-: u", "", "", true},
+	} {
+		options, operands, err := parseOldOptions(strings.Fields(tc.args), "ec:", "z")
+		var got []string
+		for letter, value := range options {
+			got = append(got, string(letter)+"="+value)
+		}
+		slices.Sort(got)
+		if (err != nil) != tc.fails || err == nil && (strings.Join(got, " ") != tc.want || strings.Join(operands, " ") != tc.operands) {
+			t.Errorf("%s: %v %v %v", tc.args, got, operands, err)
+		}
+	}
+}
