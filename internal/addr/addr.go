@@ -50,3 +50,23 @@ func (a Address) Extension(delimiter byte) (user, extension string) {
 	user, extension, _ = strings.Cut(a.Local, string(delimiter))
 	return user, extension
 }
+
+// MarshalText gives the address as String does.
+func (a Address) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote: an address, "" for the null one, or qmail's "#@[]" of double bounces.
+func (a *Address) UnmarshalText(text []byte) error {
+	switch s := string(text); s {
+	case "":
+		*a = Address{}
+	case "#@[]":
+		*a = Address{Local: "#", Domain: "[]"}
+	default:
+		parsed, err := Parse(s)
+		if err != nil {
+			return err
+		}
+		*a = parsed
+	}
+	return nil
+}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -61,5 +62,7 @@ Begin with "indigo up", then "indigo try" in another terminal.`,
 // programs maps IndiMail's program names to their adapters: each takes the arguments after the name and gives the exit
 // code.
 func (app *App) programs() map[string]func([]string) int {
-	return app.directoryPrograms()
+	all := app.directoryPrograms()
+	maps.Copy(all, app.queuePrograms())
+	return all
 }

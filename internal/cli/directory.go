@@ -414,6 +414,11 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 			return app.removeUser(ctx, data, a, true)
 		})},
 	}
+	return app.faces(programs)
+}
+
+// faces gives the programs the form in which Main calls them.
+func (app *App) faces(programs map[string]oldProgram) map[string]func([]string) int {
 	faces := make(map[string]func([]string) int, len(programs))
 	for name, p := range programs {
 		faces[name] = func(args []string) int {

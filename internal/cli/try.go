@@ -16,7 +16,6 @@ import (
 	"net/textproto"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -132,7 +131,7 @@ func (t *trial) run(ctx context.Context) error {
 	if err := t.imap(ctx); err != nil {
 		return fmt.Errorf("fetching it over IMAP: %w", err)
 	}
-	if err := t.ended(ctx, control); err != nil {
+	if err := t.ended(ctx); err != nil {
 		return fmt.Errorf("waiting for the queue to end it: %w", err)
 	}
 	t.result.Delivered = true
@@ -140,13 +139,22 @@ func (t *trial) run(ctx context.Context) error {
 }
 
 // ended waits until the delivery is durable and the queue has forgotten the message; a reader may see it a moment before.
-func (t *trial) ended(ctx context.Context, control *service.Control) error {
+func (t *trial) ended(ctx context.Context) error {
+	id, err := queue.ParseID(t.result.Queue)
+	if err != nil {
+		return err
+	}
+	tools, err := service.OpenQueueTools(ctx, t.data)
+	if err != nil {
+		return err
+	}
+	defer tools.Close()
 	for {
-		list, err := control.QueueList(ctx)
-		if err != nil {
+		left := 0
+		if err := tools.Each(ctx, queue.Filter{IDs: []queue.ID{id}}, func(queue.Listed) error { left++; return nil }); err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(list, func(l queue.Listed) bool { return l.ID == t.result.Queue }) {
+		if left == 0 {
 			t.step("synced to disk; the queue has ended it")
 			return nil
 		}

@@ -37,7 +37,7 @@ func TestCompaction(t *testing.T) {
 			t.Fatalf("%+v, want %d messages", before, len(kept))
 		}
 		next := map[string]time.Time{}
-		for _, l := range q.List() {
+		for _, l := range list(t, q) {
 			next[l.ID] = l.Next
 		}
 		// Time passes; the queue cleans up by itself.
@@ -50,7 +50,7 @@ func TestCompaction(t *testing.T) {
 		for range 2 {
 			q.Shutdown(t.Context())
 			q = open(t, testConfig(dir, &sink{}, stay))
-			for _, l := range q.List() {
+			for _, l := range list(t, q) {
 				if fmt.Sprint(l.Recipients) != "[r@far.test]" || !l.Next.Equal(next[l.ID]) {
 					t.Errorf("%+v, next attempt before %v", l, next[l.ID])
 				}
@@ -103,7 +103,7 @@ func TestAttemptCutByShutdownDoesNotCount(t *testing.T) {
 		q = open(t, testConfig(dir, local, &sink{}))
 		synctest.Wait()
 		if len(local.all()) != 1 {
-			t.Errorf("delivered %v, queued %+v", local.all(), q.List())
+			t.Errorf("delivered %v, queued %+v", local.all(), list(t, q))
 		}
 		q.Shutdown(t.Context())
 	})

@@ -6,13 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -27,6 +24,14 @@ import (
 // Config is what a Queue is made of.
 type Config struct {
 	Dir string
+	// Name stands in the log when it is not "".
+	Name string
+	// IDs numbers the messages; nil means numbers of its own, in DIR/ids.
+	IDs *IDs
+	// Rates are limits that this queue shares with others; its own are in DIR/ratelimit.
+	Rates *Rates
+	// Bounces takes the queue's own messages; nil means the queue itself.
+	Bounces Submitter
 	// Host is this system's name, for bounces.
 	Host          string
 	Settings      func() *settings.View
@@ -37,6 +42,8 @@ type Config struct {
 	Now           func() time.Time
 	// UID and PID stand in the log line "info msg" of bounces.
 	UID, PID int
+	// Idle queues deliver nothing: for looking and mending while no daemon runs.
+	Idle bool
 	// LogDisk replaces DIR/log in tests.
 	LogDisk seglog.Disk
 }
@@ -44,8 +51,6 @@ type Config struct {
 const (
 	// bigContent is from what size on content lies in a file of its own rather than in memory and the log.
 	bigContent = 256 << 10
-	// idBlock is how many ids one write of DIR/ids reserves.
-	idBlock = 10000
 )
 
 // Queue is one queue directory with its scheduler. It implements Submitter.
@@ -53,12 +58,11 @@ type Queue struct {
 	config Config
 	log    *seglog.Log
 	lock   *os.File
-
-	ids struct {
-		sync.Mutex
-		next, reserved uint64
-	}
-	space struct {
+	rates  []*Rates
+	// rateVersions are those that the schedule was made for; only tick uses them.
+	rateVersions []int
+	ids          *IDs
+	space        struct {
 		sync.Mutex
 		checked time.Time
 		low     bool
@@ -100,8 +104,9 @@ type message struct {
 	// left counts the recipients that are not done, running the deliveries under way; a message is not moved meanwhile.
 	left, running int32
 	// repeat: an attempt may have been made whose result was lost. finished: nothing is left to do.
-	repeat, finished bool
-	recipients       []recipient
+	// held: an operator keeps it back.
+	repeat, finished, held bool
+	recipients             []recipient
 	// rare is what only messages have that met trouble.
 	rare *rarity
 	// one and job spare most messages two allocations.
@@ -147,6 +152,22 @@ func newMessage(id ID, birth int64, recipients int) *message {
 	return m
 }
 
+// message makes what memory keeps of a message with this head.
+func (h *head) message(id ID, position seglog.Position) *message {
+	m := newMessage(id, h.birth, len(h.statuses))
+	m.put(position)
+	m.held = h.held
+	for i, s := range h.statuses {
+		if m.recipients[i].status = s; s != waiting {
+			m.left--
+		}
+	}
+	if len(h.failures) > 0 {
+		m.trouble().failures = h.failures
+	}
+	return m
+}
+
 type recipient struct {
 	next   int64
 	status status
@@ -185,15 +206,33 @@ func Open(ctx context.Context, config Config) (*Queue, error) {
 		return nil, fmt.Errorf("queue %s is in use by another process: %w", config.Dir, err)
 	}
 	logDir := filepath.Join(config.Dir, "log")
+	own, err := OpenRates(filepath.Join(config.Dir, "ratelimit"), config.Name, config.Now)
+	if err != nil {
+		q.lock.Close()
+		return nil, fmt.Errorf("queue %s: %w", config.Dir, err)
+	}
+	if q.rates = []*Rates{own}; config.Rates != nil {
+		q.rates = append(q.rates, config.Rates)
+	}
+	q.rateVersions = make([]int, len(q.rates))
+	for i, r := range q.rates {
+		if q.rateVersions[i], err = r.upkeep(); err != nil {
+			q.lock.Close()
+			return nil, fmt.Errorf("queue %s: %w", config.Dir, err)
+		}
+	}
 	disk := config.LogDisk
 	if disk == nil {
 		disk = seglog.Folder(logDir)
 	}
-	if err = os.MkdirAll(logDir, 0o700); err == nil {
-		q.log, err = seglog.Open(seglog.Config{Disk: disk, Damaged: q.setAside}, q.replay)
+	if q.ids = config.IDs; q.ids == nil {
+		q.ids, err = OpenIDs(config.Dir)
 	}
 	if err == nil {
-		err = q.openIDs()
+		err = os.MkdirAll(logDir, 0o700)
+	}
+	if err == nil {
+		q.log, err = seglog.Open(seglog.Config{Disk: disk, Damaged: q.setAside}, q.replay)
 	}
 	if err != nil {
 		if q.log != nil {
@@ -227,7 +266,7 @@ func (q *Queue) setAside(segment uint64, offset int64, b []byte) {
 // replay takes one record of the log.
 func (q *Queue) replay(r seglog.Record) error {
 	id := ID(r.ID)
-	q.ids.next = max(q.ids.next, r.ID+1)
+	q.ids.saw(r.ID + 1)
 	switch r.Kind {
 	case kindMessage:
 		h, _, err := decodeHead(r.Payload)
@@ -236,21 +275,12 @@ func (q *Queue) replay(r seglog.Record) error {
 			return nil
 		}
 		old := q.messages[id]
-		m := newMessage(id, h.birth, len(h.statuses))
-		m.put(r.Position)
+		m := h.message(id, r.Position)
 		m.repeat = true
-		for i, s := range h.statuses {
-			if m.recipients[i].status = s; s != waiting {
-				m.left--
-			}
-			if old != nil && i < len(old.recipients) {
+		if old != nil {
+			for i := range min(len(m.recipients), len(old.recipients)) {
 				m.recipients[i].next = old.recipients[i].next
 			}
-		}
-		if len(h.failures) > 0 {
-			m.trouble().failures = h.failures
-		}
-		if old != nil {
 			q.unuse(old)
 		}
 		q.messages[id] = m
@@ -266,6 +296,10 @@ func (q *Queue) replay(r seglog.Record) error {
 			return nil
 		}
 		q.apply(m, results, failures)
+	case kindHold:
+		if m := q.messages[id]; m != nil && len(r.Payload) == 1 {
+			m.held = r.Payload[0] == 1
+		}
 	case kindFinished:
 		if m := q.messages[id]; m != nil {
 			q.unuse(m)
@@ -312,52 +346,6 @@ func (q *Queue) unuse(m *message) {
 		u.bytes -= int64(m.length)
 	}
 	q.recipients -= int(m.left)
-}
-
-// openIDs reads how far ids were reserved: no id below was given to anybody, so numbering goes on there.
-func (q *Queue) openIDs() error {
-	text, err := os.ReadFile(filepath.Join(q.config.Dir, "ids"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if len(text) > 0 {
-		n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-		if err != nil {
-			return fmt.Errorf("ids: %w", err)
-		}
-		q.ids.next = max(q.ids.next, n)
-	}
-	q.ids.next = max(q.ids.next, 1)
-	q.ids.reserved = q.ids.next
-	return nil
-}
-
-func (q *Queue) newID() (ID, error) {
-	q.ids.Lock()
-	defer q.ids.Unlock()
-	if q.ids.next == q.ids.reserved {
-		path := filepath.Join(q.config.Dir, "ids")
-		f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-		if err != nil {
-			return 0, err
-		}
-		_, err = fmt.Fprintln(f, q.ids.reserved+idBlock)
-		if err == nil {
-			err = f.Sync()
-		}
-		if err = errors.Join(err, f.Close()); err == nil {
-			err = os.Rename(path+".new", path)
-		}
-		if err == nil {
-			err = syncDir(q.config.Dir)
-		}
-		if err != nil {
-			return 0, err
-		}
-		q.ids.reserved += idBlock
-	}
-	q.ids.next++
-	return ID(q.ids.next - 1), nil
 }
 
 func syncDir(path string) error {
@@ -415,7 +403,7 @@ func (q *Queue) Begin(_ context.Context, sizeHint int64) (Submission, error) {
 }
 
 func (q *Queue) begin(sizeHint int64) (*submission, error) {
-	id, err := q.newID()
+	id, err := q.ids.take()
 	if err != nil {
 		return nil, storageError(err)
 	}
@@ -492,6 +480,12 @@ func (s *submission) Abort() {
 // Commit makes the message durable and hands it to the scheduler.
 func (s *submission) Commit(_ context.Context, env Envelope) error {
 	err := s.commit(env)
+	s.done(err)
+	return err
+}
+
+// done gives back what a submission held after its commit.
+func (s *submission) done(err error) {
 	if s.content != nil {
 		*s.buffer = s.content
 		s.content = nil
@@ -499,12 +493,9 @@ func (s *submission) Commit(_ context.Context, env Envelope) error {
 	}
 	if err != nil {
 		s.Abort()
-		return err
-	}
-	if s.big != nil {
+	} else if s.big != nil {
 		s.big.Close()
 	}
-	return nil
 }
 
 func (s *submission) commit(env Envelope) error {
@@ -516,25 +507,34 @@ func (s *submission) commit(env Envelope) error {
 		return errTrouble.Because(errors.New("no recipients"))
 	}
 	if s.big != nil {
-		// Content and directory entry first: the record that names them must never be there without them.
-		err := s.big.Sync()
-		if err == nil {
-			err = syncDir(filepath.Join(q.config.Dir, "big"))
-		}
-		if err != nil {
-			return storageError(err)
+		if err := s.syncBig(); err != nil {
+			return err
 		}
 	}
-	birth := q.config.Now()
-	h := head{birth: birth.UnixNano(), size: s.size, big: s.big != nil, statuses: make([]status, len(env.Recipients)), envelope: env}
-	m := newMessage(s.id, h.birth, len(env.Recipients))
+	h := head{birth: q.config.Now().UnixNano(), size: s.size, big: s.big != nil, statuses: make([]status, len(env.Recipients)), envelope: env}
+	return s.enter(&h)
+}
+
+// syncBig makes the content's file durable, with its directory entry: the record that names it must never be there without.
+func (s *submission) syncBig() error {
+	err := s.big.Sync()
+	if err == nil {
+		err = syncDir(filepath.Join(s.q.config.Dir, "big"))
+	}
+	return storageErrorOrNil(err)
+}
+
+// enter writes the message's record, and hands it to the scheduler.
+func (s *submission) enter(h *head) error {
+	q, env := s.q, &h.envelope
+	began := q.config.Now()
 	q.gate.RLock()
 	position, err := q.log.Enqueue(kindMessage, uint64(s.id), true, h.encode(), s.content).Wait()
 	if err != nil {
 		q.gate.RUnlock()
 		return storageError(err)
 	}
-	m.put(position)
+	m := h.message(s.id, position)
 	q.mu.Lock()
 	q.messages[s.id] = m
 	q.use(m)
@@ -542,10 +542,10 @@ func (s *submission) commit(env Envelope) error {
 	q.gate.RUnlock()
 	q.event(logNew, idAttr(s.id))
 	q.event(logInfo, idAttr(s.id), slog.Int64("bytes", s.size), slog.String("from", env.Sender.String()), slog.Int("qp", env.Origin.PID), slog.Int("uid", env.Origin.UID))
-	q.config.Trace.Record(trace.Event{Time: birth, Kind: "queued", Session: env.Origin.Session, Queue: s.id.String(), MessageID: env.MessageID,
-		Service: env.Origin.Service, From: env.Sender.String(), Bytes: s.size, Took: q.config.Now().Sub(birth)})
+	q.config.Trace.Record(trace.Event{Time: began, Kind: "queued", Session: env.Origin.Session, Queue: s.id.String(), MessageID: env.MessageID,
+		Service: env.Origin.Service, From: env.Sender.String(), Bytes: s.size, Took: q.config.Now().Sub(began)})
 	// The message is durable: whatever happens to routing now is the scheduler's, not the client's.
-	q.schedule(m, &env)
+	q.schedule(m, env)
 	return nil
 }
 
@@ -734,7 +734,7 @@ func (q *Queue) copyRecord(m *message) ([]seglog.Pending, error) {
 			later = append(later, result{index: i, next: r.next})
 		}
 	}
-	h.failures = m.failures()
+	h.failures, h.held = m.failures(), m.held
 	pending := []seglog.Pending{q.log.Enqueue(kindMessage, uint64(m.id), true, h.encode(), rest)}
 	if later != nil {
 		pending = append(pending, q.log.Enqueue(kindResult, uint64(m.id), true, encodeResults(later, nil)))
@@ -760,6 +760,11 @@ func (q *Queue) Shutdown(ctx context.Context) {
 	}
 	q.cancelWork()
 	<-finished
+	for _, r := range q.rates {
+		if err := r.save(); err != nil {
+			q.config.Logger.Error(err.Error())
+		}
+	}
 	q.log.Close()
 	q.lock.Close()
 }

@@ -21,38 +21,40 @@ func (id ID) String() string { return strconv.FormatUint(uint64(id), 10) }
 // Origin is how a message came in; for the log line "info msg" (wiki 1337-1345), the trace and the rules.
 type Origin struct {
 	// Service is the name of the door, for example "smtpd.25", "bounce", "pickup".
-	Service string
+	Service string `json:"service,omitempty"`
 	// Session is the trace's name for the connection; "" when there was none.
-	Session string
+	Session string `json:"session,omitempty"`
 	// Client is the IP address of the sender, "" when local.
-	Client string
+	Client string `json:"client,omitempty"`
 	// User is the authenticated user, "" without AUTH.
-	User string
+	User string `json:"user,omitempty"`
 	// UID and PID are the submitting process's; the daemon's own for mail from the network ("qp PID uid UID").
-	UID, PID int
+	UID int `json:"uid"`
+	PID int `json:"pid"`
 }
 
 // Envelope is what travels with the content.
 type Envelope struct {
 	// Sender is where bounces go; null for a bounce itself.
-	Sender addr.Address
+	Sender addr.Address `json:"sender"`
 	// Recipients has at least one entry.
-	Recipients []Recipient
-	Origin     Origin
+	Recipients []Recipient `json:"recipients"`
+	Origin     Origin      `json:"origin"`
 	// MessageID is the Message-ID field's value if the door has seen one; for the trace only.
-	MessageID string
+	MessageID string `json:"message_id,omitempty"`
 	// Body is the BODY parameter (RFC 6152): "", "7BIT" or "8BITMIME". UTF8 is SMTPUTF8 (RFC 6531).
-	Body string
-	UTF8 bool
+	Body string `json:"body,omitempty"`
+	UTF8 bool   `json:"utf8,omitempty"`
 	// EnvID and Return are ENVID and RET (RFC 3461), kept for delivery and bounces.
-	EnvID, Return string
+	EnvID  string `json:"envid,omitempty"`
+	Return string `json:"ret,omitempty"`
 }
 
 // Recipient is one address to deliver to, with its DSN parameters (RFC 3461), "" when absent.
 type Recipient struct {
-	Address addr.Address
-	Notify  string
-	Orcpt   string
+	Address addr.Address `json:"address"`
+	Notify  string       `json:"notify,omitempty"`
+	Orcpt   string       `json:"orcpt,omitempty"`
 }
 
 // Submission is a message on its way into the queue. Its ID is known before its content, so that the Received field

@@ -105,6 +105,15 @@ func submit(t testing.TB, q *Queue, content, from string, to ...string) error {
 	return s.Commit(t.Context(), env)
 }
 
+// list gives every message of a queue.
+func list(t testing.TB, q *Queue) (all []Listed) {
+	t.Helper()
+	if err := q.Each(t.Context(), Filter{}, func(l Listed) error { all = append(all, l); return nil }); err != nil {
+		t.Error(err)
+	}
+	return all
+}
+
 // TestRetrySchedule runs a week of deferrals and compares the attempts with the wiki's tables (lines 213-371).
 func TestRetrySchedule(t *testing.T) {
 	for _, c := range []struct {
@@ -204,7 +213,7 @@ func TestRecovery(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		first := q.List()
+		first := list(t, q)
 		q.Shutdown(t.Context())
 
 		again, remote := &sink{}, &sink{}
@@ -213,7 +222,7 @@ func TestRecovery(t *testing.T) {
 		if len(remote.all()) != 0 {
 			t.Error("the schedule was forgotten")
 		}
-		if list := q.List(); len(list) != 2 || fmt.Sprint(list[0].Recipients) != "[r@far.test]" || list[0].ID != first[0].ID || !list[0].Next.Equal(first[0].Next) {
+		if list := list(t, q); len(list) != 2 || fmt.Sprint(list[0].Recipients) != "[r@far.test]" || list[0].ID != first[0].ID || !list[0].Next.Equal(first[0].Next) {
 			t.Errorf("%+v, before %+v", list, first)
 		}
 		q.RetryAll()

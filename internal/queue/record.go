@@ -27,6 +27,8 @@ const (
 	kindResult = 2
 	// kindFinished: nothing is left to do for the message.
 	kindFinished = 3
+	// kindHold: one byte, 1 when an operator holds the message, 0 when he lets it go.
+	kindHold = 4
 )
 
 // status of a recipient.
@@ -109,6 +111,7 @@ type head struct {
 	birth    int64 // Unix nanoseconds
 	size     int64
 	big      bool
+	held     bool
 	statuses []status
 	failures []failure
 	envelope Envelope
@@ -126,6 +129,7 @@ func (h *head) encode() []byte {
 	e.int(h.birth)
 	e.uint(uint64(h.size))
 	e.bool(h.big)
+	e.bool(h.held)
 	v := &h.envelope
 	for _, s := range []string{v.Sender.Local, v.Sender.Domain, v.Origin.Service, v.Origin.Session, v.Origin.Client, v.Origin.User, v.MessageID, v.Body, v.EnvID, v.Return} {
 		e.text(s)
@@ -170,7 +174,7 @@ func (d *decoder) failures(recipients int) []failure {
 // decodeHead reads a message record's payload; rest is the content, or nothing when it lies in big/ or was not read.
 func decodeHead(b []byte) (h *head, rest []byte, err error) {
 	d := &decoder{b: b}
-	h = &head{birth: d.int(), size: int64(d.uint()), big: d.byte() == 1}
+	h = &head{birth: d.int(), size: int64(d.uint()), big: d.byte() == 1, held: d.byte() == 1}
 	v := &h.envelope
 	for _, s := range []*string{&v.Sender.Local, &v.Sender.Domain, &v.Origin.Service, &v.Origin.Session, &v.Origin.Client, &v.Origin.User, &v.MessageID, &v.Body, &v.EnvID, &v.Return} {
 		*s = d.text()

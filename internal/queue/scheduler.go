@@ -40,6 +40,19 @@ type job struct {
 	attempt uint16
 	channel Channel
 	more    []int32
+	// limited are the names of the rate limits that hold for it; counted tells that it has passed them.
+	limited []string
+	counted bool
+	// gate is what a job without a message wakes.
+	gate *gate
+}
+
+// gate is where jobs wait for a rate limit, the first of them with a clock.
+type gate struct {
+	name    string
+	waiting fifo[*job]
+	// clock is the job in the schedule that wakes the gate, nil when there is none.
+	clock *job
 }
 
 func (j *job) indexes() []int {
@@ -129,7 +142,12 @@ func (f *fifo[T]) pop() T {
 
 // scheduler is the part of Queue that decides what runs when; guarded by Queue.mu.
 type scheduler struct {
-	later    jobHeap
+	later jobHeap
+	// parked are the jobs of held messages.
+	parked map[*message][]*job
+	// gates by the names of their limits; delayed counts the jobs that wait at them.
+	gates    map[string]*gate
+	delayed  int
 	lanes    [2]lane
 	delivery uint64
 	wake     chan struct{}
@@ -167,6 +185,7 @@ func nextRetry(birth, now time.Time, channel Channel) time.Time {
 // start schedules what was replayed and starts the clock goroutine.
 func (q *Queue) start() {
 	q.wake = make(chan struct{}, 1)
+	q.parked, q.gates = map[*message][]*job{}, map[string]*gate{}
 	for i := range q.lanes {
 		q.lanes[i].hosts = map[string]*destination{}
 	}
@@ -192,6 +211,9 @@ func (q *Queue) start() {
 		}
 	}
 	heap.Init(&q.later)
+	if q.config.Idle {
+		return
+	}
 	q.work.Go(q.tick)
 	q.signal()
 }
@@ -222,6 +244,9 @@ func (q *Queue) tick() {
 		for len(q.later) > 0 && q.later[0].due <= now.UnixNano() {
 			j := heap.Pop(&q.later).(*job)
 			switch {
+			case j.gate != nil:
+				q.wakeGate(j.gate)
+			case q.idle(j):
 			case j.first < 0:
 				m := j.m
 				q.free(j)
@@ -234,11 +259,15 @@ func (q *Queue) tick() {
 			}
 		}
 		wait := cleanEvery
+		if q.delayed > 0 || q.limited() {
+			wait = time.Second // rateUpkeep
+		}
 		if len(q.later) > 0 {
 			wait = min(wait, time.Duration(q.later[0].due-now.UnixNano()))
 		}
 		q.dispatch()
 		q.mu.Unlock()
+		q.rateUpkeep()
 		if d := now.Sub(lastClean); d < 0 || d >= cleanEvery {
 			lastClean = now
 			q.clean()
@@ -247,8 +276,15 @@ func (q *Queue) tick() {
 	}
 }
 
-// ready puts a job in its lane; called with mu held.
+// ready puts a job in its lane, or to the gate of a rate limit; called with mu held.
 func (q *Queue) ready(j *job) {
+	if len(j.limited) > 0 && !j.counted && !q.pass(j) {
+		return
+	}
+	q.toLane(j)
+}
+
+func (q *Queue) toLane(j *job) {
 	j.host.jobs.push(j)
 	q.lanes[j.channel].line(j.host, j.channel)
 }
@@ -262,21 +298,36 @@ func (l *lane) line(h *destination, c Channel) {
 }
 
 func (q *Queue) limit(c Channel) int {
-	if c == Local {
-		return settings.ConcurrencyLocal.Get(q.config.Settings())
+	v := q.config.Settings()
+	hold, concurrency := settings.HoldLocal, settings.ConcurrencyLocal
+	if c == Remote {
+		hold, concurrency = settings.HoldRemote, settings.ConcurrencyRemote
 	}
-	return settings.ConcurrencyRemote.Get(q.config.Settings())
+	if hold.Get(v) {
+		return 0
+	}
+	return concurrency.Get(v)
 }
 
 // dispatch starts deliveries while the channels have room, one of each host in turn; called with mu held.
 func (q *Queue) dispatch() {
+	if q.config.Idle {
+		return
+	}
 	for _, c := range []Channel{Local, Remote} {
 		l := &q.lanes[c]
 		limit := q.limit(c)
 		for l.running < limit && l.turn.len() > 0 && !q.closing {
 			h := l.turn.pop()
 			h.queued = false
+			if h.jobs.len() == 0 {
+				continue // they were taken away
+			}
 			j := h.jobs.pop()
+			if q.idle(j) {
+				l.line(h, c)
+				continue
+			}
 			l.running++
 			h.running++
 			l.line(h, c)
@@ -288,13 +339,34 @@ func (q *Queue) dispatch() {
 	}
 }
 
+// idle takes care of a job that must not run: one whose recipients are done by an operator's word, or whose message is held.
+// Called with mu held.
+func (q *Queue) idle(j *job) bool {
+	switch {
+	case over(j):
+		q.free(j)
+	case j.m.held:
+		q.park(j)
+	default:
+		return false
+	}
+	return true
+}
+
+// over tells whether a job's recipients are done.
+func over(j *job) bool {
+	return j.first >= 0 && !slices.ContainsFunc(j.indexes(), func(i int) bool { return j.m.recipients[i].status == waiting })
+}
+
 // schedule routes a new message's recipients and makes them due.
 func (q *Queue) schedule(m *message, env *Envelope) {
-	indexes := make([]int, len(m.recipients))
-	for i := range indexes {
-		indexes[i] = i
-	}
+	indexes := make([]int, 0, len(m.recipients))
 	q.mu.Lock()
+	for i, r := range m.recipients {
+		if r.status == waiting {
+			indexes = append(indexes, i)
+		}
+	}
 	m.running++
 	q.mu.Unlock()
 	q.route(m, env, indexes)
@@ -335,6 +407,7 @@ func (q *Queue) route(m *message, env *Envelope, indexes []int) {
 		key
 		unrouted bool
 		indexes  []int
+		limited  []string
 	}
 	var plans []*plan
 	open := map[key]*plan{}
@@ -355,8 +428,9 @@ func (q *Queue) route(m *message, env *Envelope, indexes []int) {
 		}
 		k := key{d.Channel, d.Host}
 		p := open[k]
-		if p == nil || d.Channel == Local || len(p.indexes) == perTransaction {
-			p = &plan{key: k}
+		limited := q.limitsOf(env, to)
+		if p == nil || d.Channel == Local || len(p.indexes) == perTransaction || limited != nil || p.limited != nil {
+			p = &plan{key: k, limited: limited}
 			open[k] = p
 			plans = append(plans, p)
 		}
@@ -370,7 +444,7 @@ func (q *Queue) route(m *message, env *Envelope, indexes []int) {
 			continue
 		}
 		j := newJob(m, 0, p.indexes...)
-		j.channel, j.host = p.channel, q.lanes[p.channel].refer(p.host)
+		j.channel, j.host, j.limited = p.channel, q.lanes[p.channel].refer(p.host), p.limited
 		q.ready(j)
 	}
 	over := q.record(m, results, failures)
@@ -490,14 +564,14 @@ func (q *Queue) deliver(j *job, number uint64) {
 	q.mu.Lock()
 	m.running--
 	q.leave(j)
-	attempt, channel := j.attempt, j.channel
+	attempt, channel, limited := j.attempt, j.channel, j.limited
 	if again != nil {
 		host.refs++ // the next job's, before this one's goes
 	}
 	q.free(j)
 	if again != nil {
 		j := newJob(m, next.UnixNano(), again...)
-		j.channel, j.host, j.attempt = channel, host, min(attempt, math.MaxUint16-1)+1
+		j.channel, j.host, j.attempt, j.limited = channel, host, min(attempt, math.MaxUint16-1)+1, limited
 		heap.Push(&q.later, j)
 	}
 	over := q.record(m, outcome, failures)
@@ -619,8 +693,12 @@ type Stats struct {
 	LocalRunning  int `json:"local_running"`
 	RemoteRunning int `json:"remote_running"`
 	// Scheduled counts the jobs that wait for their time.
-	Scheduled int   `json:"scheduled"`
-	LogBytes  int64 `json:"log_bytes"`
+	Scheduled int `json:"scheduled"`
+	// Held counts the held messages whose time had come.
+	Held int `json:"held"`
+	// Delayed counts the deliveries that a rate limit keeps waiting.
+	Delayed  int   `json:"delayed"`
+	LogBytes int64 `json:"log_bytes"`
 }
 
 // Stats counts now.
@@ -628,75 +706,11 @@ func (q *Queue) Stats() Stats {
 	sizes, _ := q.log.Sizes()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s := Stats{Messages: len(q.messages), Recipients: q.recipients, LocalRunning: q.lanes[Local].running, RemoteRunning: q.lanes[Remote].running, Scheduled: len(q.later)}
+	s := Stats{Messages: len(q.messages), Recipients: q.recipients, LocalRunning: q.lanes[Local].running, RemoteRunning: q.lanes[Remote].running, Scheduled: len(q.later), Held: len(q.parked), Delayed: q.delayed}
 	for _, n := range sizes {
 		s.LogBytes += n
 	}
 	return s
-}
-
-// Listed is one message of a list.
-type Listed struct {
-	ID         string    `json:"id"`
-	Sender     string    `json:"sender"`
-	Recipients []string  `json:"recipients"`
-	Birth      time.Time `json:"birth"`
-	// Next is the next attempt; zero when one is due or running.
-	Next     time.Time `json:"next"`
-	LastText string    `json:"last_result"`
-	Size     int64     `json:"size"`
-}
-
-// List gives every message in the order of the ids, with the recipients that are left.
-func (q *Queue) List() []Listed {
-	q.mu.Lock()
-	messages := make([]*message, 0, len(q.messages))
-	for _, m := range q.messages {
-		messages = append(messages, m)
-	}
-	q.mu.Unlock()
-	slices.SortFunc(messages, func(a, b *message) int {
-		if a.id < b.id {
-			return -1
-		}
-		return 1
-	})
-	list := []Listed{}
-	for _, m := range messages {
-		h, _, release, err := q.load(m)
-		if err != nil {
-			continue // it ended meanwhile
-		}
-		release()
-		l := Listed{ID: m.id.String(), Sender: h.envelope.Sender.String(), Birth: time.Unix(0, m.birth), Size: h.size}
-		q.mu.Lock()
-		if m.rare != nil {
-			l.LastText = m.rare.lastText
-		}
-		for i, r := range m.recipients {
-			if r.status == waiting {
-				l.Recipients = append(l.Recipients, h.envelope.Recipients[i].Address.String())
-				if next := time.Unix(0, r.next); r.next != 0 && (l.Next.IsZero() || next.Before(l.Next)) {
-					l.Next = next
-				}
-			}
-		}
-		q.mu.Unlock()
-		list = append(list, l)
-	}
-	return list
-}
-
-// Retry makes a message due now; false if there is none with this id.
-func (q *Queue) Retry(id ID) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	m := q.messages[id]
-	if m == nil {
-		return false
-	}
-	q.hasten(func(j *job) bool { return j.m == m })
-	return true
 }
 
 // RetryAll makes every message due now and tells how many deliveries that makes.
@@ -708,7 +722,7 @@ func (q *Queue) RetryAll() int {
 
 func (q *Queue) hasten(which func(*job) bool) (n int) {
 	for _, j := range q.later {
-		if which(j) {
+		if j.gate == nil && which(j) {
 			j.due = 0
 			n++
 		}

@@ -12,10 +12,10 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
@@ -77,24 +77,11 @@ func startControl(h *House) (*controlServer, error) {
 	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, h.verifier.IssueToken(r.FormValue("user"), 2*time.Minute), nil)
 	})
-	mux.HandleFunc("GET /queue/stats", func(w http.ResponseWriter, r *http.Request) { reply(w, h.queue.Stats(), nil) })
-	mux.HandleFunc("GET /queue/list", func(w http.ResponseWriter, r *http.Request) { reply(w, h.queue.List(), nil) })
+	h.handleQueue(mux)
 	// For `curl --unix-socket DATA/run/control.sock http://indigo/debug/pprof/profile`; see docs/performance.md.
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("POST /queue/retry", func(w http.ResponseWriter, r *http.Request) {
-		name := r.FormValue("id")
-		if name == "" {
-			reply(w, h.queue.RetryAll(), nil)
-			return
-		}
-		id, err := queue.ParseID(name)
-		if err == nil && !h.queue.Retry(id) {
-			err = fmt.Errorf("no message %s in the queue", id)
-		}
-		reply(w, 1, err)
-	})
-	c := &controlServer{server: &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 1 << 14}}
+	c := &controlServer{server: &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 1 << 20}}
 	c.serving.Go(func() { c.server.Serve(l) })
 	return c, nil
 }
@@ -120,6 +107,8 @@ var ErrNotRunning = errors.New("no Indigo is running on this data directory")
 type Control struct {
 	data   string
 	client *http.Client
+	// patient is for answers that may take long.
+	patient *http.Client
 }
 
 // NewControl gives a Control for data; nothing is opened before the first question.
@@ -132,25 +121,36 @@ func NewControl(data string) *Control {
 		defer release()
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)
 	}
-	return &Control{data, &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: time.Minute}}
+	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true}
+	return &Control{data, &http.Client{Transport: transport, Timeout: time.Minute}, &http.Client{Transport: transport}}
 }
 
 // ask does one request; its JSON answer goes into answer.
 func (c *Control) ask(ctx context.Context, method, path string, form url.Values, answer any) error {
-	r, err := http.NewRequestWithContext(ctx, method, "http://indigo"+path+"?"+form.Encode(), nil)
+	body, err := c.send(ctx, c.client, method, path, form)
 	if err != nil {
 		return err
 	}
-	response, err := c.client.Do(r)
+	defer body.Close()
+	return json.NewDecoder(body).Decode(answer)
+}
+
+// send does one request and gives the body of its answer.
+func (c *Control) send(ctx context.Context, client *http.Client, method, path string, form url.Values) (io.ReadCloser, error) {
+	r, err := http.NewRequestWithContext(ctx, method, "http://indigo"+path+"?"+form.Encode(), nil)
 	if err != nil {
-		return fmt.Errorf("%s: %w (start it with `indigo serve --data %s`): %w", c.data, ErrNotRunning, c.data, err)
+		return nil, err
 	}
-	defer response.Body.Close()
+	response, err := client.Do(r)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w (start it with `indigo serve --data %s`): %w", c.data, ErrNotRunning, c.data, err)
+	}
 	if response.StatusCode != http.StatusOK {
+		defer response.Body.Close()
 		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
-		return errors.New(string(text))
+		return nil, errors.New(strings.TrimSpace(string(text)))
 	}
-	return json.NewDecoder(response.Body).Decode(answer)
+	return response.Body, nil
 }
 
 // Status asks for the services and their addresses.
@@ -169,24 +169,4 @@ func (c *Control) Token(ctx context.Context, user string) (string, error) {
 	var token string
 	err := c.ask(ctx, http.MethodPost, "/token", url.Values{"user": {user}}, &token)
 	return token, err
-}
-
-// QueueStats counts what waits in the queue.
-func (c *Control) QueueStats(ctx context.Context) (*queue.Stats, error) {
-	s := new(queue.Stats)
-	return s, c.ask(ctx, http.MethodGet, "/queue/stats", nil, s)
-}
-
-// QueueList gives every message in the queue.
-func (c *Control) QueueList(ctx context.Context) ([]queue.Listed, error) {
-	var l []queue.Listed
-	err := c.ask(ctx, http.MethodGet, "/queue/list", nil, &l)
-	return l, err
-}
-
-// QueueRetry makes one message due now, or all when id is "", and tells how many.
-func (c *Control) QueueRetry(ctx context.Context, id string) (int, error) {
-	var n int
-	err := c.ask(ctx, http.MethodPost, "/queue/retry", url.Values{"id": {id}}, &n)
-	return n, err
 }

@@ -88,7 +88,8 @@ type textHandler struct {
 // piece is a part of an event's line: text, and the attribute behind it.
 type piece struct {
 	text, key string
-	qmail     bool
+	// mark is what stands behind the key: '|', '+' or 0; see queue.LogEvent.
+	mark byte
 }
 
 // newLines takes the lines of the events apart.
@@ -98,8 +99,11 @@ func newLines(events []queue.LogEvent) map[string][]piece {
 		for rest := e.Text; rest != ""; {
 			text, behind, _ := strings.Cut(rest, "{")
 			key, after, _ := strings.Cut(behind, "}")
-			key, qmail := strings.CutSuffix(key, "|")
-			lines[e.Name] = append(lines[e.Name], piece{text, key, qmail})
+			p := piece{text: text, key: strings.TrimRight(key, "|+")}
+			if len(p.key) < len(key) {
+				p.mark = key[len(p.key)]
+			}
+			lines[e.Name] = append(lines[e.Name], p)
 			rest = after
 		}
 	}
@@ -117,12 +121,15 @@ func appendLine(b []byte, pieces []piece, r slog.Record) []byte {
 			if a.Key != p.key {
 				return true
 			}
+			if p.mark == '+' {
+				b = append(b, ' ')
+			}
 			switch {
 			case a.Value.Kind() == slog.KindInt64:
 				b = strconv.AppendInt(b, a.Value.Int64(), 10)
 			case a.Value.Kind() == slog.KindUint64:
 				b = strconv.AppendUint(b, a.Value.Uint64(), 10)
-			case p.qmail:
+			case p.mark == '|':
 				b = append(b, queue.QmailText(a.Value.String())...)
 			default:
 				b = append(b, a.Value.String()...)

@@ -51,7 +51,7 @@ type House struct {
 	resolver     *dnsx.Client
 	local        *local.Deliverer
 	remote       *remote.Deliverer
-	queue        *queue.Queue
+	queue        *queue.Set
 
 	doors   []*runningDoor
 	control *controlServer
@@ -181,15 +181,33 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	}); err != nil {
 		return fmt.Errorf("remote delivery: %w", err)
 	}
-	h.queue, err = queue.Open(ctx, queue.Config{
-		Dir: filepath.Join(h.config.Data, "queue"), Host: me, Settings: queueView,
-		Router: route.New(route.Config{Directory: h.directory, Settings: queueView}),
-		Local:  h.local, Remote: h.remote, Trace: h.trace, Logger: h.log, Now: time.Now, UID: os.Getuid(), PID: os.Getpid(),
+	h.queue, err = queue.OpenSet(ctx, queue.SetConfig{
+		Config: queue.Config{
+			Dir: filepath.Join(h.config.Data, "queue"), Host: me, Settings: queueView,
+			Router: route.New(route.Config{Directory: h.directory, Settings: queueView}),
+			Local:  h.local, Remote: h.remote, Trace: h.trace, Logger: h.log, Now: time.Now, UID: os.Getuid(), PID: os.Getpid(),
+		},
+		View:  func(name string) *settings.View { return h.view("queue." + name) },
+		Place: h.place,
 	})
 	if err != nil {
 		return fmt.Errorf("queue: %w", err)
 	}
 	return nil
+}
+
+// place names the queue for a recipient: by the control file domainqueue, then by QUEUEDIR of the service that took the
+// message in (wiki 1526-1534, 2291-2295).
+func (h *House) place(env *queue.Envelope, to *queue.Recipient) string {
+	view := h.view(env.Origin.Service)
+	dir, ok := settings.DomainQueue.Get(view).Lookup(to.Address.Domain, settings.QueueDir.Name)
+	if !ok {
+		dir = settings.QueueDir.Get(view)
+	}
+	if dir == "" {
+		return ""
+	}
+	return filepath.Base(dir)
 }
 
 // Reload reads the settings and the certificate again. On any fault everything stays as it was.

@@ -79,7 +79,9 @@ type Snapshot struct {
 	Warnings []Problem
 	control  map[*Setting]value
 	services map[string]map[*Setting]value
-	views    sync.Map // service name to *View
+	// queues are control files that are one queue's, by "queue.NAME".
+	queues map[string]map[*Setting]value
+	views  sync.Map // service name to *View
 }
 
 // Holder holds the snapshot in force; a reload swaps it.
@@ -88,7 +90,7 @@ type Holder struct{ atomic.Pointer[Snapshot] }
 // Load reads control/NAME and services/SERVICE/variables/VAR of the data directory dir. Every malformed value is named
 // in the error, which is then of type Problems.
 func Load(dir string) (*Snapshot, error) {
-	s := &Snapshot{control: map[*Setting]value{}, services: map[string]map[*Setting]value{}}
+	s := &Snapshot{control: map[*Setting]value{}, services: map[string]map[*Setting]value{}, queues: map[string]map[*Setting]value{}}
 	var problems Problems
 	byFile, byName := map[string]*Setting{}, map[string]*Setting{}
 	for _, setting := range All() {
@@ -111,6 +113,11 @@ func Load(dir string) (*Snapshot, error) {
 				continue
 			}
 			setting, ok := known[entry.Name()]
+			if !ok && layer == "control file" {
+				if s.readQueueFile(dir, entry.Name(), &problems) {
+					continue
+				}
+			}
 			if !ok {
 				s.Warnings = append(s.Warnings, Problem{name, "no such setting; the nearest is " + nearest(entry.Name(), known)})
 				continue
@@ -148,6 +155,31 @@ func Load(dir string) (*Snapshot, error) {
 	return s, nil
 }
 
+// readQueueFile takes concurrencyl.NAME and concurrencyr.NAME, the concurrency of one queue (wiki 377); false if the file is
+// neither.
+func (s *Snapshot) readQueueFile(dir, name string, problems *Problems) bool {
+	channel, queue, _ := strings.Cut(name, ".")
+	setting := map[string]*Setting{"concurrencyl": ConcurrencyLocal.Setting, "concurrencyr": ConcurrencyRemote.Setting}[channel]
+	if setting == nil || queue == "" {
+		return false
+	}
+	file := filepath.Join("control", name)
+	text, err := readValue(filepath.Join(dir, file), false)
+	var parsed any
+	if err == nil {
+		parsed, err = setting.check(text)
+	}
+	if err != nil {
+		*problems = append(*problems, Problem{file, fmt.Sprintf("%s: %v (%s)", setting.Name, err, setting.Help)})
+		return true
+	}
+	if s.queues["queue."+queue] == nil {
+		s.queues["queue."+queue] = map[*Setting]value{}
+	}
+	s.queues["queue."+queue][setting] = value{parsed, Source{Layer: "control file", File: file, Value: text}}
+	return true
+}
+
 // maxFile bounds what is read of one settings file.
 const maxFile = 16 << 20
 
@@ -171,14 +203,20 @@ func readValue(path string, list bool) (string, error) {
 	return strings.TrimRight(string(bytes.ReplaceAll(b, []byte{0}, []byte("\n"))), " \t\r\n"), nil
 }
 
-// View gives what service sees. The same view comes back each time.
+// View gives what service sees: its own variables, for "queue.slowq" then those of "queue", then control files. The same
+// view comes back each time.
 func (s *Snapshot) View(service string) *View {
 	if v, ok := s.views.Load(service); ok {
 		return v.(*View)
 	}
 	v := &View{values: make(map[*Setting]value)}
+	kind, _, _ := strings.Cut(service, ".")
 	for _, setting := range All() {
 		if set, ok := s.services[service][setting]; ok {
+			v.values[setting] = set
+		} else if set, ok := s.queues[service][setting]; ok {
+			v.values[setting] = set
+		} else if set, ok := s.services[kind][setting]; ok {
 			v.values[setting] = set
 		} else if set, ok := s.control[setting]; ok {
 			v.values[setting] = set

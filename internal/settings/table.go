@@ -20,6 +20,14 @@ var (
 	MaxPerIP          = number("MAXPERIP", "maxperip", "500", 1, 1000000, "smtpd,pop3d,imapd", "most connections at a time of one client address and service", 438)
 	ConcurrencyLocal  = number("CONCURRENCYLOCAL", "concurrencylocal", "120", 0, 500, "queue", "most local deliveries at a time; 0 holds local mail", 377)
 	ConcurrencyRemote = number("CONCURRENCYREMOTE", "concurrencyremote", "120", 0, 500, "queue", "most remote deliveries at a time; 0 holds remote mail", 377)
+	QueueStart        = number("QUEUE_START", "queuestart", "1", 1, 10000, "queue", "number of the first numbered queue", 530)
+	QueueCount        = number("QUEUE_COUNT", "queuecount", "1", 1, 1000, "queue", "how many numbered queues new mail is spread over; read again at a reload", 529)
+	QueueMax          = number("QUEUE_MAX", "queuemax", "0", 0, 1000, "queue", "up to how many numbered queues are opened when the load goes beyond QUEUE_LOAD; 0 means QUEUE_COUNT", 533)
+	QueueLoad         = number("QUEUE_LOAD", "queueload", "60", 1, 100, "queue", "deliveries that run, in percent of those that may, beyond which another queue is opened", 534)
+	QueueDir          = text("QUEUEDIR", "queuedir", "", "all", "name, or path in the queue directory, of the one queue that mail goes to; empty means any numbered one", 537)
+	DomainQueue       = ruleList("DOMAINQUEUE", "domainqueue", "queue", "the queue for a recipient's domain, pattern:QUEUEDIR=name a line; patterns may have * and ?", 2291, "QUEUEDIR")
+	HoldLocal         = boolean("HOLDLOCAL", "holdlocal", "0", "queue", "keep local mail in the queue until this is 0 again", 4462)
+	HoldRemote        = boolean("HOLDREMOTE", "holdremote", "0", "queue", "keep remote mail in the queue until this is 0 again", 4462)
 	QueueLifetime     = seconds("QUEUELIFETIME", "queuelifetime", "604800", 0, 31536000, "queue", "seconds after which an undelivered message bounces", 206)
 	MinFree           = size("MIN_FREE", "minfree", "52428800", "queue", "bytes that must stay free on the queue's file system; below it new mail gets 452", 430)
 	BounceFrom        = text("BOUNCEFROM", "bouncefrom", "MAILER-DAEMON", "queue", "local part of the From field of bounces", 0)
@@ -60,6 +68,14 @@ func All() []*Setting {
 		MaxPerIP.Setting,
 		ConcurrencyLocal.Setting,
 		ConcurrencyRemote.Setting,
+		QueueStart.Setting,
+		QueueCount.Setting,
+		QueueMax.Setting,
+		QueueLoad.Setting,
+		QueueDir.Setting,
+		DomainQueue.Setting,
+		HoldLocal.Setting,
+		HoldRemote.Setting,
 		QueueLifetime.Setting,
 		MinFree.Setting,
 		BounceFrom.Setting,

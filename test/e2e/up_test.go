@@ -185,15 +185,15 @@ func TestReload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var list []struct {
+	var listed struct {
 		ID, Sender string
 		Recipients []string
 	}
-	if err := json.Unmarshal([]byte(command(t, in, "queue", "list", "--json")), &list); err != nil {
+	if err := json.Unmarshal([]byte(command(t, in, "queue", "list", "--json")), &listed); err != nil {
 		t.Fatal(err)
 	}
-	if len(list) != 1 || list[0].Sender != "peer@elsewhere.test" || len(list[0].Recipients) != 1 || list[0].Recipients[0] != "someone@remote.test" {
-		t.Errorf("queue list: %+v", list)
+	if listed.Sender != "peer@elsewhere.test" || len(listed.Recipients) != 1 || listed.Recipients[0] != "someone@remote.test" {
+		t.Errorf("queue list: %+v", listed)
 	}
 	if n, err := in.Stats(within(t, time.Minute)); n != 1 || err != nil {
 		t.Errorf("queue stats: %d messages, %v; want 1", n, err)

@@ -210,11 +210,14 @@ func (in *Instance) Log() string {
 
 // Stats asks how many messages the queue holds.
 func (in *Instance) Stats(ctx context.Context) (messages int, err error) {
-	var stats struct {
+	var stats []struct {
 		Messages int `json:"messages"`
 	}
 	err = in.Program.JSON(ctx, &stats, "queue", "stats", "--json", "--data", in.Ready.Data)
-	return stats.Messages, err
+	for _, s := range stats {
+		messages += s.Messages
+	}
+	return messages, err
 }
 
 // Await looks at a condition every 20 ms until it holds, fails, or ctx ends.

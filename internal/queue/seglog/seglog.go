@@ -548,8 +548,47 @@ func segmentName(n uint64) string { return fmt.Sprintf("%016x.seg", n) }
 // ErrDamaged says that a record is not what was written.
 var ErrDamaged = errors.New("the record's checksum is wrong")
 
+// headGuess is how much ReadHead reads at first.
+const headGuess = 2 << 10
+
+// ReadHead gives the head of the record at p, in buffer. It is not checked against damage, since that takes reading all.
+func (l *Log) ReadHead(id uint64, p Position, buffer *[]byte) ([]byte, error) {
+	want := headerSize + min(p.Length, headGuess)
+	for {
+		b, err := l.readAt(p, want, buffer)
+		if err != nil {
+			return nil, err
+		}
+		head := int(binary.LittleEndian.Uint32(b[28:]))
+		switch {
+		case binary.LittleEndian.Uint64(b[16:]) != id || int(binary.LittleEndian.Uint32(b[4:])) != p.Length || head > p.Length:
+			return nil, fmt.Errorf("segment %016x at %d: %w", p.Segment, p.Offset, ErrDamaged)
+		case headerSize+head <= len(b):
+			return b[headerSize : headerSize+head], nil
+		}
+		want = headerSize + head
+	}
+}
+
 // Read gives the payload of the record at p, checked. It lies in buffer, which grows if need be.
 func (l *Log) Read(id uint64, p Position, buffer *[]byte) ([]byte, error) {
+	b, err := l.readAt(p, headerSize+p.Length, buffer)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	s := l.segments[p.Segment]
+	l.mu.Unlock()
+	if s != nil {
+		if r, _, ok := parse(b, s.salt, p.Offset-headerSize); ok && r.ID == id && len(r.Payload) == p.Length {
+			return r.Payload, nil
+		}
+	}
+	return nil, fmt.Errorf("segment %016x at %d: %w", p.Segment, p.Offset, ErrDamaged)
+}
+
+// readAt reads the first bytes of the record at p.
+func (l *Log) readAt(p Position, size int, buffer *[]byte) ([]byte, error) {
 	l.mu.Lock()
 	s := l.segments[p.Segment]
 	if s != nil {
@@ -559,11 +598,10 @@ func (l *Log) Read(id uint64, p Position, buffer *[]byte) ([]byte, error) {
 	if s == nil {
 		return nil, fmt.Errorf("segment %016x is gone", p.Segment)
 	}
-	whole := headerSize + p.Length
-	if cap(*buffer) < whole {
-		*buffer = make([]byte, whole)
+	if cap(*buffer) < size {
+		*buffer = make([]byte, size)
 	}
-	b := (*buffer)[:whole]
+	b := (*buffer)[:size]
 	_, err := s.file.ReadAt(b, p.Offset-headerSize)
 	l.mu.Lock()
 	s.readers--
@@ -578,11 +616,7 @@ func (l *Log) Read(id uint64, p Position, buffer *[]byte) ([]byte, error) {
 		}
 		return nil, fmt.Errorf("segment %016x at %d: %w", p.Segment, p.Offset, err)
 	}
-	r, _, ok := parse(b, s.salt, p.Offset-headerSize)
-	if !ok || r.ID != id || len(r.Payload) != p.Length {
-		return nil, fmt.Errorf("segment %016x at %d: %w", p.Segment, p.Offset, ErrDamaged)
-	}
-	return r.Payload, nil
+	return b, nil
 }
 
 // Sizes gives the bytes of every segment, the one being written included, and which one that is (0 for none).
