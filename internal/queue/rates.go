@@ -64,7 +64,7 @@ func CheckRateName(name string) error {
 		_, err := addr.Parse("x@" + name)
 		return err
 	case kind != "sender" && kind != "user":
-		return fmt.Errorf("%q is neither a domain nor begins with sender: or user:", name)
+		return fmt.Errorf("%q begins with neither sender: nor user: and is no domain", name)
 	case rest == "" || len(rest) > 300 || strings.ContainsFunc(rest, func(c rune) bool { return c < ' ' }):
 		return fmt.Errorf("%q names nobody", name)
 	}
