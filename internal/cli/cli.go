@@ -64,5 +64,6 @@ Begin with "indigo up", then "indigo try" in another terminal.`,
 func (app *App) programs() map[string]func([]string) int {
 	all := app.directoryPrograms()
 	maps.Copy(all, app.queuePrograms())
+	maps.Copy(all, app.injectPrograms())
 	return all
 }

@@ -428,8 +428,8 @@ func queueWorks() []queueWork {
 		{queue.RetryNow, "Make messages due now, all of them or a choice", "Make messages due now. Destinations that are known to be dead are left alone until their time comes.", "made due", ""},
 		{queue.Hold, "Keep messages in the queue until they are released", "Keep messages in the queue until they are released. Deliveries under way end. The hold outlives a restart. To undo:\nindigo queue release.", "held", ""},
 		{queue.Release, "Let held messages go on", "Let held messages go on; they are due at once. To undo: indigo queue hold.", "released", ""},
-		{queue.Bounce, "Give messages up and tell their senders", "Give messages up: each sender gets a bounce that names the recipients that are left. It cannot be undone.", "bounced", "bounce"},
-		{queue.Delete, "Take messages away without a word", "Take messages away; nobody is told. It cannot be undone: make a copy first with indigo queue export.", "deleted", "delete"},
+		{queue.Bounce, "Give messages up and tell their senders", "Give messages up: each sender gets a bounce that names the recipients that are left; with\n--recipient or --domain only those that match. It cannot be undone.", "bounced", "bounce"},
+		{queue.Delete, "Take messages away without a word", "Take messages away; nobody is told. With --recipient or --domain only the recipients that match go. It cannot be undone: make a copy first with indigo queue export.", "deleted", "delete"},
 		{service.Reroute, "Find out anew where messages go", "Ask the routing again for the recipients that are left, after a change of domains or of smtproutes, and try them at once.", "routed again", ""},
 	}
 }

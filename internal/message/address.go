@@ -24,6 +24,17 @@ const maxMailboxes = 10000
 // ParseAddresses reads a list of mailboxes and groups. What is malformed is read as well as can be; ok is false then.
 func ParseAddresses(s string) (list []Mailbox, ok bool) {
 	r := addressReader{valueReader: valueReader{s: s}}
+	return r.list()
+}
+
+// ParseUnqualified is ParseAddresses for what people and programs of this host write: a local part alone is an address too,
+// with an empty Domain.
+func ParseUnqualified(s string) (list []Mailbox, ok bool) {
+	r := addressReader{valueReader: valueReader{s: s}, unqualified: true}
+	return r.list()
+}
+
+func (r *addressReader) list() (list []Mailbox, ok bool) {
 	ok = true
 	inGroup := false
 	for len(list) < maxMailboxes {
@@ -68,6 +79,8 @@ type addressReader struct {
 	valueReader
 	// comment is the last one that was passed over: an old form of the display name.
 	comment string
+	// unqualified allows a local part without a domain.
+	unqualified bool
 }
 
 // cfws passes over comments and white space (RFC 5322 section 3.2.2).
@@ -125,8 +138,10 @@ func (r *addressReader) entry() (m Mailbox, group, ok bool) {
 		words.WriteString(word)
 		joined.WriteString(word)
 	}
+	// Two words are no local part.
+	alone := joined.Len() == 0 || r.unqualified && joined.Len() == words.Len()
 	if r.i >= len(r.s) {
-		return Mailbox{Name: r.comment, Local: joined.String()}, false, joined.Len() == 0
+		return Mailbox{Name: r.comment, Local: joined.String()}, false, alone
 	}
 	switch r.s[r.i] {
 	case ':':
@@ -153,7 +168,7 @@ func (r *addressReader) entry() (m Mailbox, group, ok bool) {
 		}
 		return m, false, ok && m.Local != ""
 	case ',', ';':
-		return Mailbox{Name: r.comment, Local: joined.String()}, false, joined.Len() == 0
+		return Mailbox{Name: r.comment, Local: joined.String()}, false, alone
 	}
 	// Any other special has no place here.
 	r.i++
@@ -180,7 +195,7 @@ func (r *addressReader) route() (m Mailbox, ok bool) {
 		case c == '>':
 			r.i++
 			m.Local = local.String()
-			return m, false
+			return m, r.unqualified && m.Local != ""
 		case c == '@':
 			r.i++
 			m.Local = local.String()

@@ -4,6 +4,7 @@ package message
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"time"
 )
@@ -100,6 +101,11 @@ func (r Received) String() string {
 	}
 	b.WriteString(";\r\n " + Date822(r.Time) + "\r\n")
 	return b.String()
+}
+
+// QueueReceived gives the field with its CRLF that qmail-queue puts before a message from a process of this host (wiki 150-153).
+func QueueReceived(pid int, host string, uid int, t time.Time) string {
+	return fmt.Sprintf("Received: indimail-mta queue %d by host %s (invoked by uid %d);\r\n %s\r\n", pid, host, uid, Date822(t))
 }
 
 // clean keeps a hostile text inside a comment: printable ASCII without parentheses and backslash, 255 bytes at most.

@@ -83,13 +83,18 @@ func (f *Filter) full(h *head) bool {
 	if f.Recipient == "" && f.Domain == "" {
 		return true
 	}
-	for i, r := range h.envelope.Recipients {
-		if h.statuses[i] == waiting && (f.Recipient == "" || match(f.Recipient, r.Address.String())) &&
-			(f.Domain == "" || strings.EqualFold(f.Domain, r.Address.Domain)) {
+	for i := range h.envelope.Recipients {
+		if h.statuses[i] == waiting && f.recipient(h, i) {
 			return true
 		}
 	}
 	return false
+}
+
+// recipient tells whether f chooses one of the recipients.
+func (f *Filter) recipient(h *head, i int) bool {
+	a := h.envelope.Recipients[i].Address
+	return (f.Recipient == "" || match(f.Recipient, a.String())) && (f.Domain == "" || strings.EqualFold(f.Domain, a.Domain))
 }
 
 // Listed is one message of a list.
@@ -283,9 +288,9 @@ const (
 	// Hold keeps messages from being delivered; deliveries under way end. Release lets them go on, at once.
 	Hold    Action = "hold"
 	Release Action = "release"
-	// Bounce gives up: the sender gets a report of the recipients that are left.
+	// Bounce gives up: the sender gets a report of the recipients that are left. Delete takes them away without a word to
+	// anybody. When the filter chooses recipients or a domain, both do so only to these; the message's others stay.
 	Bounce Action = "bounce"
-	// Delete takes messages away without a word to anybody.
 	Delete Action = "delete"
 )
 
@@ -302,9 +307,9 @@ func (q *Queue) Act(ctx context.Context, a Action, f Filter, dry bool, done func
 	}
 	var waits []seglog.Pending
 	hasten := map[*message]bool{}
-	err = q.each(ctx, f, func(m *message, _ *head) error {
+	err = q.each(ctx, f, func(m *message, h *head) error {
 		if !dry {
-			waits = append(waits, q.act(a, m, hasten)...)
+			waits = append(waits, q.act(a, m, func(i int) bool { return f.recipient(h, i) }, hasten)...)
 		}
 		n++
 		if done != nil {
@@ -325,8 +330,8 @@ func (q *Queue) Act(ctx context.Context, a Action, f Filter, dry bool, done func
 	return n, err
 }
 
-// act does it to one message.
-func (q *Queue) act(a Action, m *message, hasten map[*message]bool) (waits []seglog.Pending) {
+// act does it to one message; Bounce and Delete to those of its recipients that are meant.
+func (q *Queue) act(a Action, m *message, meant func(int) bool, hasten map[*message]bool) (waits []seglog.Pending) {
 	q.mu.Lock()
 	if _, queued := q.messages[m.id]; !queued || m.finished {
 		q.mu.Unlock()
@@ -349,7 +354,7 @@ func (q *Queue) act(a Action, m *message, hasten map[*message]bool) (waits []seg
 		var results []result
 		var failures []failure
 		for i, r := range m.recipients {
-			if r.status != waiting {
+			if r.status != waiting || !meant(i) {
 				continue
 			}
 			if a == Delete {
@@ -359,10 +364,12 @@ func (q *Queue) act(a Action, m *message, hasten map[*message]bool) (waits []seg
 			results = append(results, result{index: i, status: failed})
 			failures = append(failures, newFailure(i, errGivenUp, errGivenUp.Text))
 		}
-		if a == Delete && m.rare != nil {
+		if a == Delete && m.rare != nil && int(m.left) == len(results) {
 			m.rare.failures = nil
 		}
-		m.held = false
+		if int(m.left) == len(results) {
+			m.held = false
+		}
 		if len(results) > 0 {
 			waits = append(waits, q.log.Enqueue(kindResult, uint64(m.id), true, encodeResults(results, failures)))
 			q.apply(m, results, failures)

@@ -159,6 +159,32 @@ func TestBounceAndDelete(t *testing.T) {
 	})
 }
 
+// TestBounceOfSomeRecipients: only those that the filter chooses are given up.
+func TestBounceOfSomeRecipients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		remote := &sink{do: later}
+		q := open(t, testConfig(t.TempDir(), &sink{}, remote))
+		if err := submit(t, q, "Subject: x\r\n\r\n", "s@local.test", "a@one.test", "b@two.test", "c@three.test"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		for action, domain := range map[Action]string{Bounce: "one.test", Delete: "two.test"} {
+			if n, err := q.Act(t.Context(), action, Filter{Domain: domain}, false, nil); n != 1 || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		synctest.Wait()
+		if got := list(t, q); len(got) != 1 || fmt.Sprint(got[0].Recipients) != "[c@three.test]" {
+			t.Errorf("%+v", got)
+		}
+		d, err := q.Show(t.Context(), 1)
+		if err != nil || d.Deliveries[0].State != "failed" || d.Deliveries[1].State != "done" || d.Deliveries[2].State != "waiting" {
+			t.Errorf("%+v, %v", d.Deliveries, err)
+		}
+		q.Shutdown(t.Context())
+	})
+}
+
 // TestEdit: another recipient in the place of one that is left, in the running queue and after a restart.
 func TestEdit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

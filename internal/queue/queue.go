@@ -45,6 +45,8 @@ type Envelope struct {
 	// Body is the BODY parameter (RFC 6152): "", "7BIT" or "8BITMIME". UTF8 is SMTPUTF8 (RFC 6531).
 	Body string `json:"body,omitempty"`
 	UTF8 bool   `json:"utf8,omitempty"`
+	// Queue asks for the queue of a name, or of a path that ends in it. It is not kept.
+	Queue string `json:"queue,omitempty"`
 	// EnvID and Return are ENVID and RET (RFC 3461), kept for delivery and bounces.
 	EnvID  string `json:"envid,omitempty"`
 	Return string `json:"ret,omitempty"`

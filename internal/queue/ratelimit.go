@@ -133,6 +133,7 @@ func (q *Queue) check(j *job) (name string, s state, ok bool) {
 
 func (q *Queue) exceeded(j *job, name string, s state) {
 	q.event(logExceeded, q.rateAttrs(j, name, s, s.need)...)
+	q.status(q.counts())
 }
 
 // rateAttrs has the numbers as slowq-send writes them: ten digits, cut.

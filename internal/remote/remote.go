@@ -178,14 +178,20 @@ func (d *Deliverer) Deliver(ctx context.Context, job *queue.Delivery) []queue.Re
 	}
 	var dialogue []string
 	last := mailerr.New(451, mailerr.Enhanced{4, 4, 1}, "Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)")
+	// tried tells people which hosts failed and why.
+	var tried []string
 	living, until := d.alive(targets)
 	if len(living) == 0 {
+		for _, t := range targets[:min(len(targets), 5)] {
+			tried = append(tried, t.String()+": did not answer lately; left alone until "+until.UTC().Format(time.RFC3339))
+		}
 		dialogue = append(dialogue, "none of the hosts answered lately; they are left alone until "+until.UTC().Format(time.RFC3339))
 	}
 	for _, t := range living {
 		c, e := d.connect(ctx, t, route)
 		if c == nil {
 			dialogue = append(dialogue, t.String()+": "+e.Error())
+			tried = append(tried, t.String()+": "+reason(e))
 			last = e
 			if ctx.Err() != nil {
 				break
@@ -206,7 +212,23 @@ func (d *Deliverer) Deliver(ctx context.Context, job *queue.Delivery) []queue.Re
 		}
 		return results
 	}
-	return all(job, last, dialogue)
+	results := all(job, last, dialogue)
+	for i := range results {
+		results[i].Text = strings.Join(append([]string{results[i].Text}, tried...), "\n")
+	}
+	return results
+}
+
+// reason gives the cause of a failure to connect without what the line around it says already.
+func reason(e *mailerr.Error) string {
+	var network *net.OpError
+	switch {
+	case errors.As(e.Cause, &network):
+		return network.Err.Error()
+	case e.Cause != nil:
+		return e.Cause.Error()
+	}
+	return e.Reply()
 }
 
 // Way is where mail for a destination would go now.

@@ -93,7 +93,7 @@ func (h *House) newDoor(spec doorSpec, me string, tlsConfig *tls.Config, rules p
 	case "smtp":
 		return smtpd.New(smtpd.Config{
 			Service: spec.name, Hostname: me, Submission: spec.submission, ImplicitTLS: spec.tls, Settings: view,
-			TLS: tlsConfig, Policy: rules, Queue: h.queue, Auth: h.verifier, Trace: h.trace, Logger: h.log,
+			TLS: tlsConfig, Policy: rules, Queue: throughProgram{h, view}, Auth: h.verifier, Trace: h.trace, Logger: h.log,
 			Now: time.Now, PID: os.Getpid(), NewSessionID: newSessionID,
 		})
 	case "pop3":

@@ -18,6 +18,7 @@ import (
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/dnsx"
+	"github.com/indigomail/indigo/internal/inject"
 	"github.com/indigomail/indigo/internal/local"
 	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/remote"
@@ -54,6 +55,7 @@ type House struct {
 	queue        *queue.Set
 
 	doors   []*runningDoor
+	inject  *inject.Server
 	control *controlServer
 	// serving counts the goroutines that run doors.
 	serving sync.WaitGroup
@@ -94,6 +96,9 @@ func Open(ctx context.Context, config Config) (_ *House, err error) {
 		return nil, err
 	}
 	h.startDoors(ctx)
+	if err := h.startInject(ctx); err != nil {
+		return nil, err
+	}
 	if h.control, err = startControl(h); err != nil {
 		return nil, err
 	}
@@ -200,6 +205,9 @@ func (h *House) openStations(ctx context.Context) (err error) {
 // message in (wiki 1526-1534, 2291-2295).
 func (h *House) place(env *queue.Envelope, to *queue.Recipient) string {
 	view := h.view(env.Origin.Service)
+	if env.Queue != "" {
+		return filepath.Base(env.Queue)
+	}
 	dir, ok := settings.DomainQueue.Get(view).Lookup(to.Address.Domain, settings.QueueDir.Name)
 	if !ok {
 		dir = settings.QueueDir.Get(view)
@@ -221,7 +229,7 @@ func (h *House) Reload() error {
 	}
 	h.settings.Store(snapshot)
 	h.logWarnings(snapshot)
-	return nil
+	return h.publishNames()
 }
 
 // Drain is how long Shutdown should be given: the setting DRAIN.
@@ -242,6 +250,9 @@ func (h *House) close(ctx context.Context) {
 			continue
 		}
 		doors.Go(func() { d.server.Shutdown(ctx) })
+	}
+	if h.inject != nil {
+		doors.Go(func() { h.inject.Shutdown(ctx) })
 	}
 	doors.Wait()
 	h.serving.Wait()

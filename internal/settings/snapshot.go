@@ -52,6 +52,20 @@ func (v *View) Source(s *Setting) Source {
 	return Source{Layer: "default", Value: s.Default}
 }
 
+// Environment gives what the layers set, as variables for a program: NAME=value. Lists stay in their files; they may hold
+// secrets.
+func (v *View) Environment() (variables []string) {
+	if v == nil {
+		return nil
+	}
+	for _, s := range All() {
+		if set, ok := v.values[s]; ok && set.source.Layer != "default" && s.Type != "list" {
+			variables = append(variables, s.Name+"="+set.source.Value)
+		}
+	}
+	return variables
+}
+
 // Problem is one thing wrong with a file of settings.
 type Problem struct {
 	// File is relative to the data directory.
@@ -358,15 +372,27 @@ func writeFile(path, content string) (err error) {
 // Environment is what commands take from the process's environment.
 type Environment struct {
 	// Data is the data directory to use when a command is given none: $INDIGO_DATA, else the one that the last
-	// `indigo up` of this user served, else "indigo-data".
+	// `indigo up` of this user served, else what /etc/indigo/data names, else "indigo-data".
 	Data string
+	// Path is $PATH, for the programs that services run.
+	Path string
 	// last is the file that remembers it.
 	last string
 }
 
+// Get gives a variable of the process's environment, "" when it is not set: for programs that take what to do from it, as
+// qmail-inject does.
+func (Environment) Get(name string) string { return os.Getenv(name) }
+
+// systemData names the data directory of the host for users who have none of their own: its first line.
+const systemData = "/etc/indigo/data"
+
 // FromEnvironment reads the environment.
 func FromEnvironment() Environment {
-	e := Environment{Data: "indigo-data"}
+	e := Environment{Data: "indigo-data", Path: os.Getenv("PATH")}
+	if text, err := os.ReadFile(systemData); err == nil && len(bytes.TrimSpace(text)) > 0 {
+		e.Data = string(bytes.TrimSpace(text))
+	}
 	state := os.Getenv("XDG_STATE_HOME")
 	if home := os.Getenv("HOME"); state == "" && home != "" {
 		state = filepath.Join(home, ".local", "state")

@@ -9,17 +9,21 @@ var (
 	PortOffset        = number("PORT_OFFSET", "portoffset", "0", -1, 64000, "all", "number added to every service's port; -1 lets the kernel choose; read at start", 0)
 	DefaultDomain     = text("DEFAULT_DOMAIN", "defaultdomain", "", "all", "domain of a login name or address without one; empty means the host name", 424)
 	SMTPGreeting      = text("SMTPGREETING", "smtpgreeting", "", "smtpd", "text of the 220 banner after the code; empty means host name and ESMTP Indigo", 0)
-	DataBytes         = size("DATABYTES", "databytes", "52428800", "smtpd", "largest message in bytes; 0 means no limit", 0)
-	MaxRecipients     = number("MAXRECIPIENTS", "maxrecipients", "1000", 1, 100000, "smtpd", "most recipients of one message", 0)
-	MaxHops           = number("MAXHOPS", "maxhops", "100", 1, 1000, "smtpd", "most Received fields before a message counts as looping", 0)
+	DataBytes         = size("DATABYTES", "databytes", "52428800", "smtpd,inject", "largest message in bytes; 0 means no limit", 0)
+	MaxRecipients     = number("MAXRECIPIENTS", "maxrecipients", "1000", 1, 100000, "smtpd,inject", "most recipients of one message", 0)
+	MaxHops           = number("MAXHOPS", "maxhops", "100", 1, 1000, "smtpd,inject", "most Received fields before a message counts as looping", 0)
 	TimeoutSMTPD      = seconds("TIMEOUTSMTPD", "timeoutsmtpd", "300", 1, 86400, "smtpd", "seconds to wait for the client's next bytes", 0)
 	SecureAuth        = boolean("SECURE_AUTH", "secure_auth", "1", "smtpd", "offer and accept AUTH only over TLS", 2543)
 	RelayClients      = list("RELAYCLIENTS", "relayclients", "", "smtpd", "networks that may relay without AUTH: one address, prefix ending in a dot or CIDR a line, each ending in a colon", 2834)
 	BareNewline       = oneOf("BARE_NEWLINE", "barenewline", "reject", []string{"reject", "accept"}, "smtpd", "what to do with a bare CR or LF in a message: reject it, or accept it and make it CRLF; the end of data is CRLF.CRLF in both", 0)
-	MaxDaemons        = number("MAXDAEMONS", "maxdaemons", "1000", 1, 1000000, "smtpd,pop3d,imapd", "most connections at a time of one service", 0)
+	MaxDaemons        = number("MAXDAEMONS", "maxdaemons", "1000", 1, 1000000, "smtpd,pop3d,imapd,inject", "most connections at a time of one service", 0)
 	MaxPerIP          = number("MAXPERIP", "maxperip", "500", 1, 1000000, "smtpd,pop3d,imapd", "most connections at a time of one client address and service", 438)
 	ConcurrencyLocal  = number("CONCURRENCYLOCAL", "concurrencylocal", "120", 0, 500, "queue", "most local deliveries at a time; 0 holds local mail", 377)
 	ConcurrencyRemote = number("CONCURRENCYREMOTE", "concurrencyremote", "120", 0, 500, "queue", "most remote deliveries at a time; 0 holds remote mail", 377)
+	QMailQueue        = text("QMAILQUEUE", "qmailqueue", "", "smtpd", "program with its arguments that gets each message in qmail-queue's place and calls qmail-queue at its end; qmail-nullqueue throws all away", 532)
+	DefaultHost       = text("DEFAULT_HOST", "defaulthost", "", "inject", "host that qmail-inject and sendmail give an address without one; empty means DEFAULT_DOMAIN", 0)
+	PlusDomain        = text("PLUSDOMAIN", "plusdomain", "", "inject", "domain that qmail-inject puts in the place of a + at a host's end; empty means the host name", 0)
+	IDHost            = text("IDHOST", "idhost", "", "inject", "host in the Message-IDs that qmail-inject makes; empty means the host name", 0)
 	QueueStart        = number("QUEUE_START", "queuestart", "1", 1, 10000, "queue", "number of the first numbered queue", 530)
 	QueueCount        = number("QUEUE_COUNT", "queuecount", "1", 1, 1000, "queue", "how many numbered queues new mail is spread over; read again at a reload", 529)
 	QueueMax          = number("QUEUE_MAX", "queuemax", "0", 0, 1000, "queue", "up to how many numbered queues are opened when the load goes beyond QUEUE_LOAD; 0 means QUEUE_COUNT", 533)
@@ -68,6 +72,10 @@ func All() []*Setting {
 		MaxPerIP.Setting,
 		ConcurrencyLocal.Setting,
 		ConcurrencyRemote.Setting,
+		QMailQueue.Setting,
+		DefaultHost.Setting,
+		PlusDomain.Setting,
+		IDHost.Setting,
 		QueueStart.Setting,
 		QueueCount.Setting,
 		QueueMax.Setting,

@@ -1,0 +1,132 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/indigomail/indigo/internal/compose"
+	"github.com/indigomail/indigo/internal/inject"
+	"github.com/indigomail/indigo/internal/queue"
+	"github.com/indigomail/indigo/internal/settings"
+)
+
+// makePublic makes the places where other users of the host leave mail: a directory that they may enter, and in it pickup,
+// where they may leave files and see none. As root the data directory itself lets them pass; its parts do not.
+func makePublic(data string) error {
+	public, _, pickup := inject.Layout(data)
+	err := os.MkdirAll(pickup, 0o700)
+	if err != nil || os.Geteuid() != 0 {
+		return err
+	}
+	return errors.Join(os.Chmod(data, 0o711), os.Chmod(public, 0o755), os.Chmod(pickup, 0o733|os.ModeSticky))
+}
+
+// startInject opens the socket for processes of the host, and takes what lies in pickup.
+func (h *House) startInject(ctx context.Context) error {
+	if err := makePublic(h.config.Data); err != nil {
+		return fmt.Errorf("public directory: %w", err)
+	}
+	if err := h.publishNames(); err != nil {
+		return err
+	}
+	public, socket, pickup := inject.Layout(h.config.Data)
+	dir, err := os.Open(public)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(socket))
+	// The lock is ours, so a socket that lies here is left over from a process that was killed.
+	os.Remove(path)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("inject socket: %w", err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return fmt.Errorf("inject socket: %w", err)
+	}
+	view := func() *settings.View { return h.view("inject") }
+	h.inject = inject.New(inject.Config{
+		Socket: socket, Pickup: pickup, Hostname: settings.Me.Get(h.view("all")), Queue: h.queue, Settings: view, Trace: h.trace, Logger: h.log, Now: time.Now, UID: os.Geteuid(),
+	})
+	background := context.WithoutCancel(ctx)
+	h.serving.Go(func() {
+		if err := h.inject.Serve(background, l); err != nil {
+			h.log.Error(err.Error())
+		}
+	})
+	h.serving.Go(func() { h.inject.Pickup(background) })
+	return nil
+}
+
+const namesFile = "names.json"
+
+// publishNames writes what qmail-inject completes addresses with where every user of the host can read it.
+func (h *House) publishNames() error {
+	view := h.view("inject")
+	me, domain := settings.Me.Get(view), settings.DefaultDomain.Get(view)
+	or := func(s, otherwise string) string {
+		if s == "" {
+			return otherwise
+		}
+		return s
+	}
+	names := compose.Names{
+		DefaultDomain: or(domain, me), DefaultHost: or(settings.DefaultHost.Get(view), or(domain, me)),
+		PlusDomain: or(settings.PlusDomain.Get(view), me), IDHost: or(settings.IDHost.Get(view), me),
+	}
+	text, err := json.Marshal(names)
+	if err != nil {
+		return err
+	}
+	public, _, _ := inject.Layout(h.config.Data)
+	path := filepath.Join(public, namesFile)
+	if err := os.WriteFile(path+".new", append(text, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// Names reads what qmail-inject completes addresses with; without a data directory, the host's own name.
+func Names(data string) compose.Names {
+	public, _, _ := inject.Layout(data)
+	var n compose.Names
+	text, err := os.ReadFile(filepath.Join(public, namesFile))
+	if err == nil && json.Unmarshal(text, &n) == nil {
+		return n
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	return compose.Names{DefaultHost: host, DefaultDomain: host, PlusDomain: host, IDHost: host}
+}
+
+// throughProgram is the queue as a door sees it: behind the QMAILQUEUE program of the door's settings, if there is one.
+type throughProgram struct {
+	h    *House
+	view func() *settings.View
+}
+
+// Begin starts a submission; see queue.Submitter.
+func (t throughProgram) Begin(ctx context.Context, sizeHint int64) (queue.Submission, error) {
+	view := t.view()
+	line := settings.QMailQueue.Get(view)
+	known, discard := inject.Known(line)
+	switch {
+	case discard:
+		return inject.Discard{Submitter: t.h.queue}.Begin(ctx, sizeHint)
+	case known:
+		return t.h.queue.Begin(ctx, sizeHint)
+	}
+	p := &inject.Program{Line: line, Data: t.h.config.Data, Environment: append(view.Environment(), "PATH="+settings.FromEnvironment().Path)}
+	return p.Begin(ctx, sizeHint)
+}
