@@ -53,7 +53,7 @@ Begin with "indigo up", then "indigo try" in another terminal.`,
 	root.SetOut(app.Out)
 	root.SetErr(app.Err)
 	root.AddCommand(
-		app.upCommand(), app.serveCommand(), app.tryCommand(), app.explainCommand(), app.settingsCommand(),
+		app.upCommand(), app.serveCommand(), app.reloadCommand(), app.tryCommand(), app.explainCommand(), app.settingsCommand(),
 		app.domainCommand(), app.userCommand(), app.queueCommand(), app.linksCommand(),
 	)
 	return root

@@ -26,7 +26,7 @@ func TestCommandsExplainThemselves(t *testing.T) {
 	app := &App{In: strings.NewReader(""), Out: &bytes.Buffer{}, Err: &bytes.Buffer{}}
 	// What prints no data, or no more than one value or a message for people.
 	silent := []string{"indigo domain add", "indigo domain remove", "indigo user add", "indigo user passwd", "indigo user remove",
-		"indigo settings get", "indigo settings set", "indigo settings unset", "indigo settings doc", "indigo links",
+		"indigo settings get", "indigo settings set", "indigo settings unset", "indigo settings doc", "indigo links", "indigo reload",
 		"indigo queue cat", "indigo queue edit-recipient", "indigo queue make", "indigo queue export", "indigo queue import", "indigo queue rate set", "indigo queue rate remove"}
 	documented, err := os.ReadFile("../../docs/commands.md")
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/bounce"
 	"github.com/indigomail/indigo/internal/compose"
 	"github.com/indigomail/indigo/internal/inject"
 	"github.com/indigomail/indigo/internal/message"
@@ -372,17 +373,17 @@ func (app *App) sendmail(ctx context.Context, args []string) error {
 			mode = 'q'
 		case 'N':
 			i.notify = strings.ToUpper(value)
-			for one := range strings.SplitSeq(i.notify, ",") {
-				if one != "NEVER" && one != "SUCCESS" && one != "FAILURE" && one != "DELAY" || one == "NEVER" && i.notify != one {
-					return usagef("-N %q: never, or some of success, failure, delay", value)
-				}
+			if !bounce.ValidNotify(i.notify) {
+				return usagef("-N %q: never, or some of success, failure, delay", value)
 			}
 		case 'R':
 			if i.ret = strings.ToUpper(value); i.ret != "FULL" && i.ret != "HDRS" {
 				return usagef("-R %q: full or hdrs", value)
 			}
 		case 'V':
-			i.envid = value
+			if i.envid = bounce.Xtext(value); !bounce.ValidEnvID(i.envid) {
+				return usagef("-V %q: 1 to 100 characters", value)
+			}
 		case 'B':
 			if i.body = strings.ToUpper(value); i.body != "7BIT" && i.body != "8BITMIME" {
 				return usagef("-B %q: 7bit or 8bitmime", value)

@@ -115,7 +115,7 @@ func (app *App) settingsCommand() *cobra.Command {
 		if err := settings.Set(data, args[0], service, args[1]); err != nil {
 			return err
 		}
-		fmt.Fprintln(app.Out, "set; a running instance takes it over on SIGHUP, `indigo settings unset` undoes it")
+		fmt.Fprintln(app.Out, "set; a running instance takes it over on `indigo reload`, `indigo settings unset` undoes it")
 		return nil
 	})
 	sub("doc", "Print the table of all settings for docs/settings.md", "  indigo settings doc", cobra.NoArgs, false, func(string, []string) error {

@@ -120,6 +120,19 @@ func (app *App) serveCommand() *cobra.Command {
 	return cmd
 }
 
+func (app *App) reloadCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "reload",
+		Short:   "Make the running instance read its settings and certificate again",
+		Long:    "Make the running instance read its settings and certificate again, as SIGHUP does, and wait until they are in force. When\nanything is wrong with them, everything stays as it was, and all that is wrong is printed.",
+		Example: "  indigo settings set CONCURRENCYREMOTE 50 && indigo reload",
+		Args:    cobra.NoArgs,
+	}
+	data := app.dataFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return service.NewControl(*data).Reload(cmd.Context()) }
+	return cmd
+}
+
 // parseOffset reads --port-offset; nil stands for "not given".
 func parseOffset(s string) (*int, error) {
 	if s == "" {

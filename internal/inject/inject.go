@@ -297,10 +297,8 @@ func (s *Server) check(view *settings.View, env *queue.Envelope, c *content) err
 	case c.hops > settings.MaxHops.Get(view):
 		return errLooping
 	}
-	for _, r := range env.Recipients {
-		if r.Address.IsNull() {
-			return errNobody
-		}
+	if err := env.Check(); err != nil {
+		return mailerr.New(553, mailerr.Enhanced{5, 1, 3}, "malformed envelope: "+err.Error()+" (#5.1.3)")
 	}
 	return nil
 }

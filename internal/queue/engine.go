@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/indigomail/indigo/internal/bounce"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/queue/seglog"
 	"github.com/indigomail/indigo/internal/settings"
@@ -32,6 +33,10 @@ type Config struct {
 	Rates *Rates
 	// Bounces takes the queue's own messages; nil means the queue itself.
 	Bounces Submitter
+	// BounceDoor gives the way through a program of BOUNCEQUEUE; nil means that there is none.
+	BounceDoor func(program string) Submitter
+	// Processor runs a program of BOUNCEPROCESSOR for a report; keep false means that the report must not be queued.
+	Processor func(ctx context.Context, program string, r *bounce.Report) (keep bool, err error)
 	// Host is this system's name, for bounces.
 	Host          string
 	Settings      func() *settings.View
@@ -104,9 +109,11 @@ type message struct {
 	// left counts the recipients that are not done, running the deliveries under way; a message is not moved meanwhile.
 	left, running int32
 	// repeat: an attempt may have been made whose result was lost. finished: nothing is left to do.
-	// held: an operator keeps it back.
-	repeat, finished, held bool
-	recipients             []recipient
+	// held: an operator keeps it back. warned: the sender knows that it is late.
+	repeat, finished, held, warned bool
+	// lined counts the jobs in lanes: of what is due, when none is left and nothing runs, a round is over.
+	lined      int32
+	recipients []recipient
 	// rare is what only messages have that met trouble.
 	rare *rarity
 	// one and job spare most messages two allocations.
@@ -115,7 +122,7 @@ type message struct {
 }
 
 type rarity struct {
-	failures []failure
+	notices  []notice
 	lastText string
 }
 
@@ -127,11 +134,11 @@ func (m *message) put(p seglog.Position) {
 	m.segment, m.offset, m.length = uint32(p.Segment), uint32(p.Offset), uint32(p.Length)
 }
 
-func (m *message) failures() []failure {
+func (m *message) notices() []notice {
 	if m.rare == nil {
 		return nil
 	}
-	return m.rare.failures
+	return m.rare.notices
 }
 
 func (m *message) trouble() *rarity {
@@ -156,14 +163,14 @@ func newMessage(id ID, birth int64, recipients int) *message {
 func (h *head) message(id ID, position seglog.Position) *message {
 	m := newMessage(id, h.birth, len(h.statuses))
 	m.put(position)
-	m.held = h.held
+	m.held, m.warned = h.held, h.warned
 	for i, s := range h.statuses {
 		if m.recipients[i].status = s; s != waiting {
 			m.left--
 		}
 	}
-	if len(h.failures) > 0 {
-		m.trouble().failures = h.failures
+	if len(h.notices) > 0 {
+		m.trouble().notices = h.notices
 	}
 	return m
 }
@@ -300,6 +307,14 @@ func (q *Queue) replay(r seglog.Record) error {
 		if m := q.messages[id]; m != nil && len(r.Payload) == 1 {
 			m.held = r.Payload[0] == 1
 		}
+	case kindTold:
+		if m := q.messages[id]; m != nil {
+			d := &decoder{b: r.Payload}
+			told, warned := int(d.uint()), d.byte() == 1
+			if !d.bad {
+				m.told(told, warned)
+			}
+		}
 	case kindFinished:
 		if m := q.messages[id]; m != nil {
 			q.unuse(m)
@@ -310,7 +325,7 @@ func (q *Queue) replay(r seglog.Record) error {
 }
 
 // apply takes results into the state. A recipient that is done stays done.
-func (q *Queue) apply(m *message, results []result, failures []failure) {
+func (q *Queue) apply(m *message, results []result, failures []notice) {
 	for _, r := range results {
 		rec := &m.recipients[r.index]
 		if rec.status != waiting {
@@ -323,7 +338,7 @@ func (q *Queue) apply(m *message, results []result, failures []failure) {
 		}
 	}
 	if len(failures) > 0 {
-		m.trouble().failures = append(m.failures(), failures...)
+		m.trouble().notices = append(m.notices(), failures...)
 	}
 }
 
@@ -734,7 +749,7 @@ func (q *Queue) copyRecord(m *message) ([]seglog.Pending, error) {
 			later = append(later, result{index: i, next: r.next})
 		}
 	}
-	h.failures, h.held = m.failures(), m.held
+	h.notices, h.held, h.warned = m.notices(), m.held, m.warned
 	pending := []seglog.Pending{q.log.Enqueue(kindMessage, uint64(m.id), true, h.encode(), rest)}
 	if later != nil {
 		pending = append(pending, q.log.Enqueue(kindResult, uint64(m.id), true, encodeResults(later, nil)))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/bounce"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/trace"
 )
@@ -60,7 +61,7 @@ func (q *Queue) Edit(id ID, change func(*Envelope) error) error {
 	for i, r := range m.recipients {
 		h.statuses[i] = r.status
 	}
-	h.failures, h.held = m.failures(), m.held
+	h.notices, h.held, h.warned = m.notices(), m.held, m.warned
 	// From here on the old entry's jobs find nothing to do.
 	m.finished = true
 	q.unuse(m)
@@ -188,7 +189,7 @@ func (q *Queue) handOver(id ID, to *Queue) error {
 		for i, r := range m.recipients {
 			h.statuses[i] = r.status
 		}
-		h.failures, h.held = slices.Clone(m.failures()), held
+		h.notices, h.held, h.warned = slices.Clone(m.notices()), held, m.warned
 		q.mu.Unlock()
 		err = to.insert(h, c)
 		release()
@@ -308,12 +309,13 @@ type Exported struct {
 	Failures []ExportedFailure `json:"failures,omitempty"`
 }
 
-// ExportedFailure is a recipient that failed and of which the sender has not been told.
+// ExportedFailure is a recipient that failed, or was delivered, and of which the sender is still to be told.
 type ExportedFailure struct {
-	Recipient int    `json:"recipient"`
-	Code      int    `json:"code"`
-	Enhanced  string `json:"enhanced"`
-	Text      string `json:"text"`
+	Recipient int           `json:"recipient"`
+	Action    bounce.Action `json:"action"`
+	Code      int           `json:"code"`
+	Enhanced  string        `json:"enhanced"`
+	Text      string        `json:"text"`
 }
 
 func stateNames() []string { return []string{"waiting", "done", "failed"} }
@@ -337,8 +339,8 @@ func (s *Set) Export(ctx context.Context, f Filter, use func(Exported, Content) 
 			for _, r := range m.recipients {
 				e.States = append(e.States, stateNames()[r.status])
 			}
-			for _, f := range m.failures() {
-				e.Failures = append(e.Failures, ExportedFailure{f.index, f.code, f.enhanced, f.text})
+			for _, f := range m.notices() {
+				e.Failures = append(e.Failures, ExportedFailure{f.index, f.action, f.code, f.enhanced, f.text})
 			}
 			q.mu.Unlock()
 			return use(e, c)
@@ -353,6 +355,9 @@ func (s *Set) Export(ctx context.Context, f Filter, use func(Exported, Content) 
 // Import takes in a message that Export gave, or that came from another mail system, with its age and its state; it gets a new
 // id. content is in wire form. The message is durable when it returns nil.
 func (s *Set) Import(e Exported, queue string, content io.ReaderAt) error {
+	if err := e.Envelope.Check(); err != nil {
+		return fmt.Errorf("message %s: %w", e.ID, err)
+	}
 	to, err := s.importInto(queue)
 	if err != nil {
 		return err
@@ -370,10 +375,10 @@ func (s *Set) Import(e Exported, queue string, content io.ReaderAt) error {
 		h.statuses[i] = status(n)
 	}
 	for _, f := range e.Failures {
-		if f.Recipient < 0 || f.Recipient >= len(e.States) {
-			return fmt.Errorf("message %s: failure of recipient %d of %d", e.ID, f.Recipient, len(e.States))
+		if f.Recipient < 0 || f.Recipient >= len(e.States) || !slices.Contains(actions(), f.Action) {
+			return fmt.Errorf("message %s: %s of recipient %d of %d", e.ID, f.Action, f.Recipient, len(e.States))
 		}
-		h.failures = append(h.failures, failure{f.Recipient, f.Code, f.Enhanced, f.Text})
+		h.notices = append(h.notices, notice{f.Recipient, f.Action, f.Code, f.Enhanced, f.Text})
 	}
 	return to.insert(h, content)
 }

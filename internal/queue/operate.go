@@ -250,7 +250,7 @@ func (q *Queue) Show(ctx context.Context, id ID) (d Detail, err error) {
 			if r.status == waiting && r.next != 0 {
 				one.Next = time.Unix(0, r.next)
 			}
-			for _, f := range m.failures() {
+			for _, f := range m.notices() {
 				if f.index == i {
 					one.Text = f.text
 				}
@@ -352,7 +352,7 @@ func (q *Queue) act(a Action, m *message, meant func(int) bool, hasten map[*mess
 		// Jobs that wait for their time shall find now that there is nothing to do.
 		hasten[m] = true
 		var results []result
-		var failures []failure
+		var failures []notice
 		for i, r := range m.recipients {
 			if r.status != waiting || !meant(i) {
 				continue
@@ -362,10 +362,10 @@ func (q *Queue) act(a Action, m *message, meant func(int) bool, hasten map[*mess
 				continue
 			}
 			results = append(results, result{index: i, status: failed})
-			failures = append(failures, newFailure(i, errGivenUp, errGivenUp.Text))
+			failures = append(failures, newNotice(i, errGivenUp, errGivenUp.Text))
 		}
 		if a == Delete && m.rare != nil && int(m.left) == len(results) {
-			m.rare.failures = nil
+			m.rare.notices = nil
 		}
 		if int(m.left) == len(results) {
 			m.held = false

@@ -4,11 +4,14 @@ package queue
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"strconv"
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/bounce"
 	"github.com/indigomail/indigo/internal/mailerr"
 )
 
@@ -50,6 +53,38 @@ type Envelope struct {
 	// EnvID and Return are ENVID and RET (RFC 3461), kept for delivery and bounces.
 	EnvID  string `json:"envid,omitempty"`
 	Return string `json:"ret,omitempty"`
+}
+
+// Check reports what is wrong with an envelope that did not come through a door that has looked at it.
+func (e *Envelope) Check() error {
+	if len(e.Recipients) == 0 {
+		return errors.New("no recipients")
+	}
+	if !isNotice(e.Sender) {
+		if _, err := addr.Parse(e.Sender.String()); err != nil {
+			return fmt.Errorf("sender %q: %w", e.Sender, err)
+		}
+	}
+	switch {
+	case e.Body != "" && e.Body != "7BIT" && e.Body != "8BITMIME":
+		return fmt.Errorf("body %q", e.Body)
+	case e.Return != "" && e.Return != "FULL" && e.Return != "HDRS":
+		return fmt.Errorf("ret %q", e.Return)
+	case e.EnvID != "" && !bounce.ValidEnvID(e.EnvID):
+		return fmt.Errorf("envid %q", e.EnvID)
+	}
+	for _, r := range e.Recipients {
+		if _, err := addr.Parse(r.Address.String()); err != nil {
+			return fmt.Errorf("recipient %q: %w", r.Address, err)
+		}
+		if r.Notify != "" && !bounce.ValidNotify(r.Notify) {
+			return fmt.Errorf("notify %q", r.Notify)
+		}
+		if r.Orcpt != "" && !bounce.ValidOrcpt(r.Orcpt, e.UTF8) {
+			return fmt.Errorf("orcpt %q", r.Orcpt)
+		}
+	}
+	return nil
 }
 
 // Recipient is one address to deliver to, with its DSN parameters (RFC 3461), "" when absent.
@@ -140,6 +175,8 @@ type Result struct {
 	// Text is the log's text after "success: ", "deferral: " or "failure: ", with qmail's underscores put in by the
 	// queue.
 	Text string
+	// Handed says that on success the next host has also taken over what the sender wants to be told (RFC 3461 section 5.2).
+	Handed bool
 	// Dialogue is the remote dialogue for the trace.
 	Dialogue []string
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/bounce"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/queue/seglog"
 	"github.com/indigomail/indigo/internal/settings"
@@ -145,7 +146,8 @@ func TestRetrySchedule(t *testing.T) {
 			time.Sleep(8 * 24 * time.Hour)
 			synctest.Wait()
 			q.Shutdown(t.Context())
-			if len(bounces.seen) != 1 || bounces.seen[0] != from || !strings.Contains(bounces.body[0], "this message has been in the queue too long") {
+			if len(bounces.seen) != 2 || bounces.seen[1] != from || !strings.Contains(bounces.body[1], "this message has been in the queue too long") ||
+				!strings.Contains(bounces.body[0], "Subject: delay notice") {
 				t.Errorf("%s: bounces %v", c.channel, bounces.seen)
 			}
 			last := 0
@@ -353,7 +355,7 @@ func (silent) Route(context.Context, addr.Address) (Destination, error) {
 }
 
 func FuzzDecodeHead(f *testing.F) {
-	h := head{birth: 1, size: 3, statuses: []status{waiting, failed}, failures: []failure{{1, 550, "5.1.1", "no"}},
+	h := head{birth: 1, size: 3, statuses: []status{waiting, failed}, notices: []notice{{1, bounce.Failed, 550, "5.1.1", "no"}},
 		envelope: Envelope{Sender: addr.Address{Local: "a", Domain: "b"}, Recipients: make([]Recipient, 2)}}
 	f.Add(append(h.encode(), "abc"...))
 	f.Fuzz(func(t *testing.T, b []byte) {

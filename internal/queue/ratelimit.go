@@ -67,6 +67,9 @@ func (q *Queue) forgetRoutes() {
 			forget(j)
 		}
 	}
+	for _, m := range q.messages {
+		m.lined = 0
+	}
 	back := func(waiting *fifo[*job]) {
 		for waiting.len() > 0 {
 			j := waiting.pop()

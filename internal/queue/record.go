@@ -4,9 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/bounce"
 	"github.com/indigomail/indigo/internal/mailerr"
 )
 
@@ -29,6 +31,8 @@ const (
 	kindFinished = 3
 	// kindHold: one byte, 1 when an operator holds the message, 0 when he lets it go.
 	kindHold = 4
+	// kindTold: the sender was told of the first so many notices; and whether he was warned of a delay.
+	kindTold = 5
 )
 
 // status of a recipient.
@@ -112,16 +116,23 @@ type head struct {
 	size     int64
 	big      bool
 	held     bool
+	warned   bool
 	statuses []status
-	failures []failure
+	notices  []notice
 	envelope Envelope
 }
 
-// failure is a recipient that bounces.
-type failure struct {
+// notice is what the sender is still to be told of a recipient.
+type notice struct {
 	index          int
+	action         bounce.Action
 	code           int
 	enhanced, text string
+}
+
+// actions are in the order of their numbers in the log.
+func actions() []bounce.Action {
+	return []bounce.Action{bounce.Failed, bounce.Delayed, bounce.Delivered, bounce.Relayed}
 }
 
 func (h *head) encode() []byte {
@@ -130,6 +141,7 @@ func (h *head) encode() []byte {
 	e.uint(uint64(h.size))
 	e.bool(h.big)
 	e.bool(h.held)
+	e.bool(h.warned)
 	v := &h.envelope
 	for _, s := range []string{v.Sender.Local, v.Sender.Domain, v.Origin.Service, v.Origin.Session, v.Origin.Client, v.Origin.User, v.MessageID, v.Body, v.EnvID, v.Return} {
 		e.text(s)
@@ -144,37 +156,41 @@ func (h *head) encode() []byte {
 			e.text(s)
 		}
 	}
-	encodeFailures(&e, h.failures)
+	encodeNotices(&e, h.notices)
 	return e
 }
 
-func encodeFailures(e *encoder, failures []failure) {
-	e.uint(uint64(len(failures)))
-	for _, f := range failures {
-		e.uint(uint64(f.index))
-		e.uint(uint64(f.code))
-		e.text(f.enhanced)
-		e.text(f.text)
+func encodeNotices(e *encoder, notices []notice) {
+	e.uint(uint64(len(notices)))
+	for _, n := range notices {
+		e.uint(uint64(n.index))
+		e.uint(uint64(slices.Index(actions(), n.action)))
+		e.uint(uint64(n.code))
+		e.text(n.enhanced)
+		e.text(n.text)
 	}
 }
 
-func (d *decoder) failures(recipients int) []failure {
-	var failures []failure
+func (d *decoder) notices(recipients int) []notice {
+	var notices []notice
 	for range d.count() {
-		f := failure{index: int(d.uint()), code: int(d.uint()), enhanced: d.text(), text: d.text()}
-		if d.bad || f.index < 0 || f.index >= recipients {
+		n := notice{index: int(d.uint())}
+		action := d.uint()
+		n.code, n.enhanced, n.text = int(d.uint()), d.text(), d.text()
+		if d.bad || n.index < 0 || n.index >= recipients || action >= uint64(len(actions())) {
 			d.bad = true
 			return nil
 		}
-		failures = append(failures, f)
+		n.action = actions()[action]
+		notices = append(notices, n)
 	}
-	return failures
+	return notices
 }
 
 // decodeHead reads a message record's payload; rest is the content, or nothing when it lies in big/ or was not read.
 func decodeHead(b []byte) (h *head, rest []byte, err error) {
 	d := &decoder{b: b}
-	h = &head{birth: d.int(), size: int64(d.uint()), big: d.byte() == 1, held: d.byte() == 1}
+	h = &head{birth: d.int(), size: int64(d.uint()), big: d.byte() == 1, held: d.byte() == 1, warned: d.byte() == 1}
 	v := &h.envelope
 	for _, s := range []*string{&v.Sender.Local, &v.Sender.Domain, &v.Origin.Service, &v.Origin.Session, &v.Origin.Client, &v.Origin.User, &v.MessageID, &v.Body, &v.EnvID, &v.Return} {
 		*s = d.text()
@@ -191,7 +207,7 @@ func decodeHead(b []byte) (h *head, rest []byte, err error) {
 		h.statuses = append(h.statuses, s)
 		v.Recipients = append(v.Recipients, r)
 	}
-	h.failures = d.failures(n)
+	h.notices = d.notices(n)
 	if d.bad || n == 0 || h.size < 0 {
 		return nil, nil, errRecord
 	}
@@ -206,7 +222,7 @@ type result struct {
 	next int64
 }
 
-func encodeResults(results []result, failures []failure) []byte {
+func encodeResults(results []result, notices []notice) []byte {
 	e := make(encoder, 0, 64)
 	e.uint(uint64(len(results)))
 	for _, r := range results {
@@ -214,11 +230,11 @@ func encodeResults(results []result, failures []failure) []byte {
 		e.status(r.status)
 		e.int(r.next)
 	}
-	encodeFailures(&e, failures)
+	encodeNotices(&e, notices)
 	return e
 }
 
-func decodeResults(b []byte, recipients int) ([]result, []failure, error) {
+func decodeResults(b []byte, recipients int) ([]result, []notice, error) {
 	d := &decoder{b: b}
 	var results []result
 	for range d.count() {
@@ -228,13 +244,14 @@ func decodeResults(b []byte, recipients int) ([]result, []failure, error) {
 		}
 		results = append(results, r)
 	}
-	failures := d.failures(recipients)
+	notices := d.notices(recipients)
 	if d.bad || len(d.b) != 0 {
 		return nil, nil, errRecord
 	}
-	return results, failures, nil
+	return results, notices, nil
 }
 
-func newFailure(index int, e *mailerr.Error, text string) failure {
-	return failure{index: index, code: e.Code, enhanced: e.Enhanced.String(), text: text}
+// newNotice is that of a failure.
+func newNotice(index int, e *mailerr.Error, text string) notice {
+	return notice{index: index, action: bounce.Failed, code: e.Code, enhanced: e.Enhanced.String(), text: text}
 }

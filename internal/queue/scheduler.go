@@ -2,16 +2,13 @@ package queue
 
 import (
 	"container/heap"
-	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/bounce"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/settings"
@@ -285,6 +282,7 @@ func (q *Queue) ready(j *job) {
 }
 
 func (q *Queue) toLane(j *job) {
+	j.m.lined++
 	j.host.jobs.push(j)
 	q.lanes[j.channel].line(j.host, j.channel)
 }
@@ -324,6 +322,7 @@ func (q *Queue) dispatch() {
 				continue // they were taken away
 			}
 			j := h.jobs.pop()
+			j.m.lined--
 			if q.idle(j) {
 				l.line(h, c)
 				continue
@@ -412,7 +411,7 @@ func (q *Queue) route(m *message, env *Envelope, indexes []int) {
 	var plans []*plan
 	open := map[key]*plan{}
 	var results []result
-	var failures []failure
+	var failures []notice
 	for _, i := range indexes {
 		to := env.Recipients[i].Address
 		d, err := q.config.Router.Route(q.workCtx, to)
@@ -422,7 +421,7 @@ func (q *Queue) route(m *message, env *Envelope, indexes []int) {
 				continue
 			}
 			results = append(results, result{index: i, status: failed})
-			failures = append(failures, newFailure(i, e, e.Reply()))
+			failures = append(failures, newNotice(i, e, e.Reply()))
 			q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "route", Queue: m.id.String(), To: to.String(), Verdict: "failure", Reply: e.Reply()})
 			continue
 		}
@@ -468,7 +467,7 @@ func (q *Queue) free(j *job) {
 
 // record writes results and takes them into the state; over tells that the message has nothing left to do. Called with mu
 // held, so that results stand in the log in the order in which they are taken.
-func (q *Queue) record(m *message, results []result, failures []failure) (over bool) {
+func (q *Queue) record(m *message, results []result, failures []notice) (over bool) {
 	if len(results) > 0 {
 		q.log.Enqueue(kindResult, uint64(m.id), false, encodeResults(results, failures))
 		q.apply(m, results, failures)
@@ -514,9 +513,10 @@ func (q *Queue) deliver(j *job, number uint64) {
 	now := q.config.Now()
 
 	var outcome []result
-	var failures []failure
+	var failures []notice
 	var again []int
-	tooLate := now.Sub(d.Birth) >= settings.QueueLifetime.Get(q.config.Settings())
+	lifetime := q.lifetime(&h.envelope)
+	tooLate := now.Sub(d.Birth) >= lifetime.Get(q.config.Settings())
 	next := nextRetry(d.Birth, now, j.channel)
 	for k, i := range indexes {
 		r := Result{Err: mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "delivery gave no result")}
@@ -529,6 +529,13 @@ func (q *Queue) deliver(j *job, number uint64) {
 		switch {
 		case r.Err == nil:
 			outcome = append(outcome, result{index: i, status: succeeded})
+			if wantsSuccess(h.envelope.Recipients[i].Notify) && !r.Handed {
+				action := bounce.Delivered
+				if j.channel == Remote {
+					action = bounce.Relayed
+				}
+				failures = append(failures, notice{index: i, action: action, text: r.Text})
+			}
 		case r.Err.Temporary() && q.workCtx.Err() != nil:
 			// It was this process that gave up: the attempt does not count, and the next start makes another at once.
 			verdict = "deferral"
@@ -545,11 +552,11 @@ func (q *Queue) deliver(j *job, number uint64) {
 			}
 			if r.Err.Temporary() {
 				text += "\nI'm not going to try again; this message has been in the queue too long."
-				event.Setting = settings.QueueLifetime.Name
-				event.Layer = q.config.Settings().Source(settings.QueueLifetime.Setting).String()
+				event.Setting = lifetime.Name
+				event.Layer = q.config.Settings().Source(lifetime.Setting).String()
 			}
 			outcome = append(outcome, result{index: i, status: failed})
-			failures = append(failures, newFailure(i, r.Err, text))
+			failures = append(failures, newNotice(i, r.Err, text))
 		}
 		if text == "" && r.Err != nil {
 			text = r.Err.Error()
@@ -577,6 +584,7 @@ func (q *Queue) deliver(j *job, number uint64) {
 	over := q.record(m, outcome, failures)
 	if !over && m.running == 0 {
 		m.repeat = false
+		q.roundOver(m)
 	}
 	q.dispatch()
 	status = q.counts()
@@ -600,90 +608,6 @@ func (m *message) setLast(q *Queue, text string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	m.trouble().lastText = strings.Clone(text[:min(len(text), 200)])
-}
-
-// doubleBounceSender marks a double bounce, "#@[]" as in qmail: it is thrown away if it fails too.
-var doubleBounceSender = addr.Address{Local: "#", Domain: "[]"}
-
-// conclude bounces what failed, then ends the message. A crash between both repeats the bounce.
-func (q *Queue) conclude(m *message) {
-	h, c, release, err := q.load(m)
-	if err != nil {
-		q.config.Logger.Error(fmt.Sprintf("queue: message %s cannot be read to end it: %v", m.id, err))
-		q.finish(m, false)
-		return
-	}
-	defer release()
-	if len(m.failures()) > 0 {
-		if err := q.bounce(m, h, c); err != nil {
-			q.config.Logger.Warn(fmt.Sprintf("queue: bounce of message %s: %v; will try again later", m.id, err))
-			q.mu.Lock()
-			m.finished = false
-			heap.Push(&q.later, newJob(m, q.config.Now().Add(time.Minute).UnixNano()))
-			q.mu.Unlock()
-			return
-		}
-	}
-	q.finish(m, h.big)
-}
-
-// bounce queues the report of a message's failures.
-func (q *Queue) bounce(m *message, h *head, c Content) error {
-	view := q.config.Settings()
-	or := func(s, otherwise string) string {
-		if s == "" {
-			return otherwise
-		}
-		return s
-	}
-	sender, to := addr.Address{}, h.envelope.Sender
-	switch {
-	case to == doubleBounceSender:
-		q.event(logTriple, idAttr(m.id))
-		q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "bounce", Queue: m.id.String(), Verdict: "discard", Check: "triple-bounce"})
-		return nil
-	case to.IsNull():
-		sender = doubleBounceSender
-		if name := settings.DoubleBounceTo.Get(view); strings.Contains(name, "@") {
-			parsed, err := addr.Parse(name)
-			if err != nil {
-				return fmt.Errorf("setting %s: %w", settings.DoubleBounceTo.Name, err)
-			}
-			to = parsed
-		} else {
-			to = addr.Address{Local: name, Domain: or(settings.DoubleBounceHost.Get(view), q.config.Host)}
-		}
-	}
-	limit := int64(settings.BounceMaxBytes.Get(view))
-	original := io.NewSectionReader(c, 0, c.Size())
-	report := bounce.Report{
-		Host: q.config.Host, From: addr.Address{Local: settings.BounceFrom.Get(view), Domain: or(settings.BounceHost.Get(view), q.config.Host)},
-		To: to, Double: sender == doubleBounceSender, Arrived: time.Unix(0, m.birth), Now: q.config.Now(), EnvID: h.envelope.EnvID,
-		Original: original, HeaderOnly: limit > 0 && c.Size() > limit, UTF8: h.envelope.UTF8,
-	}
-	q.mu.Lock()
-	failures := slices.Clone(m.failures())
-	q.mu.Unlock()
-	for _, f := range failures {
-		r := h.envelope.Recipients[f.index]
-		report.Failures = append(report.Failures, bounce.Failure{Recipient: r.Address, Orcpt: r.Orcpt, Code: f.code, Enhanced: f.enhanced, Text: f.text})
-	}
-	s, err := q.begin(c.Size())
-	if err != nil {
-		return err
-	}
-	report.ID = s.ID().String()
-	if err := report.Write(s); err != nil {
-		s.Abort()
-		return err
-	}
-	err = s.Commit(context.WithoutCancel(q.workCtx), Envelope{Sender: sender, Recipients: []Recipient{{Address: to}}, UTF8: report.UTF8,
-		Origin: Origin{Service: "bounce", UID: q.config.UID, PID: q.config.PID}, MessageID: report.MessageID()})
-	if err == nil {
-		q.event(logBounce, idAttr(m.id), slog.String("bounce", s.ID().String()))
-		q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "bounce", Queue: m.id.String(), To: to.String(), Verdict: "success", Reply: "queued as " + s.ID().String()})
-	}
-	return err
 }
 
 // Stats counts what is in a queue.

@@ -300,9 +300,23 @@ func (c *client) send(ctx context.Context, job *queue.Delivery) (results []queue
 	if job.Envelope.UTF8 {
 		mail += " SMTPUTF8"
 	}
+	dsn := c.offers("DSN")
+	if dsn && job.Envelope.Return != "" {
+		mail += " RET=" + job.Envelope.Return
+	}
+	if dsn && job.Envelope.EnvID != "" {
+		mail += " ENVID=" + job.Envelope.EnvID
+	}
 	commands := []string{mail}
 	for _, r := range job.Recipients {
-		commands = append(commands, "RCPT TO:<"+r.Address.String()+">")
+		command := "RCPT TO:<" + r.Address.String() + ">"
+		if dsn && r.Notify != "" {
+			command += " NOTIFY=" + r.Notify
+		}
+		if dsn && r.Orcpt != "" {
+			command += " ORCPT=" + r.Orcpt
+		}
+		commands = append(commands, command)
 	}
 	commands = append(commands, "DATA")
 	c.conn.SetWriteDeadline(time.Now().Add(c.timeout))
@@ -371,6 +385,7 @@ func (c *client) send(ctx context.Context, job *queue.Delivery) (results []queue
 	}
 	for i := range results {
 		if results[i].Err == nil {
+			results[i].Handed = dsn
 			results[i].Text = fmt.Sprintf("%s accepted message.\nRemote host said: %d %s", c.target.ip(), r.code, r.text())
 		}
 	}

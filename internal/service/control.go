@@ -74,6 +74,9 @@ func startControl(h *House) (*controlServer, error) {
 	mux.HandleFunc("POST /trace/flush", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, struct{}{}, h.trace.Flush(r.Context()))
 	})
+	mux.HandleFunc("POST /reload", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, struct{}{}, h.Reload())
+	})
 	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, h.verifier.IssueToken(r.FormValue("user"), 2*time.Minute), nil)
 	})
@@ -169,4 +172,10 @@ func (c *Control) Token(ctx context.Context, user string) (string, error) {
 	var token string
 	err := c.ask(ctx, http.MethodPost, "/token", url.Values{"user": {user}}, &token)
 	return token, err
+}
+
+// Reload makes the settings and the certificate be read again; it returns when they are in force, or says what is wrong with
+// them, and then they are not.
+func (c *Control) Reload(ctx context.Context) error {
+	return c.ask(ctx, http.MethodPost, "/reload", nil, new(struct{}))
 }

@@ -190,7 +190,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 		Config: queue.Config{
 			Dir: filepath.Join(h.config.Data, "queue"), Host: me, Settings: queueView,
 			Router: route.New(route.Config{Directory: h.directory, Settings: queueView}),
-			Local:  h.local, Remote: h.remote, Trace: h.trace, Logger: h.log, Now: time.Now, UID: os.Getuid(), PID: os.Getpid(),
+			Local:  h.local, Remote: scripted{h.remote, h}, BounceDoor: h.bounceDoor, Processor: h.bounceProcessor, Trace: h.trace, Logger: h.log, Now: time.Now, UID: os.Getuid(), PID: os.Getpid(),
 		},
 		View:  func(name string) *settings.View { return h.view("queue." + name) },
 		Place: h.place,

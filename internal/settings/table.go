@@ -33,12 +33,21 @@ var (
 	HoldLocal         = boolean("HOLDLOCAL", "holdlocal", "0", "queue", "keep local mail in the queue until this is 0 again", 4462)
 	HoldRemote        = boolean("HOLDREMOTE", "holdremote", "0", "queue", "keep remote mail in the queue until this is 0 again", 4462)
 	QueueLifetime     = seconds("QUEUELIFETIME", "queuelifetime", "604800", 0, 31536000, "queue", "seconds after which an undelivered message bounces", 206)
+	BounceLifetime    = seconds("BOUNCELIFETIME", "bouncelifetime", "604800", 0, 31536000, "queue", "seconds after which an undelivered bounce is given up", 0)
+	DelayWarning      = seconds("DELAY_WARNING", "delaywarning", "86400", 0, 31536000, "queue", "seconds after which the sender is told once that a message is late; 0 means never", 0)
+	BounceFormat      = oneOf("BOUNCE_FORMAT", "bounceformat", "dsn", []string{"dsn", "qsbmf"}, "queue", "form of bounces: dsn (RFC 3464), or qsbmf, qmail's", 4478)
+	BounceSubject     = text("BOUNCESUBJECT", "bouncesubject", "failure notice", "queue", "subject of bounces", 0)
+	BounceQueue       = text("BOUNCEQUEUE", "bouncequeue", "", "queue", "program that gets bounces in qmail-queue's place; qmail-nullqueue throws them all away", 2215)
+	BounceProcessor   = text("BOUNCEPROCESSOR", "bounceprocessor", "", "queue", "program that is called for each failed recipient before the bounce is queued; exit code 2 keeps the bounce back", 2201)
+	BounceRules       = ruleList("BOUNCERULES", "bounce.envrules", "queue", "settings by the address that gets the bounce, pattern:NAME=value,NAME=value a line", 2204, "BOUNCEQUEUE", "QMAILQUEUE", "BOUNCEPROCESSOR", "BOUNCEMAXBYTES", "BOUNCE_FORMAT", "QUEUEDIR")
+	OnSuccessRemote   = text("ONSUCCESS_REMOTE", "onsuccess_remote", "", "queue", "program that is run after a remote delivery, with HOST, SENDER and RECIPIENT as arguments, SMTPCODE and SMTPTEXT in the environment", 4510)
+	OnFailureRemote   = text("ONFAILURE_REMOTE", "onfailure_remote", "", "queue", "program that is run after a remote delivery that failed or was deferred, as ONSUCCESS_REMOTE", 4510)
 	MinFree           = size("MIN_FREE", "minfree", "52428800", "queue", "bytes that must stay free on the queue's file system; below it new mail gets 452", 430)
 	BounceFrom        = text("BOUNCEFROM", "bouncefrom", "MAILER-DAEMON", "queue", "local part of the From field of bounces", 0)
 	BounceHost        = text("BOUNCEHOST", "bouncehost", "", "queue", "domain of the From field of bounces; empty means the host name", 0)
-	BounceMaxBytes    = size("BOUNCEMAXBYTES", "bouncemaxbytes", "50000", "queue", "a longer message is bounced with its header only; 0 means always the whole", 0)
-	DoubleBounceTo    = text("DOUBLEBOUNCETO", "doublebounceto", "postmaster", "queue", "local part or address that gets double bounces", 0)
-	DoubleBounceHost  = text("DOUBLEBOUNCEHOST", "doublebouncehost", "", "queue", "domain for doublebounceto; empty means the host name", 0)
+	BounceMaxBytes    = size("BOUNCEMAXBYTES", "bouncemaxbytes", "50000", "queue", "a longer message is bounced with its header only; 0 means always the whole, RET=HDRS of the sender always the header", 0)
+	DoubleBounceTo    = text("DOUBLEBOUNCETO", "doublebounceto", "postmaster", "queue", "local part or address that gets double bounces; empty means nobody", 0)
+	DoubleBounceHost  = text("DOUBLEBOUNCEHOST", "doublebouncehost", "", "queue", "domain for doublebounceto; empty means DEFAULT_DOMAIN, or else the host name", 0)
 	HeloHost          = text("HELOHOST", "helohost", "", "queue", "name that deliveries give in EHLO; empty means the host name", 0)
 	SMTPRoutes        = list("SMTPROUTES", "smtproutes", "", "queue", "static routes, domain:relay:port user password a line; an empty domain is the wildcard", 2748)
 	TimeoutConnect    = seconds("TIMEOUTCONNECT", "timeoutconnect", "60", 1, 3600, "queue", "seconds to wait for a remote host to accept a connection", 0)
@@ -85,6 +94,15 @@ func All() []*Setting {
 		HoldLocal.Setting,
 		HoldRemote.Setting,
 		QueueLifetime.Setting,
+		BounceLifetime.Setting,
+		DelayWarning.Setting,
+		BounceFormat.Setting,
+		BounceSubject.Setting,
+		BounceQueue.Setting,
+		BounceProcessor.Setting,
+		BounceRules.Setting,
+		OnSuccessRemote.Setting,
+		OnFailureRemote.Setting,
 		MinFree.Setting,
 		BounceFrom.Setting,
 		BounceHost.Setting,

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/bounce"
 )
 
 // verb is a command.
@@ -176,11 +177,11 @@ func parseMail(args string) (m mailCommand, refused *reply, what string) {
 			}
 		case strings.EqualFold(name, "ENVID"):
 			bit = envid
-			m.envid, ok = value, len(value) > 0 && len(value) <= 100 && isXtext(value)
+			m.envid, ok = value, bounce.ValidEnvID(value)
 		case strings.EqualFold(name, "AUTH"):
 			// RFC 4954 section 5: who vouches for whom is noted by nobody here.
 			bit = auth
-			ok = value == "<>" || len(value) > 0 && len(value) <= 500 && isXtext(value)
+			ok = value == "<>" || len(value) > 0 && len(value) <= 500 && bounce.ValidXtext(value)
 		default:
 			return m, replyParameter, name
 		}
@@ -215,12 +216,11 @@ func parseRcpt(args string, utf8 bool) (r rcptCommand, refused *reply, what stri
 		rest = more
 		switch {
 		case strings.EqualFold(name, "NOTIFY"):
-			ok = r.notify == "" && isNotify(value)
+			ok = r.notify == "" && bounce.ValidNotify(value)
 			r.notify = strings.ToUpper(value)
 		case strings.EqualFold(name, "ORCPT"):
 			// RFC 3461 section 4.2: addr-type ";" xtext; with RFC 6533 section 3, UTF-8.
-			kind, text, found := strings.Cut(value, ";")
-			ok = r.orcpt == "" && found && kind != "" && text != "" && len(value) <= 500
+			ok = r.orcpt == "" && bounce.ValidOrcpt(value, utf8)
 			r.orcpt = value
 		default:
 			return r, replyParameter, name
@@ -270,40 +270,6 @@ func parseSize(s string) (n int64, ok bool) {
 	}
 	return n, true
 }
-
-// isNotify checks NOTIFY: "NEVER", or a list of "SUCCESS", "FAILURE" and "DELAY" (RFC 3461 section 4.1).
-func isNotify(s string) bool {
-	if strings.EqualFold(s, "NEVER") {
-		return true
-	}
-	if len(s) > len("SUCCESS,FAILURE,DELAY") {
-		return false
-	}
-	for word := range strings.SplitSeq(s, ",") {
-		if !strings.EqualFold(word, "SUCCESS") && !strings.EqualFold(word, "FAILURE") && !strings.EqualFold(word, "DELAY") {
-			return false
-		}
-	}
-	return true
-}
-
-// isXtext checks RFC 3461 section 4: each "+" begins two hexadecimal digits in upper case.
-func isXtext(s string) bool {
-	for i := 0; i < len(s); i++ {
-		if s[i] == '=' {
-			return false
-		}
-		if s[i] == '+' {
-			if i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2]) {
-				return false
-			}
-			i += 2
-		}
-	}
-	return true
-}
-
-func isHex(c byte) bool { return c >= '0' && c <= '9' || c >= 'A' && c <= 'F' }
 
 func isAlnum(c byte) bool {
 	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'

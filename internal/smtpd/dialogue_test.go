@@ -428,7 +428,7 @@ func TestExtensions(t *testing.T) {
 	k := f.dial(t)
 	k.want("220")
 	k.send("EHLO x\r\n")
-	always := "250-mx.here.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-ENHANCEDSTATUSCODES\r\n"
+	always := "250-mx.here.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-ENHANCEDSTATUSCODES\r\n250-DSN\r\n"
 	if r := k.reply(); r != always+"250-SIZE 1000\r\n250 STARTTLS" {
 		t.Errorf("in clear: %s", r)
 	}

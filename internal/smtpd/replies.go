@@ -133,7 +133,7 @@ func replyHelo(host string) *reply { return newReply(250, "", host) }
 
 // replyEhlo lists the extensions; size is the limit of SIZE, 0 for none (RFC 1870 section 3).
 func replyEhlo(host string, size int, startTLS bool, mechanisms string) *reply {
-	text := host + "\nPIPELINING\n8BITMIME\nSMTPUTF8\nENHANCEDSTATUSCODES\nSIZE " + strconv.Itoa(size)
+	text := host + "\nPIPELINING\n8BITMIME\nSMTPUTF8\nENHANCEDSTATUSCODES\nDSN\nSIZE " + strconv.Itoa(size)
 	if startTLS {
 		text += "\nSTARTTLS"
 	}

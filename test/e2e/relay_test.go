@@ -48,4 +48,23 @@ func TestRelayAndBounce(t *testing.T) {
 		}
 	}
 	awaitEmpty(t, near)
+
+	// What the sender wants to be told goes along: it is the far end that tells of the delivery, with the sender's own name
+	// for the message (RFC 3461).
+	program, err := filepath.Abs(string(indigo))
+	if err != nil {
+		t.Fatal(err)
+	}
+	command(t, far, "settings", "set", "SMTPROUTES", "near.test:"+near.Address("smtpd.25"))
+	command(t, far, "reload")
+	code, out := peer(t, "env", "INDIGO_DATA="+near.Ready.Data, program, "sendmail", "-f", "alice@near.test", "-N", "success", "-V", "end to end", "bob@far.test")
+	if code != 0 {
+		t.Fatalf("sendmail: exit code %d\n%s", code, out)
+	}
+	notice := awaitMail(t, near, "Subject: success notice")
+	for _, want := range []string{"Original-Envelope-Id: end to end", "Final-Recipient: rfc822; bob@far.test", "Action: delivered", "Reporting-MTA: dns; mail.far.test"} {
+		if !strings.Contains(notice, want) {
+			t.Errorf("the notice has no %q:\n%s", want, notice)
+		}
+	}
 }
