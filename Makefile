@@ -7,7 +7,7 @@ RELEASE := CGO_ENABLED=0 $(GO) build -trimpath
 # Everything but the tests that start the built program.
 UNIT = $$($(GO) list ./... | grep -v -e /test/e2e -e /test/crash)
 
-.PHONY: build test race lint fuzz crash bench bench-million peers unit e2e clean
+.PHONY: build test race lint fuzz crash bench bench-million bench-fair peers unit e2e clean
 
 build:
 	$(RELEASE) -o indigo ./cmd/indigo
@@ -47,6 +47,10 @@ bench: peers
 
 bench-million:
 	@dir=$$(bench/fs.sh) && $(GO) run ./bench/indigobench -dir $$dir -million 1000000 -size 1024 $(BENCHFLAGS); bench/fs.sh off
+
+# 100,000 messages for a dead host and as many for a silent one, beside a living one.
+bench-fair:
+	@dir=$$(bench/fs.sh) && $(GO) run ./bench/indigobench -dir $$dir -fair 100000 $(BENCHFLAGS); bench/fs.sh off
 
 clean:
 	rm -rf indigo bench/out
