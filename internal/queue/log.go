@@ -49,7 +49,7 @@ func LogEvents() []LogEvent {
 // event writes an event. Its text is made only if the handler wants text. Lines of queue1, which is all that most have, do
 // without its name, as qmail's do (wiki 1337-1345).
 func (q *Queue) event(name string, attrs ...slog.Attr) {
-	if numbered(q.config.Name) != 1 && q.config.Name != "" {
+	if q.config.Name != "" && q.config.Name != "queue1" {
 		attrs = append(attrs, slog.String("queue", q.config.Name))
 	}
 	q.config.Logger.LogAttrs(context.Background(), slog.LevelInfo, name, attrs...)

@@ -284,23 +284,29 @@ func (p *placing) Abort() {
 // hears of a failure, though others may have their share already: then its next try makes a second copy there.
 func (p *placing) Commit(ctx context.Context, env Envelope) error {
 	defer func() { p.set.leave(p.in) }()
-	if p.set.config.Place == nil {
+	if p.set.config.Place == nil || len(env.Recipients) == 0 {
 		return p.commitShare(ctx, "", env)
+	}
+	// Nearly always all recipients belong in one queue.
+	first := p.place(&env, 0)
+	i := 1
+	for i < len(env.Recipients) && p.place(&env, i) == first {
+		i++
+	}
+	if i == len(env.Recipients) {
+		return p.commitShare(ctx, first, env)
 	}
 	var names []string
 	shares := map[string][]Recipient{}
 	for i := range env.Recipients {
-		name := p.set.config.Place(&env, &env.Recipients[i])
-		if numbered(name) != 0 && !p.set.active(name) {
-			name = ""
-		}
+		name := p.place(&env, i)
 		if shares[name] == nil {
 			names = append(names, name)
 		}
 		shares[name] = append(shares[name], env.Recipients[i])
 	}
 	// All but the last get copies.
-	for _, name := range names[:max(len(names)-1, 0)] {
+	for _, name := range names[:len(names)-1] {
 		share := env
 		share.Recipients = shares[name]
 		if err := p.commitCopy(ctx, name, share); err != nil {
@@ -308,12 +314,18 @@ func (p *placing) Commit(ctx context.Context, env Envelope) error {
 			return err
 		}
 	}
-	if len(names) == 0 {
-		return p.submission.Commit(ctx, env)
-	}
 	last := names[len(names)-1]
 	env.Recipients = shares[last]
 	return p.commitShare(ctx, last, env)
+}
+
+// place names the queue for a recipient; "" for a numbered one that takes no mail now.
+func (p *placing) place(env *Envelope, i int) string {
+	name := p.set.config.Place(env, &env.Recipients[i])
+	if name != "" && numbered(name) != 0 && !p.set.active(name) {
+		return ""
+	}
+	return name
 }
 
 // active tells whether a numbered queue takes mail.
