@@ -3,7 +3,11 @@ package queue
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,7 +37,7 @@ func TestCompaction(t *testing.T) {
 		}
 		synctest.Wait()
 		before := q.Stats()
-		if before.Messages != len(kept) || before.LogBytes < 5*seglog.SegmentSize {
+		if before.Messages != len(kept) || q.log.Newest() < 5 {
 			t.Fatalf("%+v, want %d messages", before, len(kept))
 		}
 		next := map[string]time.Time{}
@@ -77,6 +81,99 @@ func TestCompaction(t *testing.T) {
 		}
 		q.Shutdown(t.Context())
 	})
+}
+
+// TestDiskBound: whatever is sent and delivered, the log's files never take more than twice the bytes of what lives, one
+// segment, and one more while the log is busy; also while deliveries hang.
+func TestDiskBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const segment = 1 << 20
+		dir := t.TempDir()
+		hang := &blocker{make(chan struct{})}
+		c := testConfig(dir, &sink{do: func(d *Delivery) *mailerr.Error {
+			if strings.HasPrefix(d.Recipients[0].Address.Local, "later") {
+				return mailerr.New(451, mailerr.Enhanced{4, 0, 0}, "later")
+			}
+			return nil
+		}}, hang)
+		c.SegmentSize = segment
+		q := open(t, c)
+		random := rand.New(rand.NewPCG(1, 2))
+		worst := 0.0
+		check := func(idle bool) {
+			t.Helper()
+			synctest.Wait()
+			if !idle {
+				q.clean()
+			}
+			var live int64
+			q.mu.Lock()
+			for _, m := range q.messages {
+				live += int64(m.length) + 200
+			}
+			q.mu.Unlock()
+			bound := 2*live + segment + 64<<10
+			if !idle {
+				bound += segment
+			}
+			used := onDisk(t, filepath.Join(dir, "log"))
+			if used > bound {
+				sizes, newest := q.log.Sizes()
+				t.Errorf("%d bytes on disk for %d of living messages: segments %v, the newest %d", used, live, sizes, newest)
+			}
+			worst = max(worst, float64(used)/float64(bound))
+		}
+		body := strings.Repeat("0123456789abcde\r\n", 2000)
+		for n := range 1500 {
+			to := fmt.Sprintf("u%d@local.test", n)
+			switch random.IntN(20) {
+			case 0:
+				to = fmt.Sprintf("later%d@local.test", n)
+			case 1:
+				to = fmt.Sprintf("u@hang%d.test", random.IntN(3))
+			}
+			if err := submit(t, q, body[:random.IntN(len(body))], "s@x.test", to); err != nil {
+				t.Fatal(err)
+			}
+			if n%50 == 0 {
+				time.Sleep(time.Minute)
+				check(false)
+			}
+			if n == 1000 {
+				if _, err := q.Act(t.Context(), Delete, Filter{Recipient: "later*"}, false, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		time.Sleep(2 * spareFor)
+		check(false)
+		close(hang.open)
+		time.Sleep(2 * spareFor)
+		check(false)
+		// Everything ends at last, and nothing is left but the segment that is being written.
+		q.RetryAll()
+		time.Sleep(10 * 24 * time.Hour)
+		check(true)
+		t.Logf("at most %.2f of the bound", worst)
+		q.Shutdown(t.Context())
+	})
+}
+
+// onDisk gives the bytes that a folder's files take, spare space too.
+func onDisk(t *testing.T, dir string) (total int64) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += max(info.Size(), info.Sys().(*syscall.Stat_t).Blocks*512)
+	}
+	return total
 }
 
 // waits delivers nothing until its context ends, as a peer that stalls.

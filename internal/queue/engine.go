@@ -49,6 +49,8 @@ type Config struct {
 	UID, PID int
 	// Idle queues deliver nothing: for looking and mending while no daemon runs.
 	Idle bool
+	// SegmentSize is that of the log's segments; 0 means the usual.
+	SegmentSize int64
 	// LogDisk replaces DIR/log in tests.
 	LogDisk seglog.Disk
 }
@@ -106,7 +108,7 @@ type message struct {
 	birth int64
 	// segment, offset and length are the record's position; see at.
 	segment, offset, length uint32
-	// left counts the recipients that are not done, running the deliveries under way; a message is not moved meanwhile.
+	// left counts the recipients that are not done, running the deliveries under way.
 	left, running int32
 	// repeat: an attempt may have been made whose result was lost. finished: nothing is left to do.
 	// held: an operator keeps it back. warned: the sender knows that it is late.
@@ -239,7 +241,7 @@ func Open(ctx context.Context, config Config) (*Queue, error) {
 		err = os.MkdirAll(logDir, 0o700)
 	}
 	if err == nil {
-		q.log, err = seglog.Open(seglog.Config{Disk: disk, Damaged: q.setAside}, q.replay)
+		q.log, err = seglog.Open(seglog.Config{Disk: disk, SegmentSize: config.SegmentSize, Damaged: q.setAside}, q.replay)
 	}
 	if err != nil {
 		if q.log != nil {
@@ -661,10 +663,6 @@ func (q *Queue) clean() {
 				if m == nil || uint64(m.segment) != rest[0] {
 					continue
 				}
-				if m.running > 0 {
-					move = nil
-					break
-				}
 				move = append(move, m)
 			}
 		}
@@ -726,7 +724,8 @@ func (q *Queue) move(messages []*message) bool {
 	return whole
 }
 
-// copyRecord puts a message's record in line again, with its state; nil when the message is being worked on.
+// copyRecord puts a message's record in line again, with its state; nil when the message has ended. A delivery may be under way:
+// it has read what it needs, and its results come behind the copy.
 func (q *Queue) copyRecord(m *message) ([]seglog.Pending, error) {
 	payload, err := q.log.Read(uint64(m.id), m.at(), new([]byte))
 	if err != nil {
@@ -739,7 +738,7 @@ func (q *Queue) copyRecord(m *message) ([]seglog.Pending, error) {
 	// State and record go in line under one lock, so that no result can come between them.
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if m.running > 0 || m.finished {
+	if m.finished {
 		return nil, nil
 	}
 	var later []result

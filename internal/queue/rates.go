@@ -162,8 +162,11 @@ func (l *limit) took(now time.Time) {
 	l.Updated = now
 }
 
-// expire moves Start on, so that a quiet time leaves no more than Burst over.
+// expire moves Start on, so that a quiet time leaves no more than Burst over. If the clock went back, counting begins anew.
 func (l *limit) expire(now time.Time) {
+	if now.Before(l.Start) || now.Before(l.Updated) {
+		l.Start, l.Updated, l.Count = now, now, 0
+	}
 	if earliest := now.Add(-time.Duration((float64(l.Count) + float64(l.Burst)) / l.per * float64(time.Second))); l.Start.Before(earliest) {
 		l.Start = earliest
 	}

@@ -23,6 +23,8 @@ const (
 	// routeRetry is when a recipient whose channel could not be found is looked at again.
 	routeRetry = time.Minute
 	cleanEvery = 5 * time.Second
+	// spareFor is how long a used segment waits to be used again when no other is begun.
+	spareFor = time.Minute
 )
 
 // job is the next delivery of some recipients of a message.
@@ -227,6 +229,7 @@ func (q *Queue) tick() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	lastClean := q.config.Now()
+	newest, lastNew := uint64(0), lastClean
 	for {
 		select {
 		case <-timer.C:
@@ -265,9 +268,18 @@ func (q *Queue) tick() {
 		q.dispatch()
 		q.mu.Unlock()
 		q.rateUpkeep()
+		if n := q.log.Newest(); n != newest {
+			// A segment is full: what is dead in the others may go.
+			newest, lastNew, lastClean = n, now, time.Time{}
+		}
 		if d := now.Sub(lastClean); d < 0 || d >= cleanEvery {
 			lastClean = now
 			q.clean()
+			if now.Sub(lastNew) >= spareFor {
+				if err := q.log.DropSpare(); err != nil {
+					q.config.Logger.Warn("queue: " + err.Error())
+				}
+			}
 		}
 		timer.Reset(max(wait, time.Millisecond))
 	}

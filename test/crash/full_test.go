@@ -120,7 +120,7 @@ func TestFullDisk(t *testing.T) {
 				}
 				number++
 				name := fmt.Sprintf("full-%d", number)
-				line, err := s.send(compose(name, body), localUser)
+				line, err := s.send("sender@sender.test", compose(name, body), localUser)
 				if err == nil {
 					acked[name] = true
 				}

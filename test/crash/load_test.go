@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// promised is where a message must be once it got its 250.
-type promised struct{ local, remote bool }
+// promised is where a message must be once it got its 250; bounced is with its sender, as a bounce.
+type promised struct{ local, remote, bounced bool }
 
 // ledger holds what the server has acknowledged.
 type ledger struct {
@@ -85,9 +85,9 @@ func (s *session) command(code, text string) (string, error) {
 	return line, err
 }
 
-// send sends one message, in wire form and without leading dots, and gives the reply to it.
-func (s *session) send(message []byte, to ...string) (string, error) {
-	if line, err := s.command("250", "MAIL FROM:<sender@sender.test>"); err != nil {
+// send sends one message from a sender, in wire form and without leading dots, and gives the reply to it.
+func (s *session) send(from string, message []byte, to ...string) (string, error) {
+	if line, err := s.command("250", "MAIL FROM:<"+from+">"); err != nil {
 		return line, err
 	}
 	for _, recipient := range to {
@@ -120,15 +120,20 @@ func flood(address, prefix string, random *rand.Rand, all [][]byte, l *ledger) {
 			n++
 			var p promised
 			var to []string
-			switch random.IntN(8) {
+			from := "sender@sender.test"
+			switch random.IntN(10) {
 			case 0:
-				p, to = promised{true, true}, []string{localUser, remoteUser}
+				p, to = promised{local: true, remote: true}, []string{localUser, remoteUser}
 			case 1:
 				p, to = promised{remote: true}, []string{remoteUser}
+			case 2:
+				from, p, to = localUser, promised{bounced: true}, []string{badUser}
+			case 3:
+				from, p, to = localUser, promised{local: true, remote: true, bounced: true}, []string{remoteUser, badUser, localUser}
 			default:
 				p, to = promised{local: true}, []string{localUser}
 			}
-			reply, err := s.send(compose(name, pick(random, all)), to...)
+			reply, err := s.send(from, compose(name, pick(random, all)), to...)
 			if err != nil {
 				if reply != "" {
 					l.refuse(reply)

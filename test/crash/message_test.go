@@ -11,6 +11,8 @@ import (
 const (
 	localUser  = "u@indigo.test"
 	remoteUser = "v@remote.test"
+	// badUser is refused by the remote server: a message to it bounces.
+	badUser = "bad@remote.test"
 )
 
 // bodies are what messages carry: from nothing to what no longer fits the queue's log and lies in a file of its own.
@@ -69,4 +71,18 @@ func identify(message []byte) (string, error) {
 		return name, fmt.Errorf("message %s: its body of %d bytes is damaged", name, len(body))
 	}
 	return name, nil
+}
+
+// identifyBounce gives the name of the message that bounced; ok is false when this is no bounce.
+func identifyBounce(message []byte) (name string, ok bool) {
+	message = bytes.ReplaceAll(message, []byte("\r\n"), []byte("\n"))
+	if header, _, _ := bytes.Cut(message, []byte("\n\n")); !bytes.Contains(header, []byte("\nX-Bounced-Address: "+badUser)) {
+		return "", false
+	}
+	for line := range strings.Lines(string(message)) {
+		if value, ok := strings.CutPrefix(line, "Subject: "); ok {
+			name = strings.TrimSpace(value)
+		}
+	}
+	return name, true
 }

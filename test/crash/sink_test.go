@@ -107,6 +107,14 @@ func (s *sink) serve(conn net.Conn) {
 			if !say("250 2.0.0 taken") {
 				return
 			}
+		case "RCPT":
+			answer := "250 ok"
+			if strings.Contains(line, "<"+badUser+">") {
+				answer = "550 5.1.1 no such user"
+			}
+			if !say(answer) {
+				return
+			}
 		case "QUIT":
 			say("221 bye")
 			return

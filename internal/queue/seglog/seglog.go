@@ -76,8 +76,12 @@ type Log struct {
 	// buffers are those of records that were written.
 	buffers sync.Pool
 
+	// newest is the segment that was begun last; under mu.
+	newest uint64
 	// spare tells that there is a file to be used again; under mu.
 	spare bool
+	// taking: the spare's name is being given or taken; under mu.
+	taking bool
 }
 
 type segment struct {
@@ -412,7 +416,7 @@ func (l *Log) writeBatch(batch []*request, buffer []byte, forceSync bool) []byte
 		}
 		buffer = buffer[:written]
 	}
-	if err == nil && sync && l.current != nil {
+	if err == nil && sync && l.current != nil && !skipSync {
 		err = l.current.file.Datasync()
 		l.unsync = l.unsync && err != nil
 	}
@@ -476,10 +480,14 @@ func (l *Log) fill(end int64) {
 	if l.zeros == nil {
 		l.zeros = make([]byte, min(ahead, l.config.SegmentSize))
 	}
-	for s := l.current; s.filled < end; s.filled += int64(len(l.zeros)) {
-		if _, err := s.file.WriteAt(l.zeros, s.filled); err != nil {
+	s := l.current
+	// The last batch of a segment may go beyond its size; nothing comes behind it.
+	for s.filled < min(end, l.config.SegmentSize) {
+		zeros := l.zeros[:min(int64(len(l.zeros)), l.config.SegmentSize-s.filled)]
+		if _, err := s.file.WriteAt(zeros, s.filled); err != nil {
 			return
 		}
+		s.filled += int64(len(zeros))
 	}
 }
 
@@ -503,8 +511,14 @@ func (l *Log) rotate() error {
 	l.mu.Lock()
 	spare := l.spare
 	l.spare = false
+	l.taking = l.taking || spare
 	l.mu.Unlock()
 	if spare {
+		defer func() {
+			l.mu.Lock()
+			l.taking = false
+			l.mu.Unlock()
+		}()
 		written = spareName
 		s.filled = l.config.SegmentSize
 		// Not under its old name, should a crash undo its renaming.
@@ -537,6 +551,7 @@ func (l *Log) rotate() error {
 	}
 	l.mu.Lock()
 	l.segments[s.number] = s
+	l.newest = s.number
 	l.mu.Unlock()
 	l.current, l.torn = s, nil
 	l.hint = append(l.hint[:0], newHint(s.number, s.salt)...)
@@ -619,16 +634,36 @@ func (l *Log) readAt(p Position, size int, buffer *[]byte) ([]byte, error) {
 	return b, nil
 }
 
-// Sizes gives the bytes of every segment, the one being written included, and which one that is (0 for none).
+// Sizes gives the bytes on disk of every segment, the one being written included, and which one that is (0 for none).
 func (l *Log) Sizes() (sizes map[uint64]int64, newest uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	sizes = make(map[uint64]int64, len(l.segments))
 	for n, s := range l.segments {
-		sizes[n] = s.size
+		// Space that is set aside is taken too.
+		sizes[n] = max(s.size, l.config.SegmentSize)
 		newest = max(newest, n)
 	}
 	return sizes, newest
+}
+
+// Newest gives the number of the segment that was begun last, 0 for none.
+func (l *Log) Newest() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.newest
+}
+
+// DropSpare removes the file that waits to be used again, if there is one: a log that is not written needs none.
+func (l *Log) DropSpare() error {
+	l.mu.Lock()
+	spare := l.spare
+	l.spare = false
+	l.mu.Unlock()
+	if !spare {
+		return nil
+	}
+	return l.config.Disk.Remove(spareName)
 }
 
 // Drop removes a segment, or keeps its file to be used again. The caller knows that nothing in it, and nothing in an older
@@ -642,7 +677,9 @@ func (l *Log) Drop(n uint64) error {
 		s.dropped = true
 		closing = s.readers == 0
 		// Who still reads would read what comes next.
-		keep = closing && !l.spare && s.filled >= l.config.SegmentSize
+		// Until rotate has given the spare another name, that name is not free.
+		keep = closing && !l.spare && !l.taking && s.filled >= l.config.SegmentSize
+		l.taking = l.taking || keep
 	}
 	l.mu.Unlock()
 	if s == nil {
@@ -655,13 +692,11 @@ func (l *Log) Drop(n uint64) error {
 	if !keep {
 		return l.config.Disk.Remove(segmentName(n))
 	}
-	if err := l.config.Disk.Rename(segmentName(n), spareName); err != nil {
-		return err
-	}
+	err := l.config.Disk.Rename(segmentName(n), spareName)
 	l.mu.Lock()
-	l.spare = true
+	l.spare, l.taking = err == nil, false
 	l.mu.Unlock()
-	return nil
+	return err
 }
 
 // Close syncs and closes the log.
