@@ -76,6 +76,12 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 // environment gives the environment and the client for the data directory that it names.
 func (app *App) environment() (settings.Environment, *inject.Client) {
 	e := settings.FromEnvironment()
+	if dir := e.Get("QUEUEDIR"); dir != "" {
+		// A queue of its own takes its mail itself.
+		if _, within := service.Within(e.Data, dir); !within && service.IsQueue(dir) {
+			return e, inject.NewClient(dir)
+		}
+	}
 	return e, inject.NewClient(e.Data)
 }
 

@@ -2,17 +2,22 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/service"
+	"github.com/indigomail/indigo/internal/settings"
 )
 
 // queuePrograms are qmail's and IndiMail's names for the commands on queues.
@@ -32,8 +37,23 @@ func (app *App) queuePrograms() map[string]func([]string) int {
 		"drate": {"[-q QUEUE] [-r EXPRESSION] [-D] -d DOMAIN", 0, 0, "d:r:q:D", "cCsR", func(ctx context.Context, data string, _ []string, o map[byte]string) error {
 			return app.withQueue(ctx, data, func(q service.QueueTools) error { return app.drate(ctx, q, o) })
 		}},
+		"qmta-send": {"[-d] [-s N]", 0, 1, "ds:", "bc", func(ctx context.Context, data string, _ []string, o map[byte]string) error {
+			_, daemon := o['d']
+			return app.standalone(ctx, data, "qmta-send", "/var/indimail/queue/qmta", daemon)
+		}},
+		"qmail-start": {"[DEFAULTDELIVERY]", 0, 1, "", "", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
+			return app.standalone(ctx, data, "qmail-send", "", true)
+		}},
 		"queue-fix": {"[-m] [-s N] [-b N] QUEUE", 1, 1, "ms:b:", "iNp", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
-			return app.withQueue(ctx, data, func(q service.QueueTools) error { return app.queueFix(ctx, q, filepath.Base(operands[0])) })
+			name, within := service.Within(data, operands[0])
+			if !within {
+				if err := service.MakeQueue(operands[0]); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(app.Out, "queue %s is there\n", operands[0])
+				return err
+			}
+			return app.withQueue(ctx, data, func(q service.QueueTools) error { return app.queueFix(ctx, q, name) })
 		}},
 	})
 }
@@ -174,6 +194,36 @@ func (l *limited) Write(p []byte) (int, error) {
 		err = errFull
 	}
 	return n, err
+}
+
+// standalone works on the queue of QUEUEDIR, or of dir: as a daemon until a signal, or once.
+func (app *App) standalone(ctx context.Context, data, program, dir string, daemon bool) error {
+	e := settings.FromEnvironment()
+	if dir = cmp.Or(e.Get("QUEUEDIR"), dir); dir == "" {
+		return errors.New("QUEUEDIR must name the queue; for all queues run `indigo serve`")
+	}
+	log, logger, err := service.NewLog(app.Err, "plain")
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	s, err := service.OpenStandalone(ctx, data, dir, logger)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+		s.Shutdown(limit)
+	}()
+	logger.Info(fmt.Sprintf("info: %s: %s: %d messages", program, dir, s.Left()))
+	if daemon {
+		s.Slim(ctx)
+		return nil
+	}
+	return s.Once(ctx)
 }
 
 // queueFix makes a queue if there is none of the name, and checks it.

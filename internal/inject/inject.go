@@ -62,13 +62,15 @@ type Config struct {
 
 // Server takes mail in. Make one with New.
 type Server struct {
-	config   Config
-	stop     chan struct{}
-	serving  sync.WaitGroup
-	mu       sync.Mutex
-	closing  bool
-	open     map[net.Conn]struct{}
-	listener net.Listener
+	config  Config
+	stop    chan struct{}
+	serving sync.WaitGroup
+	// pickupLock keeps a file from being taken twice.
+	pickupLock sync.Mutex
+	mu         sync.Mutex
+	closing    bool
+	open       map[net.Conn]struct{}
+	listener   net.Listener
 }
 
 // New gives a server; Serve and Pickup make it work.

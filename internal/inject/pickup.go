@@ -40,7 +40,7 @@ func (s *Server) Pickup(ctx context.Context) {
 	tick := time.NewTicker(pickupEvery)
 	defer tick.Stop()
 	for {
-		s.pickup(ctx)
+		s.PickupNow(ctx)
 		select {
 		case <-s.stop:
 			return
@@ -49,7 +49,10 @@ func (s *Server) Pickup(ctx context.Context) {
 	}
 }
 
-func (s *Server) pickup(ctx context.Context) {
+// PickupNow takes what lies in the directory pickup once.
+func (s *Server) PickupNow(ctx context.Context) {
+	s.pickupLock.Lock()
+	defer s.pickupLock.Unlock()
 	entries, err := os.ReadDir(s.config.Pickup)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {

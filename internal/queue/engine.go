@@ -562,7 +562,7 @@ func (s *submission) enter(h *head) error {
 	q.config.Trace.Record(trace.Event{Time: began, Kind: "queued", Session: env.Origin.Session, Queue: s.id.String(), MessageID: env.MessageID,
 		Service: env.Origin.Service, From: env.Sender.String(), Bytes: s.size, Took: q.config.Now().Sub(began)})
 	// The message is durable: whatever happens to routing now is the scheduler's, not the client's.
-	q.schedule(m, env)
+	q.schedule(m, env, s.size)
 	return nil
 }
 

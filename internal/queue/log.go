@@ -20,6 +20,7 @@ type LogEvent struct {
 const (
 	logNew      = "new msg"
 	logInfo     = "info msg"
+	logSorted   = "sorted"
 	logStarting = "starting delivery"
 	logStatus   = "status"
 	logDelivery = "delivery"
@@ -35,6 +36,7 @@ func LogEvents() []LogEvent {
 	return []LogEvent{
 		{logNew, "new msg {id}{queue+}"},
 		{logInfo, "info msg {id}: bytes {bytes} from <{from}> qp {qp} uid {uid}{queue+}"},
+		{logSorted, "{channel}: {from} {to} {id} {bytes} bytes{queue+}"},
 		{logStarting, "starting delivery {delivery}: msg {id} to {channel} {to}{queue+}"},
 		{logStatus, "status: local {local}/{local_limit} remote {remote}/{remote_limit}{delayed+}{queue+}"},
 		{logDelivery, "delivery {delivery}: {result}: {text|}/{queue+}"},

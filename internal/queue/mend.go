@@ -84,7 +84,7 @@ func (q *Queue) Edit(id ID, change func(*Envelope) error) error {
 	q.use(edited)
 	q.hasten(func(j *job) bool { return j.m == m })
 	q.mu.Unlock()
-	q.schedule(edited, &h.envelope)
+	q.schedule(edited, &h.envelope, -1)
 	if err != nil {
 		return storageError(err)
 	}

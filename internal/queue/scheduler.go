@@ -370,7 +370,7 @@ func over(j *job) bool {
 }
 
 // schedule routes a new message's recipients and makes them due.
-func (q *Queue) schedule(m *message, env *Envelope) {
+func (q *Queue) schedule(m *message, env *Envelope, size int64) {
 	indexes := make([]int, 0, len(m.recipients))
 	q.mu.Lock()
 	for i, r := range m.recipients {
@@ -380,7 +380,7 @@ func (q *Queue) schedule(m *message, env *Envelope) {
 	}
 	m.running++
 	q.mu.Unlock()
-	q.route(m, env, indexes)
+	q.route(m, env, indexes, size)
 }
 
 // routeAgain routes after a restart, when the envelope must be read first.
@@ -395,7 +395,7 @@ func (q *Queue) routeAgain(j *job) {
 	q.mu.Lock()
 	q.free(j)
 	q.mu.Unlock()
-	q.route(m, &h.envelope, indexes)
+	q.route(m, &h.envelope, indexes, -1)
 }
 
 // unreadable keeps a message that cannot be read for the operator, and tries again later.
@@ -408,8 +408,9 @@ func (q *Queue) unreadable(j *job, err error) {
 	heap.Push(&q.later, j)
 }
 
-// route finds each recipient's channel and makes jobs. The caller has counted one in m.running, which route takes back.
-func (q *Queue) route(m *message, env *Envelope, indexes []int) {
+// route finds each recipient's channel and makes jobs. The caller has counted one in m.running, which route takes back. For a
+// new message, whose size is not negative, the log names each.
+func (q *Queue) route(m *message, env *Envelope, indexes []int, size int64) {
 	type key struct {
 		channel Channel
 		host    string
@@ -436,6 +437,9 @@ func (q *Queue) route(m *message, env *Envelope, indexes []int) {
 			failures = append(failures, newNotice(i, e, e.Reply()))
 			q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "route", Queue: m.id.String(), To: to.String(), Verdict: "failure", Reply: e.Reply()})
 			continue
+		}
+		if size >= 0 {
+			q.event(logSorted, slog.String("channel", d.Channel.String()), slog.String("from", env.Sender.String()), slog.String("to", to.String()), idAttr(m.id), slog.Int64("bytes", size))
 		}
 		k := key{d.Channel, d.Host}
 		p := open[k]
@@ -624,10 +628,12 @@ func (m *message) setLast(q *Queue, text string) {
 
 // Stats counts what is in a queue.
 type Stats struct {
-	Messages      int `json:"messages"`
-	Recipients    int `json:"recipients"`
-	LocalRunning  int `json:"local_running"`
-	RemoteRunning int `json:"remote_running"`
+	Messages   int `json:"messages"`
+	Recipients int `json:"recipients"`
+	// Deliveries counts since the start.
+	Deliveries    uint64 `json:"deliveries"`
+	LocalRunning  int    `json:"local_running"`
+	RemoteRunning int    `json:"remote_running"`
 	// Scheduled counts the jobs that wait for their time.
 	Scheduled int `json:"scheduled"`
 	// Held counts the held messages whose time had come.
@@ -637,12 +643,29 @@ type Stats struct {
 	LogBytes int64 `json:"log_bytes"`
 }
 
+// Quiet tells whether nothing is being done and nothing is due.
+func (q *Queue) Quiet() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i := range q.lanes {
+		if q.lanes[i].running > 0 || q.lanes[i].turn.len() > 0 {
+			return false
+		}
+	}
+	for _, m := range q.messages {
+		if m.running > 0 || m.left == 0 {
+			return false
+		}
+	}
+	return len(q.later) == 0 || q.later[0].due > q.config.Now().UnixNano()
+}
+
 // Stats counts now.
 func (q *Queue) Stats() Stats {
 	sizes, _ := q.log.Sizes()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s := Stats{Messages: len(q.messages), Recipients: q.recipients, LocalRunning: q.lanes[Local].running, RemoteRunning: q.lanes[Remote].running, Scheduled: len(q.later), Held: len(q.parked), Delayed: q.delayed}
+	s := Stats{Messages: len(q.messages), Recipients: q.recipients, Deliveries: q.delivery, LocalRunning: q.lanes[Local].running, RemoteRunning: q.lanes[Remote].running, Scheduled: len(q.later), Held: len(q.parked), Delayed: q.delayed}
 	for _, n := range sizes {
 		s.LogBytes += n
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/indigomail/indigo/internal/inject"
 	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/trace"
 )
 
 // makePublic makes the places where other users of the host leave mail: a directory that they may enter, and in it pickup,
@@ -29,13 +30,18 @@ func makePublic(data string) error {
 
 // startInject opens the socket for processes of the host, and takes what lies in pickup.
 func (h *House) startInject(ctx context.Context) error {
-	if err := makePublic(h.config.Data); err != nil {
-		return fmt.Errorf("public directory: %w", err)
-	}
-	if err := h.publishNames(); err != nil {
+	if err := h.serveInject(ctx, h.config.Data, h.queue, settings.Me.Get(h.view("all"))); err != nil {
 		return err
 	}
-	public, socket, pickup := inject.Layout(h.config.Data)
+	return h.publishNames()
+}
+
+// serveInject takes mail in at a place, a data directory or a queue of its own, for a queue.
+func (h *House) serveInject(ctx context.Context, place string, q queue.Submitter, me string) error {
+	if err := makePublic(place); err != nil {
+		return fmt.Errorf("public directory: %w", err)
+	}
+	public, socket, pickup := inject.Layout(place)
 	dir, err := os.Open(public)
 	if err != nil {
 		return err
@@ -54,8 +60,12 @@ func (h *House) startInject(ctx context.Context) error {
 		return fmt.Errorf("inject socket: %w", err)
 	}
 	view := func() *settings.View { return h.view("inject") }
+	var recorder trace.Recorder = trace.Discard
+	if h.trace != nil {
+		recorder = h.trace
+	}
 	h.inject = inject.New(inject.Config{
-		Socket: socket, Pickup: pickup, Hostname: settings.Me.Get(h.view("all")), Queue: h.queue, Settings: view, Trace: h.trace, Logger: h.log, Now: time.Now, UID: os.Geteuid(),
+		Socket: socket, Pickup: pickup, Hostname: me, Queue: q, Settings: view, Trace: recorder, Logger: h.log, Now: time.Now, UID: os.Geteuid(),
 	})
 	background := context.WithoutCancel(ctx)
 	h.serving.Go(func() {

@@ -24,13 +24,13 @@ type Log struct {
 	done sync.WaitGroup
 }
 
-// NewLog makes the log and its logger; format is "text" or "json". Close ends it.
+// NewLog makes the log and its logger; format is "text", "json", or "plain", which is text without the time. Close ends it.
 func NewLog(out io.Writer, format string) (*Log, *slog.Logger, error) {
 	l := &Log{out: bufio.NewWriterSize(out, 1<<16), stop: make(chan struct{})}
 	var handler slog.Handler
 	switch format {
-	case "text":
-		handler = &textHandler{log: l, lines: newLines(queue.LogEvents())}
+	case "text", "plain":
+		handler = &textHandler{log: l, lines: newLines(queue.LogEvents()), plain: format == "plain"}
 	case "json":
 		handler = slog.NewJSONHandler(l, &slog.HandlerOptions{ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 			if a.Key == slog.MessageKey && len(groups) == 0 {
@@ -83,6 +83,8 @@ type textHandler struct {
 	log   *Log
 	lines map[string][]piece
 	attrs []slog.Attr
+	// plain leaves the time to who reads the log.
+	plain bool
 }
 
 // piece is a part of an event's line: text, and the attribute behind it.
@@ -146,7 +148,9 @@ func (h *textHandler) Enabled(_ context.Context, level slog.Level) bool {
 
 func (h *textHandler) Handle(_ context.Context, r slog.Record) error {
 	line := make([]byte, 0, 256)
-	line = r.Time.AppendFormat(line, "2006-01-02 15:04:05.000000000 ")
+	if !h.plain {
+		line = r.Time.AppendFormat(line, "2006-01-02 15:04:05.000000000 ")
+	}
 	serious := r.Level >= slog.LevelWarn
 	if serious {
 		line = append(line, r.Level.String()...)
@@ -184,7 +188,7 @@ func (h *textHandler) Handle(_ context.Context, r slog.Record) error {
 }
 
 func (h *textHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &textHandler{h.log, h.lines, append(append([]slog.Attr(nil), h.attrs...), attrs...)}
+	return &textHandler{h.log, h.lines, append(append([]slog.Attr(nil), h.attrs...), attrs...), h.plain}
 }
 
 func (h *textHandler) WithGroup(string) slog.Handler { return h }

@@ -25,6 +25,7 @@ func TestLogForms(t *testing.T) {
 	}
 	want := map[string]string{
 		"new msg": "new msg 660188 slowq", "info msg": "info msg 660188: bytes 2794 from <a@b.test> qp 3223 uid 555 slowq",
+		"sorted":            "local: a@b.test u@d.test 660188 2794 bytes slowq",
 		"starting delivery": "starting delivery 6: msg 660188 to local u@d.test slowq", "status": "status: local 1/10 remote 0/20 delayed jobs=2 slowq",
 		"delivery": "delivery 6: success: did_1+0+0/Evil:?/ slowq", "bounce msg": "bounce msg 660188 qp 7 slowq",
 		"triple bounce": "triple bounce: discarding bounce/660188 slowq", "end msg": "end msg 660188 slowq",
