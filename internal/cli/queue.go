@@ -35,11 +35,11 @@ Commands that work on messages take ids or a choice: --sender and --recipient wi
 All that are given must hold.`,
 		Example: "  indigo queue list --domain example.org --older 1h\n  indigo queue shape\n  indigo queue hold --sender '*@example.org'\n  indigo queue delete 660188",
 	}
-	cmd.AddCommand(app.queueListCommand(), app.queueShowCommand(), app.queueCatCommand(), app.queueStatsCommand(), app.queueHostsCommand(), app.queueShapeCommand())
+	cmd.AddCommand(app.queueListCommand(), app.queueShowCommand(), app.queueCatCommand(), app.queueStatsCommand(), app.queueHostsCommand(), app.queueDeadCommand(), app.queueTopCommand(), app.queueShapeCommand())
 	for _, w := range queueWorks() {
 		cmd.AddCommand(app.queueWorkCommand(w))
 	}
-	cmd.AddCommand(app.queueMoveCommand(), app.queueEditCommand(), app.queueMakeCommand(), app.queueCheckCommand(), app.queueExportCommand(), app.queueImportCommand(), app.queueRateCommand())
+	cmd.AddCommand(app.queueMoveCommand(), app.queueEditCommand(), app.queueMakeCommand(), app.queueCheckCommand(), app.queueExportCommand(), app.queueImportCommand(), app.queueImportQmailCommand(), app.queueRateCommand())
 	return cmd
 }
 

@@ -28,6 +28,20 @@ func (app *App) queuePrograms() map[string]func([]string) int {
 		}
 	}
 	return app.faces(map[string]oldProgram{
+		"qmail-tcpto": {"", 0, 0, "", "", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
+			return app.tcpto(ctx, data)
+		}},
+		"qmail-tcpok": {"[ADDRESS]", 0, 1, "", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+			_, err := service.NewControl(data).ForgetDeadHosts(ctx, strings.Join(operands, ""))
+			return err
+		}},
+		"qmail-showctl": {"[-E]", 0, 0, "E", "a", func(_ context.Context, data string, _ []string, o map[byte]string) error {
+			_, environment := o['E']
+			return app.showctl(data, environment)
+		}},
+		"qtop": {"", 0, 0, "", "n:", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
+			return app.top(ctx, data, 0, 20, false)
+		}},
 		"qmail-qread": {"", 0, 0, "", "", none(app.qread)},
 		"qmail-qstat": {"", 0, 0, "", "", none(app.qstat)},
 		"mailq":       {"", 0, 0, "", "", none(app.qread)},

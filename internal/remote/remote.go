@@ -4,12 +4,14 @@ package remote
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +32,8 @@ type Config struct {
 	Hostname func() string
 	Now      func() time.Time
 	Logger   *slog.Logger
+	// Memory is a file that keeps what is known of dead hosts from one process to the next, as qmail's tcpto; "" means none.
+	Memory string
 }
 
 const (
@@ -55,13 +59,64 @@ type Deliverer struct {
 }
 
 type deadHost struct {
-	until time.Time
-	times int
+	// since is the last failure.
+	since, until time.Time
+	times        int
+}
+
+// DeadHost is an address that did not answer.
+type DeadHost struct {
+	Address string `json:"address"`
+	// Since is its last failure; Until it is left alone.
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"`
+	// Times counts failures without an answer between them.
+	Times int `json:"times"`
+}
+
+// Dead gives the addresses that did not answer, in order.
+func (d *Deliverer) Dead() []DeadHost {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := make([]DeadHost, 0, len(d.dead))
+	for address, h := range d.dead {
+		all = append(all, DeadHost{address, h.since, h.until, h.times})
+	}
+	slices.SortFunc(all, func(a, b DeadHost) int { return strings.Compare(a.Address, b.Address) })
+	return all
+}
+
+// Forget forgets that an address, or with "" any, did not answer, and tells how many it forgot.
+func (d *Deliverer) Forget(address string) (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for a := range d.dead {
+		if address == "" || a == address {
+			delete(d.dead, a)
+			n++
+		}
+	}
+	return n
+}
+
+// remember reads the memory of another process; what cannot be read is not known.
+func (d *Deliverer) remember() {
+	text, err := os.ReadFile(d.config.Memory)
+	var all []DeadHost
+	if err != nil || json.Unmarshal(text, &all) != nil {
+		return
+	}
+	for _, h := range all {
+		d.dead[h.Address] = deadHost{h.Since, h.Until, h.Times}
+	}
 }
 
 // New makes a Deliverer. Close ends it.
 func New(config Config) (*Deliverer, error) {
 	d := &Deliverer{config: config, idle: map[string][]*client{}, dead: map[string]deadHost{}, stop: make(chan struct{})}
+	if config.Memory != "" {
+		d.remember()
+	}
 	d.done.Go(d.sweep)
 	return d, nil
 }
@@ -71,7 +126,6 @@ func (d *Deliverer) Close() {
 	close(d.stop)
 	d.done.Wait()
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.closed = true
 	for _, list := range d.idle {
 		for _, c := range list {
@@ -79,6 +133,17 @@ func (d *Deliverer) Close() {
 		}
 	}
 	d.idle = nil
+	d.mu.Unlock()
+	if d.config.Memory == "" {
+		return
+	}
+	text, err := json.Marshal(d.Dead())
+	if err == nil {
+		err = os.WriteFile(d.config.Memory, text, 0o600)
+	}
+	if err != nil {
+		d.config.Logger.Warn("memory of dead hosts: " + err.Error())
+	}
 }
 
 // sweep closes connections that idled too long.
@@ -364,6 +429,7 @@ func (d *Deliverer) mark(address string, alive bool) {
 		return
 	}
 	h.times++
+	h.since = now
 	h.until = now.Add(min(time.Duration(h.times*h.times)*deadFirst, deadLongest))
 	d.dead[address] = h
 }

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/indigomail/indigo/internal/remote"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
@@ -178,4 +179,14 @@ func (c *Control) Token(ctx context.Context, user string) (string, error) {
 // them, and then they are not.
 func (c *Control) Reload(ctx context.Context) error {
 	return c.ask(ctx, http.MethodPost, "/reload", nil, new(struct{}))
+}
+
+// DeadHosts gives the addresses that did not answer.
+func (c *Control) DeadHosts(ctx context.Context) (all []remote.DeadHost, err error) {
+	return all, c.ask(ctx, http.MethodGet, "/queue/dead", nil, &all)
+}
+
+// ForgetDeadHosts makes an address, or with "" every one, be tried again, and tells how many that was.
+func (c *Control) ForgetDeadHosts(ctx context.Context, address string) (n int, err error) {
+	return n, c.ask(ctx, http.MethodDelete, "/queue/dead", url.Values{"address": {address}}, &n)
 }

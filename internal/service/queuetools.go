@@ -219,6 +219,8 @@ func withFilter(f queue.Filter, more url.Values) url.Values {
 func (h *House) handleQueue(mux *http.ServeMux) {
 	mux.HandleFunc("GET /queue/stats", func(w http.ResponseWriter, r *http.Request) { reply(w, h.queue.Stats(), nil) })
 	mux.HandleFunc("GET /queue/hosts", func(w http.ResponseWriter, r *http.Request) { reply(w, h.queue.Hosts(), nil) })
+	mux.HandleFunc("GET /queue/dead", func(w http.ResponseWriter, r *http.Request) { reply(w, h.remote.Dead(), nil) })
+	mux.HandleFunc("DELETE /queue/dead", func(w http.ResponseWriter, r *http.Request) { reply(w, h.remote.Forget(r.FormValue("address")), nil) })
 	mux.HandleFunc("GET /queue/rates", func(w http.ResponseWriter, r *http.Request) { reply(w, h.queue.Rates(), nil) })
 	mux.HandleFunc("POST /queue/rates", func(w http.ResponseWriter, r *http.Request) {
 		burst, err := strconv.Atoi(r.FormValue("burst"))

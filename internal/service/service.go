@@ -183,6 +183,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	if h.remote, err = remote.New(remote.Config{
 		Resolver: h.resolver, Dial: dialer.DialContext, Settings: queueView,
 		Hostname: func() string { return settings.Me.Get(h.view("all")) }, Now: time.Now, Logger: h.log,
+		Memory: filepath.Join(h.config.Data, "queue", "deadhosts"),
 	}); err != nil {
 		return fmt.Errorf("remote delivery: %w", err)
 	}
