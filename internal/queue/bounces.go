@@ -78,22 +78,26 @@ func (q *Queue) tellNow(m *message) {
 	}
 }
 
-// conclude tells the sender what is still to be told, then ends the message. A crash between both repeats the notice.
+// conclude tells the sender what is still to be told, then ends the message. A crash between both repeats the notice. What
+// cannot be read or told is kept, for the operator, and tried again.
 func (q *Queue) conclude(m *message) {
+	again := func(after time.Duration) {
+		q.mu.Lock()
+		m.finished = false
+		heap.Push(&q.later, newJob(m, q.config.Now().Add(after).UnixNano()))
+		q.mu.Unlock()
+	}
 	h, c, release, err := q.load(m)
 	if err != nil {
 		q.config.Logger.Error(fmt.Sprintf("queue: message %s cannot be read to end it: %v", m.id, err))
-		q.finish(m, false)
+		again(10 * time.Minute)
 		return
 	}
 	defer release()
 	if len(m.notices()) > 0 {
 		if err := q.tell(m, h, c, false); err != nil {
 			q.config.Logger.Warn(fmt.Sprintf("queue: bounce of message %s: %v; will try again later", m.id, err))
-			q.mu.Lock()
-			m.finished = false
-			heap.Push(&q.later, newJob(m, q.config.Now().Add(time.Minute).UnixNano()))
-			q.mu.Unlock()
+			again(time.Minute)
 			return
 		}
 	}

@@ -574,13 +574,29 @@ type content struct {
 
 func (c content) Size() int64 { return c.size }
 
+// read reads at a message's position, again if it was moved meanwhile.
+func (q *Queue) read(m *message, at func(seglog.Position) ([]byte, error)) ([]byte, error) {
+	for {
+		q.mu.Lock()
+		position := m.at()
+		q.mu.Unlock()
+		payload, err := at(position)
+		if !errors.Is(err, seglog.ErrGone) {
+			return payload, err
+		}
+		q.mu.Lock()
+		moved := m.at() != position
+		q.mu.Unlock()
+		if !moved {
+			return nil, err
+		}
+	}
+}
+
 // load reads a message's head and gives its content. release must be called when the content is no longer needed.
 func (q *Queue) load(m *message) (h *head, c Content, release func(), err error) {
-	q.mu.Lock()
-	position := m.at()
-	q.mu.Unlock()
 	buffer := q.buffer()
-	payload, err := q.log.Read(uint64(m.id), position, buffer)
+	payload, err := q.read(m, func(p seglog.Position) ([]byte, error) { return q.log.Read(uint64(m.id), p, buffer) })
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -621,8 +637,10 @@ func (q *Queue) finish(m *message, big bool) {
 	}
 	q.mu.Lock()
 	m.finished = true
-	q.unuse(m)
-	delete(q.messages, m.id)
+	if q.messages[m.id] == m {
+		q.unuse(m)
+		delete(q.messages, m.id)
+	}
 	q.mu.Unlock()
 	q.event(logEnd, idAttr(m.id))
 	q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "end", Queue: m.id.String()})
@@ -727,7 +745,8 @@ func (q *Queue) move(messages []*message) bool {
 // copyRecord puts a message's record in line again, with its state; nil when the message has ended. A delivery may be under way:
 // it has read what it needs, and its results come behind the copy.
 func (q *Queue) copyRecord(m *message) ([]seglog.Pending, error) {
-	payload, err := q.log.Read(uint64(m.id), m.at(), new([]byte))
+	buffer := new([]byte)
+	payload, err := q.read(m, func(p seglog.Position) ([]byte, error) { return q.log.Read(uint64(m.id), p, buffer) })
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/bounce"
 	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/queue/seglog"
 	"github.com/indigomail/indigo/internal/trace"
 )
 
@@ -29,7 +30,7 @@ func (q *Queue) Edit(id ID, change func(*Envelope) error) error {
 		return ErrNoMessage
 	}
 	buffer := new([]byte)
-	payload, err := q.log.Read(uint64(id), m.at(), buffer)
+	payload, err := q.read(m, func(p seglog.Position) ([]byte, error) { return q.log.Read(uint64(id), p, buffer) })
 	if err != nil {
 		return fmt.Errorf("message %s: %w", id, err)
 	}
@@ -47,16 +48,36 @@ func (q *Queue) Edit(id ID, change func(*Envelope) error) error {
 			return errors.New("queue: an edit must keep the number of recipients")
 		}
 	}
+	edited, err := q.rewrite(m, h, before, rest)
+	if edited != nil {
+		// Outside the gate: routing may end the message, and its bounce passes the gate itself.
+		q.schedule(edited, &h.envelope, -1)
+	}
+	if err != nil {
+		return err
+	}
+	kind := "edit"
+	if change == nil {
+		kind = "reroute"
+	}
+	q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: kind, Queue: id.String(), Check: "operator", Verdict: "success"})
+	return nil
+}
+
+// rewrite writes a message again with another head and puts a new entry in the old one's place; nil when there was no place. If
+// the write fails, the new entry has the old envelope.
+func (q *Queue) rewrite(m *message, h *head, before Envelope, rest []byte) (edited *message, err error) {
+	id := m.id
 	q.gate.RLock()
 	defer q.gate.RUnlock()
 	q.mu.Lock()
 	if q.messages[id] != m || m.finished {
 		q.mu.Unlock()
-		return ErrNoMessage
+		return nil, ErrNoMessage
 	}
 	if m.running > 0 {
 		q.mu.Unlock()
-		return errBusy
+		return nil, errBusy
 	}
 	for i, r := range m.recipients {
 		h.statuses[i] = r.status
@@ -69,7 +90,7 @@ func (q *Queue) Edit(id ID, change func(*Envelope) error) error {
 		m.recipients[i].status = succeeded
 	}
 	m.left = 0
-	delete(q.parked, m)
+	q.unpark(m)
 	pending := q.log.Enqueue(kindMessage, uint64(id), true, h.encode(), rest)
 	q.mu.Unlock()
 	position, err := pending.Wait()
@@ -77,23 +98,14 @@ func (q *Queue) Edit(id ID, change func(*Envelope) error) error {
 		// The old record is still the one that counts.
 		h.envelope, position = before, m.at()
 	}
-	edited := h.message(id, position)
+	edited = h.message(id, position)
 	edited.repeat = m.repeat
 	q.mu.Lock()
 	q.messages[id] = edited
 	q.use(edited)
 	q.hasten(func(j *job) bool { return j.m == m })
 	q.mu.Unlock()
-	q.schedule(edited, &h.envelope, -1)
-	if err != nil {
-		return storageError(err)
-	}
-	kind := "edit"
-	if change == nil {
-		kind = "reroute"
-	}
-	q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: kind, Queue: id.String(), Check: "operator", Verdict: "success"})
-	return nil
+	return edited, storageErrorOrNil(err)
 }
 
 // EditRecipient puts another address in the place of one that is left.
@@ -210,7 +222,7 @@ func (q *Queue) handOver(id ID, to *Queue) error {
 		m.recipients[i].status = succeeded
 	}
 	m.left = 0
-	delete(q.parked, m)
+	q.unpark(m)
 	q.hasten(func(j *job) bool { return j.m == m })
 	q.mu.Unlock()
 	q.finish(m, h.big)

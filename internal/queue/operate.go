@@ -184,12 +184,9 @@ func (q *Queue) each(ctx context.Context, f Filter, use func(*message, *head) er
 
 // loadHead reads a message's record up to its content.
 func (q *Queue) loadHead(m *message) (*head, error) {
-	q.mu.Lock()
-	position := m.at()
-	q.mu.Unlock()
 	buffer := q.buffer()
 	defer q.release(buffer)
-	payload, err := q.log.ReadHead(uint64(m.id), position, buffer)
+	payload, err := q.read(m, func(p seglog.Position) ([]byte, error) { return q.log.ReadHead(uint64(m.id), p, buffer) })
 	if err != nil {
 		return nil, err
 	}

@@ -350,11 +350,12 @@ func (q *Queue) dispatch() {
 	}
 }
 
-// idle takes care of a job that must not run: one whose recipients are done by an operator's word, or whose message is held.
+// idle takes care of a job that must not run: one whose recipients are done by an operator's word, one that was to end a message
+// that has another entry now, or one whose message is held.
 // Called with mu held.
 func (q *Queue) idle(j *job) bool {
 	switch {
-	case over(j):
+	case over(j), j.first < 0 && j.m.finished:
 		q.free(j)
 	case j.m.held:
 		q.park(j)

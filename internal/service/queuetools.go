@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -93,7 +92,7 @@ func OpenQueueTools(ctx context.Context, data string) (QueueTools, error) {
 	view := func(name string) *settings.View { return snapshot.View("queue." + name) }
 	set, err := queue.OpenSet(ctx, queue.SetConfig{
 		Config: queue.Config{
-			Dir: filepath.Join(data, "queue"), Host: settings.Me.Get(snapshot.View("all")), Idle: true, Router: noRouter{}, Trace: trace.Discard,
+			Dir: queueBase(data, snapshot.View("queue")), Host: settings.Me.Get(snapshot.View("all")), Idle: true, Router: noRouter{}, Trace: trace.Discard,
 			Settings: func() *settings.View { return snapshot.View("queue") }, Logger: slog.New(slog.DiscardHandler), Now: time.Now, UID: os.Getuid(), PID: os.Getpid(),
 		},
 		View: view,

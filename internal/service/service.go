@@ -189,7 +189,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	}
 	h.queue, err = queue.OpenSet(ctx, queue.SetConfig{
 		Config: queue.Config{
-			Dir: filepath.Join(h.config.Data, "queue"), Host: me, Settings: queueView,
+			Dir: queueBase(h.config.Data, queueView()), Host: me, Settings: queueView,
 			Router: route.New(route.Config{Directory: h.directory, Settings: queueView}),
 			Local:  h.local, Remote: scripted{h.remote, h}, BounceDoor: h.bounceDoor, Processor: h.bounceProcessor, Trace: h.trace, Logger: h.log, Now: time.Now, UID: os.Getuid(), PID: os.Getpid(),
 		},
@@ -202,21 +202,45 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	return nil
 }
 
-// place names the queue for a recipient: by the control file domainqueue, then by QUEUEDIR of the service that took the
-// message in (wiki 1526-1534, 2291-2295).
+// place names the queue for a recipient: the one that was asked for, else by the control files domainqueue, rcpt.envrules,
+// from.envrules and fromd.envrules in this order, else by QUEUEDIR of the service that took the message in (wiki 1526-1534,
+// 2265-2295).
 func (h *House) place(env *queue.Envelope, to *queue.Recipient) string {
-	view := h.view(env.Origin.Service)
 	if env.Queue != "" {
 		return filepath.Base(env.Queue)
 	}
-	dir, ok := settings.DomainQueue.Get(view).Lookup(to.Address.Domain, settings.QueueDir.Name)
-	if !ok {
-		dir = settings.QueueDir.Get(view)
+	view := h.view(env.Origin.Service)
+	dir := settings.QueueDir.Get(view)
+	for _, rule := range [...]struct {
+		rules   settings.Rules
+		subject func() string
+	}{
+		{settings.DomainQueue.Get(view), func() string { return to.Address.Domain }},
+		{settings.RcptRules.Get(view), to.Address.String},
+		{settings.FromRules.Get(view), env.Sender.String},
+		{settings.FromdRules.Get(view), env.Sender.String},
+	} {
+		if len(rule.rules) == 0 {
+			continue
+		}
+		if v, ok := rule.rules.Lookup(rule.subject(), settings.QueueDir.Name); ok {
+			dir = v
+			break
+		}
 	}
 	if dir == "" {
 		return ""
 	}
 	return filepath.Base(dir)
+}
+
+// queueBase gives the directory that holds the queues.
+func queueBase(data string, view *settings.View) string {
+	base := settings.QueueBase.Get(view)
+	if filepath.IsAbs(base) {
+		return base
+	}
+	return filepath.Join(data, base)
 }
 
 // Reload reads the settings and the certificate again. On any fault everything stays as it was.

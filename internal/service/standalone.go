@@ -32,7 +32,12 @@ func Within(data, dir string) (name string, within bool) {
 	if err != nil {
 		return "", false
 	}
-	base, err := filepath.Abs(filepath.Join(data, "queue"))
+	// Who may not read the settings is told by the usual place.
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		snapshot = &settings.Snapshot{}
+	}
+	base, err := filepath.Abs(queueBase(data, snapshot.View("queue")))
 	if err != nil {
 		return "", false
 	}
@@ -68,10 +73,16 @@ func OpenStandalone(ctx context.Context, data, dir string, logger *slog.Logger) 
 			s.Shutdown(ctx)
 		}
 	}()
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		return nil, err
+	}
+	h.settings.Store(snapshot)
+	base := queueBase(data, h.view("queue"))
 	name, within := Within(data, dir)
 	place := dir
 	if within {
-		dir, place = filepath.Join(data, "queue", name), data
+		dir, place = filepath.Join(base, name), data
 		if h.lock, err = acquireLock(data); err != nil {
 			return nil, err
 		}
@@ -81,11 +92,6 @@ func OpenStandalone(ctx context.Context, data, dir string, logger *slog.Logger) 
 	} else if !IsQueue(dir) {
 		return nil, fmt.Errorf("%s is no queue: make it with `queue-fix %s`", dir, dir)
 	}
-	snapshot, err := settings.Load(data)
-	if err != nil {
-		return nil, err
-	}
-	h.settings.Store(snapshot)
 	all := h.view("all")
 	me := settings.Me.Get(all)
 	if h.directory, err = openDirectory(ctx, data); err != nil {
@@ -107,7 +113,7 @@ func OpenStandalone(ctx context.Context, data, dir string, logger *slog.Logger) 
 		Local: h.local, Remote: scripted{h.remote, h}, Processor: h.bounceProcessor, Trace: trace.Discard, Logger: logger, Now: time.Now, UID: os.Getuid(), PID: os.Getpid(),
 	}
 	if within {
-		if config.IDs, err = queue.OpenIDs(filepath.Join(data, "queue")); err != nil {
+		if config.IDs, err = queue.OpenIDs(base); err != nil {
 			return nil, err
 		}
 	}

@@ -24,12 +24,16 @@ var (
 	DefaultHost       = text("DEFAULT_HOST", "defaulthost", "", "inject", "host that qmail-inject and sendmail give an address without one; empty means DEFAULT_DOMAIN", 0)
 	PlusDomain        = text("PLUSDOMAIN", "plusdomain", "", "inject", "domain that qmail-inject puts in the place of a + at a host's end; empty means the host name", 0)
 	IDHost            = text("IDHOST", "idhost", "", "inject", "host in the Message-IDs that qmail-inject makes; empty means the host name", 0)
+	QueueBase         = text("QUEUE_BASE", "queue_base", "queue", "queue", "directory that holds the queues, relative to the data directory; read at start", 528)
 	QueueStart        = number("QUEUE_START", "queuestart", "1", 1, 10000, "queue", "number of the first numbered queue", 530)
 	QueueCount        = number("QUEUE_COUNT", "queuecount", "1", 1, 1000, "queue", "how many numbered queues new mail is spread over; read again at a reload", 529)
 	QueueMax          = number("QUEUE_MAX", "queuemax", "0", 0, 1000, "queue", "up to how many numbered queues are opened when the load goes beyond QUEUE_LOAD; 0 means QUEUE_COUNT", 533)
 	QueueLoad         = number("QUEUE_LOAD", "queueload", "60", 1, 100, "queue", "deliveries that run, in percent of those that may, beyond which another queue is opened", 534)
 	QueueDir          = text("QUEUEDIR", "queuedir", "", "all", "name, or path in the queue directory, of the one queue that mail goes to; empty means any numbered one", 537)
 	DomainQueue       = ruleList("DOMAINQUEUE", "domainqueue", "queue", "the queue for a recipient's domain, pattern:QUEUEDIR=name a line; patterns may have * and ?", 2291, "QUEUEDIR")
+	RcptRules         = ruleList("RCPTRULES", "rcpt.envrules", "queue", "the queue for a recipient's address, pattern:QUEUEDIR=name a line; other settings of IndiMail's rules are not yet read here", 2278, "QUEUEDIR")
+	FromRules         = ruleList("FROMRULES", "from.envrules", "queue", "the queue for a sender's address, pattern:QUEUEDIR=name a line; other settings of IndiMail's rules are not yet read here", 2270, "QUEUEDIR")
+	FromdRules        = ruleList("FROMDRULES", "fromd.envrules", "queue", "the queue for a sender's address when no rule of from.envrules matches, pattern:QUEUEDIR=name a line", 400, "QUEUEDIR")
 	HoldLocal         = boolean("HOLDLOCAL", "holdlocal", "0", "queue", "keep local mail in the queue until this is 0 again", 4462)
 	HoldRemote        = boolean("HOLDREMOTE", "holdremote", "0", "queue", "keep remote mail in the queue until this is 0 again", 4462)
 	QueueLifetime     = seconds("QUEUELIFETIME", "queuelifetime", "604800", 0, 31536000, "queue", "seconds after which an undelivered message bounces", 206)
@@ -85,12 +89,16 @@ func All() []*Setting {
 		DefaultHost.Setting,
 		PlusDomain.Setting,
 		IDHost.Setting,
+		QueueBase.Setting,
 		QueueStart.Setting,
 		QueueCount.Setting,
 		QueueMax.Setting,
 		QueueLoad.Setting,
 		QueueDir.Setting,
 		DomainQueue.Setting,
+		RcptRules.Setting,
+		FromRules.Setting,
+		FromdRules.Setting,
 		HoldLocal.Setting,
 		HoldRemote.Setting,
 		QueueLifetime.Setting,

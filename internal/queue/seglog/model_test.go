@@ -2,7 +2,6 @@ package seglog
 
 import (
 	"bytes"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -27,21 +26,15 @@ type model struct {
 }
 
 // run makes random use of a log on d until the power is cut, then sees what is left; some times over.
-func (m *model) run(random *rand.Rand, d *ram, lies bool) error {
+func (m *model) run(random *rand.Rand, d *FaultDisk, lies bool) error {
 	for generation := range 4 {
 		d.power = random.IntN(120)
 		d.lies = lies
 		if random.IntN(3) == 0 {
-			d := d // asked with its lock held
-			d.fault = func() error {
-				if d.random.IntN(12) == 0 {
-					return errors.New("input/output error")
-				}
-				return nil
-			}
+			d.FailOnce(12)
 		}
 		m.use(random, d)
-		d = d.reboot()
+		d = d.Reboot()
 		if err := m.compare(d); err != nil {
 			return fmt.Errorf("after crash %d: %w", generation+1, err)
 		}
@@ -50,7 +43,7 @@ func (m *model) run(random *rand.Rand, d *ram, lies bool) error {
 }
 
 // use works until the power is off.
-func (m *model) use(random *rand.Rand, d *ram) {
+func (m *model) use(random *rand.Rand, d *FaultDisk) {
 	l, err := Open(Config{Disk: d, SegmentSize: 8 << 10}, func(Record) error { return nil })
 	if err != nil {
 		return
@@ -92,7 +85,7 @@ func (m *model) use(random *rand.Rand, d *ram) {
 }
 
 // payload makes a content. Some are what a stranger would mail: pieces of the log itself.
-func (m *model) payload(random *rand.Rand, d *ram, id uint64) []byte {
+func (m *model) payload(random *rand.Rand, d *FaultDisk, id uint64) []byte {
 	b := make([]byte, random.IntN(1500))
 	for i := range b {
 		b[i] = byte(random.Uint32())
@@ -127,7 +120,7 @@ func (m *model) drop(l *Log) {
 }
 
 // compare opens the log as a restart does and holds it against what must be there.
-func (m *model) compare(d *ram) error {
+func (m *model) compare(d *FaultDisk) error {
 	seen := map[uint64]bool{}
 	where := map[uint64]uint64{}
 	positions := map[uint64]Position{}
@@ -188,7 +181,7 @@ func TestModel(t *testing.T) {
 	t.Logf("%d crash points; again with -seed %d", *crashes, seed)
 	for n := range *crashes / 4 {
 		random := rand.New(rand.NewPCG(seed, uint64(n)))
-		if err := newModel().run(random, newRAM(random), false); err != nil {
+		if err := newModel().run(random, NewFaultDisk(random), false); err != nil {
 			t.Fatalf("run %d: %v", n, err)
 		}
 	}
@@ -199,7 +192,7 @@ func TestModelCatchesLies(t *testing.T) {
 	caught := 0
 	for n := range 100 {
 		random := rand.New(rand.NewPCG(1, uint64(n)))
-		if newModel().run(random, newRAM(random), true) != nil {
+		if newModel().run(random, NewFaultDisk(random), true) != nil {
 			caught++
 		}
 	}

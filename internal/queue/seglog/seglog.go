@@ -570,7 +570,7 @@ const headGuess = 2 << 10
 func (l *Log) ReadHead(id uint64, p Position, buffer *[]byte) ([]byte, error) {
 	want := headerSize + min(p.Length, headGuess)
 	for {
-		b, err := l.readAt(p, want, buffer)
+		b, _, err := l.readAt(p, want, buffer)
 		if err != nil {
 			return nil, err
 		}
@@ -587,23 +587,22 @@ func (l *Log) ReadHead(id uint64, p Position, buffer *[]byte) ([]byte, error) {
 
 // Read gives the payload of the record at p, checked. It lies in buffer, which grows if need be.
 func (l *Log) Read(id uint64, p Position, buffer *[]byte) ([]byte, error) {
-	b, err := l.readAt(p, headerSize+p.Length, buffer)
+	// The segment may be dropped while this reads; what was read is good all the same.
+	b, salt, err := l.readAt(p, headerSize+p.Length, buffer)
 	if err != nil {
 		return nil, err
 	}
-	l.mu.Lock()
-	s := l.segments[p.Segment]
-	l.mu.Unlock()
-	if s != nil {
-		if r, _, ok := parse(b, s.salt, p.Offset-headerSize); ok && r.ID == id && len(r.Payload) == p.Length {
-			return r.Payload, nil
-		}
+	if r, _, ok := parse(b, salt, p.Offset-headerSize); ok && r.ID == id && len(r.Payload) == p.Length {
+		return r.Payload, nil
 	}
 	return nil, fmt.Errorf("segment %016x at %d: %w", p.Segment, p.Offset, ErrDamaged)
 }
 
-// readAt reads the first bytes of the record at p.
-func (l *Log) readAt(p Position, size int, buffer *[]byte) ([]byte, error) {
+// ErrGone says that a position is in a segment that was dropped: what was there may have been moved.
+var ErrGone = errors.New("the segment is gone")
+
+// readAt reads the first bytes of the record at p, and gives its segment's salt.
+func (l *Log) readAt(p Position, size int, buffer *[]byte) (b []byte, salt uint64, err error) {
 	l.mu.Lock()
 	s := l.segments[p.Segment]
 	if s != nil {
@@ -611,13 +610,13 @@ func (l *Log) readAt(p Position, size int, buffer *[]byte) ([]byte, error) {
 	}
 	l.mu.Unlock()
 	if s == nil {
-		return nil, fmt.Errorf("segment %016x is gone", p.Segment)
+		return nil, 0, fmt.Errorf("segment %016x: %w", p.Segment, ErrGone)
 	}
 	if cap(*buffer) < size {
 		*buffer = make([]byte, size)
 	}
-	b := (*buffer)[:size]
-	_, err := s.file.ReadAt(b, p.Offset-headerSize)
+	b = (*buffer)[:size]
+	_, err = s.file.ReadAt(b, p.Offset-headerSize)
 	l.mu.Lock()
 	s.readers--
 	closing := s.dropped && s.readers == 0
@@ -629,9 +628,9 @@ func (l *Log) readAt(p Position, size int, buffer *[]byte) ([]byte, error) {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		return nil, fmt.Errorf("segment %016x at %d: %w", p.Segment, p.Offset, err)
+		return nil, 0, fmt.Errorf("segment %016x at %d: %w", p.Segment, p.Offset, err)
 	}
-	return b, nil
+	return b, s.salt, nil
 }
 
 // Sizes gives the bytes on disk of every segment, the one being written included, and which one that is (0 for none).

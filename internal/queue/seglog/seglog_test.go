@@ -123,7 +123,7 @@ func TestDamage(t *testing.T) {
 		{"empty", func(b []byte) []byte { return nil }, []uint64{1, 2, 3, 4, 5, 6, 7, 8, 9}, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			d := newRAM(rand.New(rand.NewPCG(1, 1)))
+			d := NewFaultDisk(rand.New(rand.NewPCG(1, 1)))
 			_, l := replayed(t, d, nil)
 			fill(t, l, 1, 10, size)
 			l.Close()
@@ -147,7 +147,7 @@ func TestDamage(t *testing.T) {
 }
 
 func TestOtherVersionIsRefused(t *testing.T) {
-	d := newRAM(rand.New(rand.NewPCG(1, 1)))
+	d := NewFaultDisk(rand.New(rand.NewPCG(1, 1)))
 	_, l := replayed(t, d, nil)
 	fill(t, l, 1, 3, 10)
 	l.Close()

@@ -10,10 +10,10 @@ import (
 	"sync"
 )
 
-// ram is a Disk with a cache in front, as a crash sees it: what was written is kept, sector by sector, only for sure once
-// it was synced; creations, renames and removals reach the disk in order, but when, only Sync tells. After the power is cut
-// every operation fails.
-type ram struct {
+// FaultDisk is a Disk in memory for tests, with a cache in front, as a crash sees it: what was written is kept, sector by
+// sector, only for sure once it was synced; creations, renames and removals reach the disk in order, but when, only Sync tells.
+// After the power is cut every operation fails.
+type FaultDisk struct {
 	mu     sync.Mutex
 	random *rand.Rand
 	// dir is what programs see, stable what is on the disk; waiting is what lies between.
@@ -36,13 +36,41 @@ type inode struct {
 
 var errPower = errors.New("the power is off")
 
-func newRAM(random *rand.Rand) *ram {
+// NewFaultDisk gives an empty disk with power and without faults; random decides what a cut leaves.
+func NewFaultDisk(random *rand.Rand) *FaultDisk {
 	// Its own, since the log's goroutine writes while a test draws.
-	return &ram{random: rand.New(rand.NewPCG(random.Uint64(), 0)), dir: map[string]*inode{}, stable: map[string]*inode{}, power: -1, fault: func() error { return nil }}
+	return &FaultDisk{random: rand.New(rand.NewPCG(random.Uint64(), 0)), dir: map[string]*inode{}, stable: map[string]*inode{}, power: -1, fault: func() error { return nil }}
+}
+
+// CutAfter cuts the power after so many operations that change something.
+func (d *FaultDisk) CutAfter(operations int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.power = operations
+}
+
+// Off tells whether the power is cut.
+func (d *FaultDisk) Off() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.power == 0
+}
+
+// FailOnce makes about one write or sync of so many fail.
+func (d *FaultDisk) FailOnce(in int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	// Asked with mu held.
+	d.fault = func() error {
+		if d.random.IntN(in) == 0 {
+			return errors.New("input/output error")
+		}
+		return nil
+	}
 }
 
 // spend is called with mu held at the start of every operation that changes something.
-func (d *ram) spend() error {
+func (d *FaultDisk) spend() error {
 	if d.power == 0 {
 		return errPower
 	}
@@ -52,14 +80,14 @@ func (d *ram) spend() error {
 	return nil
 }
 
-// reboot gives the disk as it is found after the cut.
-func (d *ram) reboot() *ram {
+// Reboot gives the disk as it is found after the cut.
+func (d *FaultDisk) Reboot() *FaultDisk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, change := range d.waiting[:d.random.IntN(len(d.waiting)+1)] {
 		change(d.stable)
 	}
-	after := newRAM(d.random)
+	after := NewFaultDisk(d.random)
 	for name, n := range d.stable {
 		for _, s := range slices.Sorted(maps.Keys(n.dirty)) {
 			if d.random.IntN(2) == 0 {
@@ -85,18 +113,20 @@ func (n *inode) flush(s int) {
 	delete(n.dirty, s)
 }
 
-func (d *ram) change(f func(map[string]*inode)) {
+func (d *FaultDisk) change(f func(map[string]*inode)) {
 	f(d.dir)
 	d.waiting = append(d.waiting, f)
 }
 
-func (d *ram) List() ([]string, error) {
+// List gives the names of all files.
+func (d *FaultDisk) List() ([]string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Collect(maps.Keys(d.dir)), nil
 }
 
-func (d *ram) Open(name string) (File, error) {
+// Open opens a file that is there.
+func (d *FaultDisk) Open(name string) (File, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n := d.dir[name]
@@ -106,7 +136,8 @@ func (d *ram) Open(name string) (File, error) {
 	return &ramFile{d, n}, nil
 }
 
-func (d *ram) Create(name string, _ int64) (File, error) {
+// Create makes a file.
+func (d *FaultDisk) Create(name string, _ int64) (File, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.spend(); err != nil {
@@ -120,7 +151,8 @@ func (d *ram) Create(name string, _ int64) (File, error) {
 	return &ramFile{d, n}, nil
 }
 
-func (d *ram) Rename(from, to string) error {
+// Rename gives a file another name, in place of what has it.
+func (d *FaultDisk) Rename(from, to string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.spend(); err != nil {
@@ -137,7 +169,8 @@ func (d *ram) Rename(from, to string) error {
 	return nil
 }
 
-func (d *ram) Remove(name string) error {
+// Remove removes a name.
+func (d *FaultDisk) Remove(name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.spend(); err != nil {
@@ -147,7 +180,8 @@ func (d *ram) Remove(name string) error {
 	return nil
 }
 
-func (d *ram) Sync() error {
+// Sync makes names durable.
+func (d *FaultDisk) Sync() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.spend(); err != nil {
@@ -167,7 +201,7 @@ func (d *ram) Sync() error {
 }
 
 type ramFile struct {
-	d *ram
+	d *FaultDisk
 	n *inode
 }
 
