@@ -70,7 +70,8 @@ func (w *world) Deliver(_ context.Context, d *Delivery) []Result {
 				continue
 			}
 		}
-		if why := w.forbidden[key]; why != "" {
+		// What had arrived before may come again after a crash.
+		if why := w.forbidden[key]; why != "" && w.arrived[key] == 0 {
 			w.faults = append(w.faults, key+" arrived though "+why)
 		}
 		w.arrived[key]++

@@ -306,7 +306,11 @@ func (q *Queue) Act(ctx context.Context, a Action, f Filter, dry bool, done func
 	hasten := map[*message]bool{}
 	err = q.each(ctx, f, func(m *message, h *head) error {
 		if !dry {
-			waits = append(waits, q.act(a, m, func(i int) bool { return f.recipient(h, i) }, hasten)...)
+			more, acted := q.act(a, m, func(i int) bool { return f.recipient(h, i) }, hasten)
+			if !acted {
+				return nil
+			}
+			waits = append(waits, more...)
 		}
 		n++
 		if done != nil {
@@ -327,12 +331,12 @@ func (q *Queue) Act(ctx context.Context, a Action, f Filter, dry bool, done func
 	return n, err
 }
 
-// act does it to one message; Bounce and Delete to those of its recipients that are meant.
-func (q *Queue) act(a Action, m *message, meant func(int) bool, hasten map[*message]bool) (waits []seglog.Pending) {
+// act does it to one message, unless that is over; Bounce and Delete to those of its recipients that are meant.
+func (q *Queue) act(a Action, m *message, meant func(int) bool, hasten map[*message]bool) (waits []seglog.Pending, acted bool) {
 	q.mu.Lock()
 	if _, queued := q.messages[m.id]; !queued || m.finished {
 		q.mu.Unlock()
-		return nil
+		return nil, false
 	}
 	e := trace.Event{Time: q.config.Now(), Kind: string(a), Queue: m.id.String(), Check: "operator", Verdict: "success"}
 	over := false
@@ -383,7 +387,7 @@ func (q *Queue) act(a Action, m *message, meant func(int) bool, hasten map[*mess
 	if over {
 		q.conclude(m)
 	}
-	return waits
+	return waits, true
 }
 
 var errGivenUp = mailerr.New(554, mailerr.Enhanced{5, 0, 0}, "The administrator of this system gave this message up. (#5.0.0)")
