@@ -87,6 +87,11 @@ func (q *Queue) conclude(m *message) {
 		heap.Push(&q.later, newJob(m, q.config.Now().Add(after).UnixNano()))
 		q.mu.Unlock()
 	}
+	if len(m.notices()) == 0 {
+		// Nearly always, and then there is nothing to read.
+		q.finish(m, m.big)
+		return
+	}
 	h, c, release, err := q.load(m)
 	if err != nil {
 		q.config.Logger.Error(fmt.Sprintf("queue: message %s cannot be read to end it: %v", m.id, err))
@@ -94,12 +99,10 @@ func (q *Queue) conclude(m *message) {
 		return
 	}
 	defer release()
-	if len(m.notices()) > 0 {
-		if err := q.tell(m, h, c, false); err != nil {
-			q.config.Logger.Warn(fmt.Sprintf("queue: bounce of message %s: %v; will try again later", m.id, err))
-			again(time.Minute)
-			return
-		}
+	if err := q.tell(m, h, c, false); err != nil {
+		q.config.Logger.Warn(fmt.Sprintf("queue: bounce of message %s: %v; will try again later", m.id, err))
+		again(time.Minute)
+		return
 	}
 	q.finish(m, h.big)
 }

@@ -113,6 +113,8 @@ type message struct {
 	// repeat: an attempt may have been made whose result was lost. finished: nothing is left to do.
 	// held: an operator keeps it back. warned: the sender knows that it is late.
 	repeat, finished, held, warned bool
+	// big: the content lies in a file of its own.
+	big bool
 	// lined counts the jobs in lanes: of what is due, when none is left and nothing runs, a round is over.
 	lined      int32
 	recipients []recipient
@@ -165,7 +167,7 @@ func newMessage(id ID, birth int64, recipients int) *message {
 func (h *head) message(id ID, position seglog.Position) *message {
 	m := newMessage(id, h.birth, len(h.statuses))
 	m.put(position)
-	m.held, m.warned = h.held, h.warned
+	m.held, m.warned, m.big = h.held, h.warned, h.big
 	for i, s := range h.statuses {
 		if m.recipients[i].status = s; s != waiting {
 			m.left--

@@ -55,11 +55,11 @@ func (q *Queue) rateUpkeep() {
 // forgetRoutes makes every job ask again where it goes and what limits it has; those at gates and in lanes at once, the
 // others when they are due. Called with mu held.
 func (q *Queue) forgetRoutes() {
-	q.later = slices.DeleteFunc(q.later, func(j *job) bool { return j.gate != nil })
+	q.later = slices.DeleteFunc(q.later, func(j *job) bool { return j.isClock() })
 	forget := func(j *job) {
 		if j.host != nil {
 			q.lanes[j.channel].release(j.host)
-			j.host, j.limited, j.counted = nil, nil, false
+			j.host, j.limits = nil, nil
 		}
 	}
 	for _, j := range q.later {
@@ -114,7 +114,7 @@ func (q *Queue) pass(j *job) bool {
 func (q *Queue) check(j *job) (name string, s state, ok bool) {
 	taken := make([]map[string]state, 0, len(q.rates))
 	for _, r := range q.rates {
-		stands, full := r.take(j.limited)
+		stands, full := r.take(j.limits.names)
 		if full != "" {
 			for i, t := range taken {
 				q.rates[i].giveBack(t)
@@ -124,13 +124,13 @@ func (q *Queue) check(j *job) (name string, s state, ok bool) {
 		taken = append(taken, stands)
 	}
 	for _, stands := range taken {
-		for _, name := range j.limited {
+		for _, name := range j.limits.names {
 			if s, ok := stands[name]; ok {
 				q.event(logRate, q.rateAttrs(j, name, s, -s.need)...)
 			}
 		}
 	}
-	j.counted = true
+	j.limits.counted = true
 	return "", state{}, true
 }
 
@@ -152,7 +152,7 @@ func FormatRate(v float64) string {
 
 // wind sets a gate's clock.
 func (q *Queue) wind(g *gate, s state) {
-	g.clock = &job{gate: g, due: q.config.Now().Add(time.Duration(s.need) * time.Second).Truncate(time.Second).UnixNano()}
+	g.clock = &job{limits: &jobLimits{gate: g}, due: q.config.Now().Add(time.Duration(s.need) * time.Second).Truncate(time.Second).UnixNano()}
 	heap.Push(&q.later, g.clock)
 }
 

@@ -39,12 +39,27 @@ type job struct {
 	attempt uint16
 	channel Channel
 	more    []int32
-	// limited are the names of the rate limits that hold for it; counted tells that it has passed them.
-	limited []string
+	// limits is nil for most.
+	limits *jobLimits
+}
+
+// jobLimits are the rate limits of a job: their names, and whether it has passed them.
+type jobLimits struct {
+	names   []string
 	counted bool
 	// gate is what a job without a message wakes.
 	gate *gate
 }
+
+func limitsNamed(names []string) *jobLimits {
+	if names == nil {
+		return nil
+	}
+	return &jobLimits{names: names}
+}
+
+// isClock tells whether a job only wakes a gate.
+func (j *job) isClock() bool { return j.limits != nil && j.limits.gate != nil }
 
 // gate is where jobs wait for a rate limit, the first of them with a clock.
 type gate struct {
@@ -244,8 +259,8 @@ func (q *Queue) tick() {
 		for len(q.later) > 0 && q.later[0].due <= now.UnixNano() {
 			j := heap.Pop(&q.later).(*job)
 			switch {
-			case j.gate != nil:
-				q.wakeGate(j.gate)
+			case j.isClock():
+				q.wakeGate(j.limits.gate)
 			case q.idle(j):
 			case j.first < 0:
 				m := j.m
@@ -287,7 +302,7 @@ func (q *Queue) tick() {
 
 // ready puts a job in its lane, or to the gate of a rate limit; called with mu held.
 func (q *Queue) ready(j *job) {
-	if len(j.limited) > 0 && !j.counted && !q.pass(j) {
+	if j.limits != nil && !j.limits.counted && !q.pass(j) {
 		return
 	}
 	q.toLane(j)
@@ -460,7 +475,7 @@ func (q *Queue) route(m *message, env *Envelope, indexes []int, size int64) {
 			continue
 		}
 		j := newJob(m, 0, p.indexes...)
-		j.channel, j.host, j.limited = p.channel, q.lanes[p.channel].refer(p.host), p.limited
+		j.channel, j.host, j.limits = p.channel, q.lanes[p.channel].refer(p.host), limitsNamed(p.limited)
 		q.ready(j)
 	}
 	over := q.record(m, results, failures)
@@ -588,14 +603,18 @@ func (q *Queue) deliver(j *job, number uint64) {
 	q.mu.Lock()
 	m.running--
 	q.leave(j)
-	attempt, channel, limited := j.attempt, j.channel, j.limited
+	attempt, channel := j.attempt, j.channel
+	var limited []string
+	if j.limits != nil {
+		limited = j.limits.names
+	}
 	if again != nil {
 		host.refs++ // the next job's, before this one's goes
 	}
 	q.free(j)
 	if again != nil {
 		j := newJob(m, next.UnixNano(), again...)
-		j.channel, j.host, j.attempt, j.limited = channel, host, min(attempt, math.MaxUint16-1)+1, limited
+		j.channel, j.host, j.attempt, j.limits = channel, host, min(attempt, math.MaxUint16-1)+1, limitsNamed(limited)
 		heap.Push(&q.later, j)
 	}
 	over := q.record(m, outcome, failures)
@@ -682,7 +701,7 @@ func (q *Queue) RetryAll() int {
 
 func (q *Queue) hasten(which func(*job) bool) (n int) {
 	for _, j := range q.later {
-		if j.gate == nil && which(j) {
+		if !j.isClock() && which(j) {
 			j.due = 0
 			n++
 		}

@@ -42,7 +42,7 @@ type Set struct {
 	mu sync.Mutex
 	// queues are in order of number, then of name.
 	queues []*member
-	// turn is where the next placement begins to look.
+	// turn is who was chosen last; the next placement begins to look behind it.
 	turn int
 	// extra is how many numbered queues there are beyond QUEUE_COUNT because of load; calm is since when fewer would do.
 	extra int
@@ -217,16 +217,18 @@ func (s *Set) enter(not *member) *member {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var best *member
-	s.turn++
+	turn := s.turn
 	for i := range s.queues {
-		m := s.queues[(s.turn+i)%len(s.queues)]
+		at := (s.turn + 1 + i) % len(s.queues)
+		m := s.queues[at]
 		if m.number == 0 || m.retired || m == not || best != nil && m.entering >= best.entering || m.lowSpace() {
 			continue
 		}
-		best = m
+		best, turn = m, at
 	}
 	if best != nil {
 		best.entering++
+		s.turn = turn
 	}
 	return best
 }

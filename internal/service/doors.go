@@ -53,6 +53,8 @@ func (h *House) bind() []error {
 	if h.config.PortOffset != nil {
 		offset = *h.config.PortOffset
 	}
+	// Keep-alives cost four system calls a connection, and every session has a time limit of its own.
+	listen := net.ListenConfig{KeepAlive: -1}
 	for _, spec := range doorSpecs() {
 		if _, err := os.Stat(filepath.Join(h.config.Data, "services", spec.name, "down")); err == nil {
 			h.log.Info("service " + spec.name + " is down by its file services/" + spec.name + "/down")
@@ -62,7 +64,7 @@ func (h *House) bind() []error {
 		if offset == FreePorts {
 			port = 0
 		}
-		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+		l, err := listen.Listen(context.Background(), "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 		if err != nil {
 			faults = append(faults, fmt.Errorf("service %s: %w (try another --port-offset or --listen)", spec.name, err))
 			continue
