@@ -53,6 +53,16 @@ func (app *App) withQueue(ctx context.Context, data string, use func(service.Que
 	return use(tools)
 }
 
+// table prints a value as JSON, or as rows that print writes with tabs between their columns.
+func (app *App) table(asJSON bool, value any, flags uint, print func(io.Writer)) error {
+	if asJSON {
+		return json.NewEncoder(app.Out).Encode(value)
+	}
+	w := tabwriter.NewWriter(app.Out, 0, 0, 2, ' ', flags)
+	print(w)
+	return w.Flush()
+}
+
 // choice is the flags that choose messages.
 type choice struct {
 	sender, recipient, domain, user, queue string
@@ -313,19 +323,16 @@ func (app *App) queueStatsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return json.NewEncoder(app.Out).Encode(all)
-			}
-			w := tabwriter.NewWriter(app.Out, 0, 0, 2, ' ', tabwriter.AlignRight)
-			fmt.Fprintln(w, "QUEUE\tMESSAGES\tRECIPIENTS\tLOCAL RUNNING\tREMOTE RUNNING\tSCHEDULED\tHELD\tDELAYED\tLOG BYTES\t")
-			for _, s := range all {
-				name := s.Queue
-				if s.Retired {
-					name += " (retired)"
+			return app.table(asJSON, all, tabwriter.AlignRight, func(w io.Writer) {
+				fmt.Fprintln(w, "QUEUE\tMESSAGES\tRECIPIENTS\tLOCAL RUNNING\tREMOTE RUNNING\tSCHEDULED\tHELD\tDELAYED\tLOG BYTES\t")
+				for _, s := range all {
+					name := s.Queue
+					if s.Retired {
+						name += " (retired)"
+					}
+					fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", name, s.Messages, s.Recipients, s.LocalRunning, s.RemoteRunning, s.Scheduled, s.Held, s.Delayed, s.LogBytes)
 				}
-				fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", name, s.Messages, s.Recipients, s.LocalRunning, s.RemoteRunning, s.Scheduled, s.Held, s.Delayed, s.LogBytes)
-			}
-			return w.Flush()
+			})
 		})
 	}
 	return cmd
@@ -347,15 +354,12 @@ func (app *App) queueHostsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return json.NewEncoder(app.Out).Encode(hosts)
-			}
-			w := tabwriter.NewWriter(app.Out, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "QUEUE\tCHANNEL\tHOST\tDELIVERIES\tDUE\tRUNNING")
-			for _, h := range hosts {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\n", h.Queue, h.Channel, h.Host, h.Jobs, h.Ready, h.Running)
-			}
-			return w.Flush()
+			return app.table(asJSON, hosts, 0, func(w io.Writer) {
+				fmt.Fprintln(w, "QUEUE\tCHANNEL\tHOST\tDELIVERIES\tDUE\tRUNNING")
+				for _, h := range hosts {
+					fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\n", h.Queue, h.Channel, h.Host, h.Jobs, h.Ready, h.Running)
+				}
+			})
 		})
 	}
 	return cmd

@@ -56,19 +56,16 @@ func (app *App) queueDeadCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if asJSON {
-			return json.NewEncoder(app.Out).Encode(all)
-		}
-		w := tabwriter.NewWriter(app.Out, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "ADDRESS\tFAILED\tTIMES\tLEFT ALONE")
-		for _, h := range all {
-			left := "no more"
-			if d := time.Until(h.Until); d > 0 {
-				left = "for " + formatAge(d)
+		return app.table(asJSON, all, 0, func(w io.Writer) {
+			fmt.Fprintln(w, "ADDRESS\tFAILED\tTIMES\tLEFT ALONE")
+			for _, h := range all {
+				left := "no more"
+				if d := time.Until(h.Until); d > 0 {
+					left = "for " + formatAge(d)
+				}
+				fmt.Fprintf(w, "%s\t%s ago\t%d\t%s\n", h.Address, formatAge(time.Since(h.Since)), h.Times, left)
 			}
-			fmt.Fprintf(w, "%s\t%s ago\t%d\t%s\n", h.Address, formatAge(time.Since(h.Since)), h.Times, left)
-		}
-		return w.Flush()
+		})
 	}
 	return cmd
 }

@@ -2,12 +2,11 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,23 +44,20 @@ func (app *App) rateListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				if all == nil {
-					all = []queue.Rate{}
-				}
-				return json.NewEncoder(app.Out).Encode(all)
+			if all == nil {
+				all = []queue.Rate{}
 			}
-			w := tabwriter.NewWriter(app.Out, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "NAME\tQUEUE\tRATE\tPER SECOND\tBURST\tCOUNT\tSINCE\tNOW PER SECOND")
-			for _, r := range all {
-				where := r.Queue
-				if where == "" {
-					where = "all"
+			return app.table(asJSON, all, 0, func(w io.Writer) {
+				fmt.Fprintln(w, "NAME\tQUEUE\tRATE\tPER SECOND\tBURST\tCOUNT\tSINCE\tNOW PER SECOND")
+				for _, r := range all {
+					where := r.Queue
+					if where == "" {
+						where = "all"
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", r.Name, where, r.Expression, queue.FormatRate(r.PerSecond()), r.Burst, r.Count,
+						r.Start.Format(time.DateTime), queue.FormatRate(r.Current(time.Now())))
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", r.Name, where, r.Expression, queue.FormatRate(r.PerSecond()), r.Burst, r.Count,
-					r.Start.Format(time.DateTime), queue.FormatRate(r.Current(time.Now())))
-			}
-			return w.Flush()
+			})
 		})
 	}
 	return cmd

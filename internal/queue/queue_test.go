@@ -82,28 +82,7 @@ func open(t testing.TB, c Config) *Queue {
 
 func submit(t testing.TB, q *Queue, content, from string, to ...string) error {
 	t.Helper()
-	s, err := q.Begin(t.Context(), 0)
-	if err != nil {
-		return err
-	}
-	if _, err := io.WriteString(s, content); err != nil {
-		s.Abort()
-		return err
-	}
-	env := Envelope{}
-	if from != "" {
-		if env.Sender, err = addr.Parse(from); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, a := range to {
-		parsed, err := addr.Parse(a)
-		if err != nil {
-			t.Fatal(err)
-		}
-		env.Recipients = append(env.Recipients, Recipient{Address: parsed})
-	}
-	return s.Commit(t.Context(), env)
+	return submitTo(t, q, content, from, to...)
 }
 
 // list gives every message of a queue.

@@ -265,6 +265,15 @@ func (h *House) Drain() time.Duration { return settings.DrainSeconds.Get(h.view(
 func (h *House) Shutdown(ctx context.Context) { h.close(ctx) }
 
 func (h *House) close(ctx context.Context) {
+	h.closeDoors(ctx)
+	if h.queue != nil {
+		h.queue.Shutdown(ctx)
+	}
+	h.closeStations()
+}
+
+// closeDoors lets nothing more in, and waits for what is under way until ctx ends.
+func (h *House) closeDoors(ctx context.Context) {
 	if h.control != nil {
 		h.control.close()
 	}
@@ -281,9 +290,10 @@ func (h *House) close(ctx context.Context) {
 	}
 	doors.Wait()
 	h.serving.Wait()
-	if h.queue != nil {
-		h.queue.Shutdown(ctx)
-	}
+}
+
+// closeStations closes what a queue stands on; deliveries must have ended.
+func (h *House) closeStations() {
 	if h.remote != nil {
 		h.remote.Close()
 	}

@@ -146,25 +146,10 @@ func (s *Standalone) Left() int { return s.queue.Stats().Messages }
 
 // Shutdown ends the queue; deliveries under way have until ctx ends.
 func (s *Standalone) Shutdown(ctx context.Context) {
-	h := &s.house
-	if h.inject != nil {
-		h.inject.Shutdown(ctx)
-	}
-	h.serving.Wait()
+	s.house.closeDoors(ctx)
 	if s.queue != nil {
 		s.queue.Shutdown(ctx)
 	}
-	if h.remote != nil {
-		h.remote.Close()
-	}
-	if h.local != nil {
-		h.local.Close()
-	}
-	if h.directory != nil {
-		h.directory.Close()
-	}
-	if h.lock != nil {
-		h.lock.release()
-	}
+	s.house.closeStations()
 	s.stop()
 }
