@@ -511,6 +511,17 @@ func (s *Set) adapt(ctx context.Context) {
 	}
 	for _, m := range empty {
 		m.Shutdown(ctx)
+		// What somebody may still want to look at stays.
+		kept := false
+		for _, name := range []string{"damaged", "ratelimit"} {
+			if _, err := os.Stat(filepath.Join(m.config.Dir, name)); err == nil {
+				kept = true
+			}
+		}
+		if kept {
+			s.config.Logger.Warn(fmt.Sprintf("queue %s is empty and retired; %s stays, because it has more than a queue in it", m.config.Name, m.config.Dir))
+			continue
+		}
 		if err := os.RemoveAll(m.config.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			s.config.Logger.Warn(fmt.Sprintf("queue %s is empty and retired, but stays: %v", m.config.Name, err))
 		}

@@ -102,6 +102,10 @@ func (h *House) publishNames() error {
 	if err := os.WriteFile(path+".new", append(text, '\n'), 0o644); err != nil {
 		return err
 	}
+	// Whatever the umask: everybody may know these names.
+	if err := os.Chmod(path+".new", 0o644); err != nil {
+		return err
+	}
 	return os.Rename(path+".new", path)
 }
 
