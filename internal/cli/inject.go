@@ -171,7 +171,7 @@ func (app *App) qmailNullqueue([]string) int {
 }
 
 // writer finds out who writes: from the environment as qmail-inject does, else the process's user.
-func writer(e settings.Environment, n compose.Names) (who, sender addr.Address, name string, err error) {
+func writer(e settings.Environment, n compose.Names) (who, sender addr.Address, name string) {
 	first := func(names ...string) string {
 		for _, v := range names {
 			if s := e.Get(v); s != "" {
@@ -198,7 +198,7 @@ func writer(e settings.Environment, n compose.Names) (who, sender addr.Address, 
 	if s := e.Get("QMAILSHOST"); s != "" {
 		sender = n.Complete(sender.Local, s)
 	}
-	return who, sender, name, nil
+	return who, sender, name
 }
 
 func splitAddress(s string) (local, domain string) {
@@ -233,10 +233,7 @@ func (app *App) send(ctx context.Context, in io.Reader, i injection) error {
 	n.DefaultDomain = cmp.Or(e.Get("QMAILDEFAULTDOMAIN"), n.DefaultDomain)
 	n.PlusDomain = cmp.Or(e.Get("QMAILPLUSDOMAIN"), n.PlusDomain)
 	n.IDHost = cmp.Or(e.Get("QMAILIDHOST"), n.IDHost)
-	who, sender, name, err := writer(e, n)
-	if err != nil {
-		return err
-	}
+	who, sender, name := writer(e, n)
 	raw, err := io.ReadAll(io.LimitReader(in, maxComposed+1))
 	if err != nil {
 		return fmt.Errorf("reading the message: %w", err)
@@ -265,7 +262,7 @@ func (app *App) send(ctx context.Context, in io.Reader, i injection) error {
 		o.Lists = strings.Fields(string(text))
 	}
 	c, err := compose.Compose(wire.AppendCRLF(nil, raw), o)
-	if errors.Is(err, compose.ErrNoRecipients) || err != nil {
+	if err != nil {
 		return usageError{err}
 	}
 	content := io.MultiReader(bytes.NewReader(c.Header), strings.NewReader("\r\n"), bytes.NewReader(c.Body))

@@ -48,14 +48,14 @@ const (
 
 // Config is what a Server stands on.
 type Config struct {
-	// Socket is the path of the socket, Pickup the directory; see Layout.
-	Socket, Pickup string
-	Hostname       string
-	Queue          queue.Submitter
-	Settings       func() *settings.View
-	Trace          trace.Recorder
-	Logger         *slog.Logger
-	Now            func() time.Time
+	// Pickup is the directory; see Layout.
+	Pickup   string
+	Hostname string
+	Queue    queue.Submitter
+	Settings func() *settings.View
+	Trace    trace.Recorder
+	Logger   *slog.Logger
+	Now      func() time.Time
 	// UID is the daemon's own user.
 	UID int
 }
@@ -205,6 +205,15 @@ var (
 // take reads a stream and queues its message.
 func (s *Server) take(ctx context.Context, r io.Reader, uid, pid int) (id queue.ID, err error) {
 	view := s.config.Settings()
+	began := s.config.Now()
+	event := trace.Event{Time: began, Kind: "inject", Service: "inject", Input: fmt.Sprintf("uid %d, process %d", uid, pid)}
+	defer func() {
+		// A refusal leaves its trace however early it comes.
+		if event.Verdict = "accept"; err != nil {
+			event.Verdict, event.Reply = "reject", mailerr.From(err).Reply()
+		}
+		s.config.Trace.Record(event)
+	}()
 	b := bufio.NewReaderSize(r, chunk+32)
 	submission, err := s.config.Queue.Begin(ctx, 0)
 	if err != nil {
@@ -216,7 +225,6 @@ func (s *Server) take(ctx context.Context, r io.Reader, uid, pid int) (id queue.
 			submission.Abort()
 		}
 	}()
-	began := s.config.Now()
 	c := &content{to: submission, limit: int64(settings.DataBytes.Get(view))}
 	if _, err := io.WriteString(submission, message.QueueReceived(pid, s.config.Hostname, uid, began)); err != nil {
 		return 0, err
@@ -254,19 +262,16 @@ func (s *Server) take(ctx context.Context, r io.Reader, uid, pid int) (id queue.
 	}
 	env.MessageID = c.messageID
 	err = s.check(view, &env, c)
-	event := trace.Event{Time: began, Kind: "inject", Session: env.Origin.Session, MessageID: env.MessageID, Service: env.Origin.Service, From: env.Sender.String(),
-		Input: fmt.Sprintf("uid %d, process %d", uid, pid), Bytes: c.written, Verdict: "accept"}
-	if err == nil {
-		committed = true
-		err = submission.Commit(ctx, env)
+	event.Session, event.MessageID, event.Service, event.From, event.Bytes = env.Origin.Session, env.MessageID, env.Origin.Service, env.Sender.String(), c.written
+	if err != nil {
+		return 0, err
 	}
-	if e := mailerr.From(err); e != nil {
-		event.Verdict, event.Reply = "reject", e.Reply()
-	} else {
-		event.Queue = submission.ID().String()
+	committed = true
+	if err := submission.Commit(ctx, env); err != nil {
+		return 0, err
 	}
-	s.config.Trace.Record(event)
-	return submission.ID(), err
+	event.Queue = submission.ID().String()
+	return submission.ID(), nil
 }
 
 // program keeps a name that can stand in a log.

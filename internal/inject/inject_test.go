@@ -61,8 +61,8 @@ func (s *kept) Commit(_ context.Context, env queue.Envelope) error {
 }
 
 func testServer(k queue.Submitter, dir string) *Server {
-	_, socket, pickup := Layout(dir)
-	return New(Config{Socket: socket, Pickup: pickup, Hostname: "here.test", Queue: k, Settings: func() *settings.View { return nil },
+	_, _, pickup := Layout(dir)
+	return New(Config{Pickup: pickup, Hostname: "here.test", Queue: k, Settings: func() *settings.View { return nil },
 		Trace: trace.Discard, Logger: slog.New(slog.DiscardHandler), Now: time.Now, UID: os.Getuid() + 1})
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/queue"
+	"github.com/indigomail/indigo/internal/trace"
 )
 
 // Exit codes of qmail-queue, which programs between a door and the queue give back.
@@ -95,8 +96,6 @@ type Program struct {
 	// Data is the data directory, Environment what the program gets beside.
 	Data        string
 	Environment []string
-	// Queue numbers messages; those that the program submits have numbers of their own.
-	Queue queue.Submitter
 }
 
 var _ queue.Submitter = (*Program)(nil)
@@ -211,8 +210,14 @@ func Known(line string) (known, discard bool) {
 	return false, false
 }
 
-// Discard throws messages away, as qmail-nullqueue does.
-type Discard struct{ queue.Submitter }
+// Discard throws messages away, as qmail-nullqueue does, and says so in the trace.
+type Discard struct {
+	queue.Submitter
+	// Setting is what asked for it, for example "QMAILQUEUE".
+	Setting string
+	Trace   trace.Recorder
+	Now     func() time.Time
+}
 
 // Begin starts a submission that Commit ends without keeping anything.
 func (d Discard) Begin(ctx context.Context, sizeHint int64) (queue.Submission, error) {
@@ -220,13 +225,18 @@ func (d Discard) Begin(ctx context.Context, sizeHint int64) (queue.Submission, e
 	if err != nil {
 		return nil, err
 	}
-	return discarding{s}, nil
+	return discarding{s, d}, nil
 }
 
-type discarding struct{ queue.Submission }
+type discarding struct {
+	queue.Submission
+	by Discard
+}
 
-func (d discarding) Commit(context.Context, queue.Envelope) error {
+func (d discarding) Commit(_ context.Context, env queue.Envelope) error {
 	d.Abort()
+	d.by.Trace.Record(trace.Event{Time: d.by.Now(), Kind: "queued", Session: env.Origin.Session, Queue: d.ID().String(), MessageID: env.MessageID,
+		Service: env.Origin.Service, From: env.Sender.String(), Verdict: "discard", Check: "qmail-nullqueue", Setting: d.by.Setting})
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/trace"
 )
 
 // limitsOf names the rate limits for a recipient; nil when there are none.
@@ -136,6 +137,8 @@ func (q *Queue) check(j *job) (name string, s state, ok bool) {
 
 func (q *Queue) exceeded(j *job, name string, s state) {
 	q.event(logExceeded, q.rateAttrs(j, name, s, s.need)...)
+	q.config.Trace.Record(trace.Event{Time: q.config.Now(), Kind: "rate", Queue: j.m.id.String(), Verdict: "deferral", Check: "rate", Input: name,
+		Reply: "allowed in " + strconv.FormatInt(s.need, 10) + " s"})
 	q.status(q.counts())
 }
 

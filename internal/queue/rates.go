@@ -335,11 +335,28 @@ func (r *Rates) get(name string) *limit {
 	l := r.limits[name]
 	if l == nil {
 		if l = fromStar(r.limits, name); l != nil {
+			if len(r.limits) >= maxLimits {
+				r.forgetOne()
+			}
 			l.Start = r.now()
 			r.limits[name] = l
 		}
 	}
 	return l
+}
+
+// maxLimits bounds what senders that somebody makes up can fill: beyond it one of those made for all is forgotten for each that
+// is new, and whoever it was for begins anew.
+const maxLimits = 10000
+
+// forgetOne forgets some limit that was made from one for all; called with mu held.
+func (r *Rates) forgetOne() {
+	for name, l := range r.limits {
+		if l.from != nil {
+			delete(r.limits, name)
+			return
+		}
+	}
 }
 
 // state is what the log tells of a limit at a delivery.

@@ -196,6 +196,26 @@ func TestRates(t *testing.T) {
 	})
 }
 
+// TestRatesAreBounded: made-up senders fill no memory.
+func TestRatesAreBounded(t *testing.T) {
+	r, err := OpenRates(t.TempDir(), "", time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Set("sender:*", "1/3600", 1); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 3 * maxLimits {
+		r.take([]string{fmt.Sprintf("sender:s%d@x.test", n)})
+	}
+	if n := len(r.All()); n != maxLimits {
+		t.Errorf("%d limits", n)
+	}
+	if _, full := r.take([]string{"sender:*"}); full != "" {
+		t.Error("the limit for all is gone or used up")
+	}
+}
+
 // TestNewLimitHoldsForWaitingMail: a limit that is set while mail waits for its next attempt, also by hand in its file.
 func TestNewLimitHoldsForWaitingMail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -65,7 +65,7 @@ func (h *House) serveInject(ctx context.Context, place string, q queue.Submitter
 		recorder = h.trace
 	}
 	h.inject = inject.New(inject.Config{
-		Socket: socket, Pickup: pickup, Hostname: me, Queue: q, Settings: view, Trace: recorder, Logger: h.log, Now: time.Now, UID: os.Geteuid(),
+		Pickup: pickup, Hostname: me, Queue: q, Settings: view, Trace: recorder, Logger: h.log, Now: time.Now, UID: os.Geteuid(),
 	})
 	background := context.WithoutCancel(ctx)
 	h.serving.Go(func() {
@@ -137,7 +137,7 @@ func (t throughProgram) Begin(ctx context.Context, sizeHint int64) (queue.Submis
 	known, discard := inject.Known(line)
 	switch {
 	case discard:
-		return inject.Discard{Submitter: t.h.queue}.Begin(ctx, sizeHint)
+		return inject.Discard{Submitter: t.h.queue, Setting: settings.QMailQueue.Name, Trace: t.h.trace, Now: time.Now}.Begin(ctx, sizeHint)
 	case known:
 		return t.h.queue.Begin(ctx, sizeHint)
 	}

@@ -57,7 +57,7 @@ func (h *House) bounceDoor(line string) queue.Submitter {
 	known, discard := inject.Known(line)
 	switch {
 	case discard:
-		return inject.Discard{Submitter: h.queue}
+		return inject.Discard{Submitter: h.queue, Setting: settings.BounceQueue.Name, Trace: h.trace, Now: time.Now}
 	case known:
 		return h.queue
 	}
