@@ -4,12 +4,15 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+
+	"github.com/indigomail/indigo/internal/settings"
 )
 
 // App is what every command is handed: its streams. Commands never touch os.Stdout or the environment.
@@ -31,6 +34,10 @@ func Main(args []string, in io.Reader, out, errOut io.Writer) int {
 	root := app.root()
 	root.SetArgs(args[1:])
 	if err := root.ExecuteContext(context.Background()); err != nil {
+		var code exitCode
+		if errors.As(err, &code) {
+			return int(code)
+		}
 		fmt.Fprintln(errOut, "indigo:", err)
 		return 1
 	}
@@ -49,11 +56,12 @@ Begin with "indigo up", then "indigo try" in another terminal.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	root.PersistentPreRunE = dropRoot
 	root.SetIn(app.In)
 	root.SetOut(app.Out)
 	root.SetErr(app.Err)
 	root.AddCommand(
-		app.upCommand(), app.serveCommand(), app.reloadCommand(), app.tryCommand(), app.explainCommand(), app.settingsCommand(),
+		app.upCommand(), app.serveCommand(), app.reloadCommand(), app.tryCommand(), app.explainCommand(), app.settingsCommand(), app.checkCommand(), app.listCommand(), app.serviceCommand(), app.installCommand(),
 		app.domainCommand(), app.userCommand(), app.queueCommand(), app.linksCommand(),
 	)
 	return root
@@ -64,6 +72,21 @@ Begin with "indigo up", then "indigo try" in another terminal.`,
 func (app *App) programs() map[string]func([]string) int {
 	all := app.directoryPrograms()
 	maps.Copy(all, app.queuePrograms())
+	maps.Copy(all, app.listPrograms())
+	maps.Copy(all, app.servicePrograms())
+	for name, run := range all {
+		// Those that run other programs do so as who calls them.
+		if name == "ctrlenv" || name == "envdir" {
+			continue
+		}
+		all[name] = func(args []string) int {
+			if err := asOwner(settings.FromEnvironment().Data); err != nil {
+				fmt.Fprintf(app.Err, "%s: %v\n", name, err)
+				return 111
+			}
+			return run(args)
+		}
+	}
 	maps.Copy(all, app.injectPrograms())
 	return all
 }

@@ -73,9 +73,23 @@ type usageError struct{ error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
+// local gives the environment of a program of the host's users, with the variables of .defaultqueue and defaultqueue over
+// it (wiki 384-386); anyUser as in settings.Environment.Local.
+func (app *App) local(anyUser bool) (settings.Environment, *inject.Client, error) {
+	e, err := settings.FromEnvironment().Local(anyUser)
+	if err != nil {
+		return e, nil, fmt.Errorf("defaultqueue: %w", err)
+	}
+	e, client := client(e)
+	return e, client, nil
+}
+
 // environment gives the environment and the client for the data directory that it names.
 func (app *App) environment() (settings.Environment, *inject.Client) {
-	e := settings.FromEnvironment()
+	return client(settings.FromEnvironment())
+}
+
+func client(e settings.Environment) (settings.Environment, *inject.Client) {
 	if dir := e.Get("QUEUEDIR"); dir != "" {
 		// A queue of its own takes its mail itself.
 		if _, within := service.Within(e.Data, dir); !within && service.IsQueue(dir) {
@@ -227,7 +241,10 @@ const maxComposed = 256 << 20
 
 // send completes a message and queues it.
 func (app *App) send(ctx context.Context, in io.Reader, i injection) error {
-	e, client := app.environment()
+	e, client, err := app.local(true)
+	if err != nil {
+		return err
+	}
 	n := service.Names(e.Data)
 	n.DefaultHost = cmp.Or(e.Get("QMAILDEFAULTHOST"), n.DefaultHost)
 	n.DefaultDomain = cmp.Or(e.Get("QMAILDEFAULTDOMAIN"), n.DefaultDomain)
@@ -289,13 +306,8 @@ func (app *App) send(ctx context.Context, in io.Reader, i injection) error {
 
 // sendThrough gives a message to the program of QMAILQUEUE.
 func (app *App) sendThrough(ctx context.Context, e settings.Environment, line string, content io.Reader, env queue.Envelope) error {
-	var variables []string
-	for _, name := range []string{"HOME", "USER", "QUEUEDIR", "FILTERARGS"} {
-		if v := e.Get(name); v != "" {
-			variables = append(variables, name+"="+v)
-		}
-	}
-	p := &inject.Program{Line: line, Data: e.Data, Environment: append(variables, "PATH="+e.Path)}
+	// The program is the user's own, and runs as he: it gets his environment.
+	p := &inject.Program{Line: line, Data: e.Data, Environment: e.All()}
 	s, err := p.Begin(ctx, 0)
 	if err != nil {
 		return err
@@ -421,7 +433,10 @@ func (app *App) sendmail(ctx context.Context, args []string) error {
 
 // smtpOnStandardInput is sendmail -bs: an SMTP session with the process's user, who may send anywhere.
 func (app *App) smtpOnStandardInput(ctx context.Context) error {
-	e, client := app.environment()
+	e, client, err := app.local(true)
+	if err != nil {
+		return err
+	}
 	host := service.Names(e.Data).IDHost
 	s := smtpd.New(smtpd.Config{Service: "sendmail", Hostname: host, Submission: true, Policy: anything{}, Queue: client.Submitter("sendmail"), Logger: slog.New(slog.DiscardHandler), PID: os.Getpid()})
 	l := newOneConnection(&standardStreams{in: &crlfReader{r: app.In}, out: app.Out})
@@ -572,7 +587,10 @@ func (app *App) forward(ctx context.Context, args []string) error {
 	if len(args) == 0 {
 		return usagef("usage: forward ADDRESS...")
 	}
-	e, client := app.environment()
+	e, client, err := app.local(false)
+	if err != nil {
+		return err
+	}
 	n := service.Names(e.Data)
 	sender, err := parseSender(cmp.Or(e.Get("NEWSENDER"), e.Get("SENDER")), n)
 	if err != nil {

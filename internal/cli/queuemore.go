@@ -165,13 +165,20 @@ func (app *App) printTop(stats []queue.QueueStats, hosts []queue.HostStats, rate
 // showctl prints the control files' settings with what they come from, as qmail-showctl; or with environment those that
 // sendmail and qmail-inject read from the environment (wiki 463-508).
 func (app *App) showctl(data string, environment bool) error {
-	e := settings.FromEnvironment()
+	e, err := settings.FromEnvironment().Local(true)
+	if err != nil {
+		return err
+	}
 	if environment {
 		fmt.Fprintln(app.Out, "------------------ begin show env ----------------------------")
+		own := e.LocalVariables()
+		for _, one := range own {
+			fmt.Fprintln(app.Out, one)
+		}
 		names := []string{"HOME", "USER", "INDIGO_DATA", "QMAILUSER", "QMAILHOST", "QMAILNAME", "QMAILSUSER", "QMAILSHOST", "QMAILDEFAULTHOST", "QMAILDEFAULTDOMAIN",
 			"QMAILPLUSDOMAIN", "QMAILIDHOST", "QMAILINJECT", "QMAILMFTFILE", "QMAILQUEUE", "QUEUEDIR", "FILTERARGS"}
 		for _, name := range names {
-			if v := e.Get(name); v != "" {
+			if v := e.Get(name); v != "" && !slices.Contains(own, name+"="+v) {
 				fmt.Fprintf(app.Out, "%s=%s\n", name, v)
 			}
 		}
@@ -186,9 +193,12 @@ func (app *App) showctl(data string, environment bool) error {
 	view := snapshot.View("all")
 	for _, s := range settings.All() {
 		source := view.Source(s)
-		value := source.Value
-		if s.Type == "list" && value != "" {
+		value := shown(s, source)
+		if strings.Contains(value, "\n") {
 			value = fmt.Sprintf("(%d lines)", len(strings.Split(value, "\n")))
+		}
+		if source.Layer == "default" && s.Pending {
+			continue
 		}
 		fmt.Fprintf(app.Out, "%s: (%s.) %s\n", cmp.Or(s.File, s.Name), source.Layer, value)
 	}

@@ -28,7 +28,7 @@ type ready struct {
 }
 
 func (app *App) upCommand() *cobra.Command {
-	var listen, offset, domain, user, passwordFile, logFormat string
+	var listen, offset, domain, user, passwordFile, logFormat, runAs string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -50,7 +50,8 @@ Without root the ports are the usual ones plus 2000: SMTP on 2025, IMAP on 2143.
 	f.StringVar(&domain, "domain", "indigo.test", "first run: the domain to make")
 	f.StringVar(&user, "user", "me", "first run: local part of the first user")
 	f.StringVar(&passwordFile, "password-file", "", "first run: file with the first user's password, - for standard input")
-	f.StringVar(&logFormat, "log-format", "text", "text or json")
+	f.StringVar(&runAs, "run-as", "", "first run, as root: user or user:group that the services run as (the setting RUNAS)")
+	f.StringVar(&logFormat, "log-format", "", logFormats)
 	f.BoolVar(&asJSON, "json", false, "print one JSON object when everything listens")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		portOffset, err := parseOffset(offset)
@@ -58,6 +59,10 @@ Without root the ports are the usual ones plus 2000: SMTP on 2025, IMAP on 2143.
 			return err
 		}
 		first := ready{Data: *data}
+		child, err := service.NewChild(settings.FromEnvironment())
+		if err != nil {
+			return err
+		}
 		if !service.Exists(*data) {
 			n := service.NewHouse{Data: *data, Domain: domain, User: user, Hostname: "mail." + domain, Listen: listen, PortOffset: 2000}
 			if os.Geteuid() == 0 {
@@ -74,23 +79,44 @@ Without root the ports are the usual ones plus 2000: SMTP on 2025, IMAP on 2143.
 					return err
 				}
 			}
+			var account service.Account
+			if runAs != "" {
+				if os.Geteuid() != 0 {
+					return errors.New("--run-as: only root can run services as another user")
+				}
+				if account, err = service.FindAccount(runAs); err != nil {
+					return err
+				}
+			}
 			created, err := service.Create(cmd.Context(), n)
 			if err != nil {
 				return fmt.Errorf("making %s: %w", *data, err)
+			}
+			if runAs != "" {
+				if err := settings.Set(*data, settings.RunAs.Name, "", runAs); err != nil {
+					return err
+				}
+				if err := service.GiveTo(*data, account); err != nil {
+					return fmt.Errorf("making %s: %w", *data, err)
+				}
 			}
 			first.User, first.Password = created.User.String(), created.Password
 			if passwordFile != "" && !asJSON {
 				first.Password = "(as in " + passwordFile + ")"
 			}
 		}
-		settings.RememberData(settings.FromEnvironment(), *data)
-		return app.serve(cmd.Context(), service.Config{Data: *data, Listen: listen, PortOffset: portOffset}, logFormat, func(h *service.House) error {
+		if child == nil {
+			settings.RememberData(settings.FromEnvironment(), *data)
+		}
+		return app.serve(cmd.Context(), service.Config{Data: *data, Listen: listen, PortOffset: portOffset}, child, first, logFormat, func(h *service.House, first ready) error {
 			first.Services = h.Addresses()
 			return app.announce(first, asJSON)
 		})
 	}
 	return cmd
 }
+
+const logFormats = "text, json, plain (without the time), or journal; journal under systemd, or else text"
 
 func (app *App) serveCommand() *cobra.Command {
 	var listen, offset, logFormat string
@@ -106,15 +132,20 @@ func (app *App) serveCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", "", "address to listen on, in place of the setting LISTEN")
 	f.StringVar(&offset, "port-offset", "", "number added to every port, or \"free\", in place of the setting PORT_OFFSET")
-	f.StringVar(&logFormat, "log-format", "text", "text or json")
+	f.StringVar(&logFormat, "log-format", "", logFormats)
 	f.BoolVar(&asJSON, "json", false, "print one JSON object when everything listens")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		portOffset, err := parseOffset(offset)
 		if err != nil {
 			return err
 		}
-		return app.serve(cmd.Context(), service.Config{Data: *data, Listen: listen, PortOffset: portOffset}, logFormat, func(h *service.House) error {
-			return app.announce(ready{Data: *data, Services: h.Addresses()}, asJSON)
+		child, err := service.NewChild(settings.FromEnvironment())
+		if err != nil {
+			return err
+		}
+		return app.serve(cmd.Context(), service.Config{Data: *data, Listen: listen, PortOffset: portOffset}, child, ready{Data: *data}, logFormat, func(h *service.House, first ready) error {
+			first.Services = h.Addresses()
+			return app.announce(first, asJSON)
 		})
 	}
 	return cmd
@@ -148,35 +179,87 @@ func parseOffset(s string) (*int, error) {
 	return &n, nil
 }
 
-// serve runs a data directory until a signal or the end of ctx.
-func (app *App) serve(ctx context.Context, config service.Config, logFormat string, announce func(*service.House) error) error {
+// serve runs a data directory until a signal or the end of ctx. As root with the setting RUNAS, and as process 1, it is the
+// parent of the process that does so. first is what only this process knows, for announce.
+func (app *App) serve(ctx context.Context, config service.Config, child *service.Child, first ready, logFormat string, announce func(*service.House, ready) error) error {
+	if logFormat == "" {
+		logFormat = "text"
+		if settings.FromEnvironment().Get("JOURNAL_STREAM") != "" {
+			logFormat = "journal"
+		}
+	}
 	log, logger, err := service.NewLog(app.Err, logFormat)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	config.Logger = logger
+	config.Logger, config.Log = logger, log
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
+	manager, err := service.NewManager()
+	if err != nil {
+		return err
+	}
+	config.Listener = manager.Listener
+	if child == nil {
+		parent := service.Parent{Data: config.Data, PortOffset: config.PortOffset, Activated: manager.Listener, Logger: logger, Signals: signals}
+		if err := parent.Configure(); err != nil {
+			return err
+		}
+		if parent.Needed() {
+			if parent.First, err = json.Marshal(first); err != nil {
+				return err
+			}
+			code, err := parent.Run(ctx)
+			if err == nil && code != 0 {
+				err = exitCode(code)
+			}
+			return err
+		}
+		if os.Geteuid() == 0 {
+			logger.Warn("services run as root: set RUNAS to a user of their own (docs/services.md)")
+		}
+	} else {
+		config.Listener = child.Listen
+		known, err := child.First()
+		if err == nil {
+			err = json.Unmarshal(known, &first)
+		}
+		if err != nil {
+			return err
+		}
+		if snapshot, err := settings.Load(config.Data); err == nil {
+			if err := service.Harden(config.Data, snapshot.View("all"), logger); err != nil {
+				return err
+			}
+		}
+	}
 	house, err := service.Open(ctx, config)
 	if err != nil {
 		return err
 	}
-	err = announce(house)
+	err = announce(house, first)
+	manager.Tell("READY=1")
+	watching, unwatch := context.WithCancel(ctx)
+	defer unwatch()
+	go manager.Watch(watching, house.Alive)
 	for err == nil {
 		select {
 		case <-ctx.Done():
 			err = ctx.Err()
 		case s := <-signals:
 			if s != syscall.SIGHUP {
+				manager.Tell("STOPPING=1")
 				return app.drain(house, logger, signals)
 			}
+			manager.Tell("RELOADING=1")
 			if fault := house.Reload(); fault != nil {
 				logger.Error("reload: " + fault.Error())
 			} else {
 				logger.Info("reload: settings and certificate read again")
 			}
+			manager.Tell("READY=1")
 		}
 	}
 	return errors.Join(err, app.drain(house, logger, signals))

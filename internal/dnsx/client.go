@@ -19,6 +19,9 @@ type Config struct {
 	Servers []string
 	Dial    func(ctx context.Context, network, address string) (net.Conn, error)
 	Now     func() time.Time
+	// Observe, when set, is told of each question: its kind as in "MX", whether the cache answered, how long it took, and
+	// what went wrong.
+	Observe func(kind string, cached bool, took time.Duration, err error)
 }
 
 // Client is the Resolver that asks name servers. Safe for concurrent use.
@@ -76,20 +79,32 @@ func New(config Config) (*Client, error) {
 }
 
 // ask gives a cached or a fresh answer; NXDOMAIN is an answer.
-func (c *Client) ask(ctx context.Context, name string, kind uint16) (*dns.Msg, error) {
+func (c *Client) ask(ctx context.Context, name string, kind uint16) (m *dns.Msg, err error) {
+	if c.config.Observe == nil {
+		m, _, err = c.askOnce(ctx, name, kind)
+		return m, err
+	}
+	began := time.Now()
+	m, cached, err := c.askOnce(ctx, name, kind)
+	c.config.Observe(dns.TypeToString[kind], cached, time.Since(began), err)
+	return m, err
+}
+
+// askOnce asks the cache, then each server; cached tells that the cache answered.
+func (c *Client) askOnce(ctx context.Context, name string, kind uint16) (_ *dns.Msg, cached bool, err error) {
 	q := dns.Question{Name: dns.Fqdn(strings.ToLower(name)), Qtype: kind, Qclass: dns.ClassINET}
 	now := c.config.Now()
 	c.mu.Lock()
 	known, ok := c.cache[q]
 	c.mu.Unlock()
 	if ok && now.Before(known.until) {
-		return known.message, nil
+		return known.message, true, nil
 	}
 	m := new(dns.Msg)
 	m.SetQuestion(q.Name, kind)
 	m.SetEdns0(1232, true)
 	m.AuthenticatedData = true
-	err := errors.New("no name server")
+	err = errors.New("no name server")
 	for _, server := range c.servers {
 		var r *dns.Msg
 		for _, network := range []string{"udp", "tcp"} {
@@ -116,9 +131,9 @@ func (c *Client) ask(ctx context.Context, name string, kind uint16) (*dns.Msg, e
 		}
 		c.cache[q] = answer{r, now.Add(ttl)}
 		c.mu.Unlock()
-		return r, nil
+		return r, false, nil
 	}
-	return nil, fmt.Errorf("look up %s %s: %w", dns.TypeToString[kind], name, err)
+	return nil, false, fmt.Errorf("look up %s %s: %w", dns.TypeToString[kind], name, err)
 }
 
 func (c *Client) exchange(ctx context.Context, m *dns.Msg, network, server string) (*dns.Msg, error) {

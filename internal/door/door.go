@@ -34,6 +34,7 @@ type Listener struct {
 	// conns holds the open connections with a function that asks each to end.
 	conns    map[net.Conn]context.CancelFunc
 	perIP    map[netip.Addr]int
+	rates    *Rates
 	listener net.Listener
 	closing  bool
 	open     sync.WaitGroup
@@ -41,7 +42,7 @@ type Listener struct {
 
 // New makes a Listener.
 func New(config Config) *Listener {
-	return &Listener{config: config, conns: map[net.Conn]context.CancelFunc{}, perIP: map[netip.Addr]int{}}
+	return &Listener{config: config, conns: map[net.Conn]context.CancelFunc{}, perIP: map[netip.Addr]int{}, rates: NewRates()}
 }
 
 // Serve accepts until Shutdown. It returns an error only if accepting failed for good.
@@ -84,13 +85,24 @@ func (d *Listener) start(ctx context.Context, conn net.Conn) {
 	ip := Peer(conn).Addr()
 	ctx, cancel := context.WithCancel(ctx)
 	d.mu.Lock()
-	if d.closing || len(d.conns) >= settings.MaxDaemons.Get(view) || d.perIP[ip] >= settings.MaxPerIP.Get(view) {
+	var limit *settings.Setting
+	switch {
+	case len(d.conns) >= settings.MaxDaemons.Get(view):
+		limit = settings.MaxDaemons.Setting
+	case d.perIP[ip] >= settings.MaxPerIP.Get(view):
+		limit = settings.MaxPerIP.Setting
+	case !d.rates.Allow(ip, settings.ConnectionRate.Get(view), time.Now()):
+		limit = settings.ConnectionRate.Setting
+	}
+	if d.closing || limit != nil {
 		d.mu.Unlock()
 		cancel()
 		conn.SetWriteDeadline(time.Now().Add(time.Second))
 		conn.Write([]byte(d.config.Refuse))
 		conn.Close()
-		d.config.Logger.Warn(fmt.Sprintf("%s: connection from %s refused: limit of MAXDAEMONS or MAXPERIP", d.config.Service, ip))
+		if limit != nil {
+			d.config.Logger.Warn(fmt.Sprintf("%s: connection from %s refused: limit %s (%s)", d.config.Service, ip, limit.Name, view.Source(limit)))
+		}
 		return
 	}
 	d.conns[conn] = cancel
@@ -110,8 +122,67 @@ func (d *Listener) start(ctx context.Context, conn net.Conn) {
 			}
 			d.mu.Unlock()
 		}()
+		if d.denied(view, ip) {
+			return
+		}
+		if limit := settings.SessionTime.Get(view); limit > 0 {
+			end := time.AfterFunc(limit, func() { conn.Close() })
+			defer end.Stop()
+		}
 		d.config.Handle(ctx, conn)
 	})
+}
+
+// denied tells whether the tcp rules send a client away, which gets no word then, as with tcpserver.
+func (d *Listener) denied(view *settings.View, ip netip.Addr) bool {
+	_, verdict, err := view.ForClient(ip, "")
+	if err != nil {
+		d.config.Logger.Error(d.config.Service + ": tcp rules: " + err.Error())
+		return true
+	}
+	if verdict.Deny {
+		d.config.Logger.Info(fmt.Sprintf("%s: connection from %s denied by rule %q of %s", d.config.Service, ip, verdict.Rule, verdict.Where))
+	}
+	return verdict.Deny
+}
+
+// Connections tells how many are open.
+func (d *Listener) Connections() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.conns)
+}
+
+// Rates counts the new connections of each address in the running minute. It is safe for concurrent use.
+type Rates struct {
+	mu     sync.Mutex
+	minute int64
+	counts map[netip.Addr]int
+}
+
+// NewRates makes a Rates.
+func NewRates() *Rates { return &Rates{counts: map[netip.Addr]int{}} }
+
+// Allow counts a connection and tells whether it is within limit a minute; 0 means no limit. IPv6 counts by networks of 64
+// bits, since one client has as many addresses as it likes in them.
+func (r *Rates) Allow(ip netip.Addr, limit int, now time.Time) bool {
+	if limit <= 0 {
+		return true
+	}
+	if ip.Is6() && !ip.Is4In6() {
+		if p, err := ip.WithZone("").Prefix(64); err == nil {
+			ip = p.Addr()
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if minute := now.Unix() / 60; minute != r.minute {
+		r.minute = minute
+		clear(r.counts)
+	}
+	// The map is bounded by what one minute brings; refused connections count too, so that hammering does not pay.
+	r.counts[ip]++
+	return r.counts[ip] <= limit
 }
 
 // Shutdown accepts no more, asks every session to end, waits for them until ctx ends, and then closes what is left.
@@ -150,4 +221,13 @@ func Peer(conn net.Conn) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// Host gives the address of a network address without its port.
+func Host(a net.Addr) string {
+	host, _, err := net.SplitHostPort(a.String())
+	if err != nil {
+		return a.String()
+	}
+	return host
 }

@@ -54,6 +54,13 @@ func (e *Error) Because(cause error, attrs ...slog.Attr) *Error {
 	return &c
 }
 
+// Saying gives e with another text.
+func (e *Error) Saying(text string) *Error {
+	c := *e
+	c.Text = text
+	return &c
+}
+
 // Error gives the reply, and the cause behind it for the log.
 func (e *Error) Error() string {
 	s := e.Reply()

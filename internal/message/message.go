@@ -91,11 +91,16 @@ type Received struct {
 // String gives the field with its CRLF. What the peer said is cut to printable ASCII, so that it cannot forge a field.
 func (r Received) String() string {
 	var b strings.Builder
-	b.WriteString("Received: indimail-mta " + r.Program + " " + r.ID + " (HELO " + clean(r.Helo) + ") (")
-	if r.User != "" {
-		b.WriteString(clean(r.User) + "@")
+	b.WriteString("Received: indimail-mta " + r.Program + " " + r.ID)
+	// Neither is there when the operator hides them (wiki 166).
+	if r.Helo != "" || r.Client != "" {
+		b.WriteString(" (HELO " + clean(r.Helo) + ") (")
+		if r.User != "" {
+			b.WriteString(clean(r.User) + "@")
+		}
+		b.WriteString(r.Client + ")")
 	}
-	b.WriteString(r.Client + ")\r\n by " + r.Host + " with " + r.With)
+	b.WriteString("\r\n by " + r.Host + " with " + r.With)
 	if r.TLS != "" {
 		b.WriteString(" (" + r.TLS + ")")
 	}

@@ -28,9 +28,14 @@ type Session struct {
 	Helo string
 	// User is the authenticated user's address in full, "" without AUTH.
 	User string
-	// RelayEntry is the entry of RELAYCLIENTS that the client's address matched at connect, "" when none did. Connect
-	// sets it.
-	RelayEntry string
+	// Host is the client's host name, which leads back to its address; "" when it has none, or nothing asked for it.
+	Host string
+	// RelayEntry is the entry of RELAYCLIENTS or RELAYDOMAINS that the client matched at connect, "" when none did, and
+	// RelaySetting the setting. Connect sets them.
+	RelayEntry   string
+	RelaySetting *settings.Setting
+	// Held is a refusal of the sender that waits for the recipients, since some are taken from anybody. Mail sets it.
+	Held *Verdict
 	// Settings is this session's view; an overlay may replace it.
 	Settings *settings.View
 }

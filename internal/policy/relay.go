@@ -35,3 +35,16 @@ func relayMatch(entry string, ip netip.Addr, text string) bool {
 	network, err := netip.ParsePrefix(entry)
 	return err == nil && network.Contains(ip)
 }
+
+// relayDomain gives the first of entries that host matches, "" when none does: a host name, or a domain behind a dot; a
+// colon ends it (wiki 2849-2854), or may be left out.
+func relayDomain(entries []string, host string) string {
+	host = strings.ToLower(host)
+	for _, entry := range entries {
+		name := strings.ToLower(strings.TrimSuffix(entry, ":"))
+		if name == host || len(name) > 1 && name[0] == '.' && strings.HasSuffix(host, name) {
+			return entry
+		}
+	}
+	return ""
+}

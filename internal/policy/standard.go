@@ -8,6 +8,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/lists"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/settings"
 )
@@ -19,17 +20,30 @@ type Directory interface {
 	User(ctx context.Context, a addr.Address) (directory.User, error)
 }
 
+// Lists looks keys up in a control file that may be a text, a constant database or a table of SQL; see lists.Finder.
+type Lists interface {
+	Find(ctx context.Context, l *settings.List, keys ...string) (lists.Hit, error)
+}
+
 // Config is what a Standard stands on.
 type Config struct {
 	Directory Directory
+	// Lists is what looks into lists; nil looks into texts and constant databases only.
+	Lists Lists
 }
 
 // Standard is the policy of a host that takes mail for its own users from anybody, and relays only for authenticated
-// users and for the networks in RELAYCLIENTS (wiki 2820-2857). It keeps no state of its own; safe for concurrent use.
+// users and for the clients and senders that settings name (wiki 2820-2857). It keeps no state of its own; safe for
+// concurrent use.
 type Standard struct{ config Config }
 
 // New returns a Standard.
-func New(config Config) *Standard { return &Standard{config} }
+func New(config Config) *Standard {
+	if config.Lists == nil {
+		config.Lists = (*lists.Finder)(nil)
+	}
+	return &Standard{config}
+}
 
 // The refusals of Standard, as the clients see them. They never change: a copy is made to add a cause.
 var (
@@ -41,6 +55,14 @@ var (
 	errNoMailbox  = mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "sorry, no mailbox here by that name (#5.1.1)")
 	errDirectory  = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "sorry, the user directory cannot be asked now (#4.3.0)")
 	errRelay      = mailerr.New(550, mailerr.Enhanced{5, 7, 1}, "sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)")
+	errBadIP      = mailerr.New(421, mailerr.Enhanced{4, 7, 1}, "sorry, your IP is temporarily denied (#4.7.1)")
+	errBadHost    = mailerr.New(421, mailerr.Enhanced{4, 7, 1}, "sorry, your host is temporarily denied (#4.7.1)")
+	errBadHelo    = mailerr.New(550, mailerr.Enhanced{5, 7, 1}, "sorry, your HELO/EHLO greeting has been denied (#5.7.1)")
+	errHeloFQDN   = mailerr.New(550, mailerr.Enhanced{5, 7, 1}, "sorry, your HELO/EHLO greeting is no fully qualified domain name (#5.7.1)")
+	errBadSender  = mailerr.New(553, mailerr.Enhanced{5, 7, 1}, "sorry, your envelope sender is in my badmailfrom list (#5.7.1)")
+	errBadRcpt    = mailerr.New(553, mailerr.Enhanced{5, 7, 1}, "sorry, this recipient is in my badrcptto list (#5.7.1)")
+	errLists      = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "sorry, a list of this system cannot be asked now (#4.3.0)")
+	errNoRelay    = mailerr.New(550, mailerr.Enhanced{5, 7, 1}, "sorry, you may send to users of this system only (#5.7.1)")
 	errHops       = mailerr.New(554, mailerr.Enhanced{5, 4, 6}, "too many hops, this message is looping (#5.4.6)")
 )
 
@@ -71,17 +93,99 @@ func Complete(a addr.Address, v *settings.View) addr.Address {
 	return a
 }
 
-// Connect accepts everybody (limits on connections are the door's) and finds out whether the client is in RELAYCLIENTS.
-func (p *Standard) Connect(_ context.Context, s *Session) Verdict {
-	s.RelayEntry = RelayEntry(settings.RelayClients.Get(s.Settings), s.Client.Addr())
+// Connect refuses the clients in badip and badhost (421 4.7.1), and finds out whether the client may relay.
+func (p *Standard) Connect(ctx context.Context, s *Session) Verdict {
+	ip := s.Client.Addr().WithZone("").String()
+	if named(s, settings.BadIPCheck, settings.BadIP) {
+		if v, refused := p.listed(ctx, s, settings.BadIP, errBadIP.Saying("sorry, your IP ("+ip+") is temporarily denied (#4.7.1)"), "badip", ipKeys(ip)...); refused {
+			return v
+		}
+	}
+	if s.Host != "" && named(s, settings.BadHostCheck, settings.BadHost) {
+		if v, refused := p.listed(ctx, s, settings.BadHost, errBadHost, "badhost", domainKeys(s.Host)...); refused {
+			return v
+		}
+	}
+	s.RelayEntry, s.RelaySetting = RelayEntry(settings.RelayClients.Get(s.Settings), s.Client.Addr()), settings.RelayClients.Setting
+	if s.RelayEntry == "" && s.Host != "" {
+		s.RelayEntry, s.RelaySetting = relayDomain(settings.RelayDomains.Get(s.Settings), s.Host), settings.RelayDomains.Setting
+	}
 	if s.RelayEntry == "" {
 		return Verdict{Check: "connect"}
 	}
-	return Verdict{Check: "relayclients", Input: s.RelayEntry}.by(s, settings.RelayClients.Setting)
+	return Verdict{Check: strings.ToLower(s.RelaySetting.Name), Input: s.RelayEntry}.by(s, s.RelaySetting)
 }
 
-// Helo accepts every name that the door takes.
-func (p *Standard) Helo(_ context.Context, _ *Session, name string) Verdict {
+// NeedsHost tells whether the client's host name decides anything, so that it must be looked up.
+func NeedsHost(v *settings.View) bool {
+	return len(settings.RelayDomains.Get(v)) > 0 || settings.BadHostCheck.Get(v) || named(&Session{Settings: v}, settings.BadHostCheck, settings.BadHost)
+}
+
+// named tells whether a list is in use that must be switched on: by its own switch, or by a variable that names the file.
+func named(s *Session, check settings.Key[bool], list settings.Key[*settings.List]) bool {
+	return check.Get(s.Settings) || s.Settings.IsSet(list.Setting) && s.Settings.Source(list.Setting).Layer != "control file"
+}
+
+// listed looks for keys in a list; refused is true when one is there, or when that cannot be found out.
+func (p *Standard) listed(ctx context.Context, s *Session, list settings.Key[*settings.List], e *mailerr.Error, check string, keys ...string) (v Verdict, refused bool) {
+	l := list.Get(s.Settings)
+	if l.Empty() {
+		return Verdict{}, false
+	}
+	hit, err := p.config.Lists.Find(ctx, l, keys...)
+	switch {
+	case err != nil:
+		return refuse(check, keys[0], errLists.Because(err)).by(s, list.Setting), true
+	case hit.Found:
+		v = refuse(check, hit.Key, e).by(s, list.Setting)
+		v.Layer = hit.Where
+		return v, true
+	}
+	return Verdict{}, false
+}
+
+// ipKeys gives an address and its prefixes of whole bytes, the longest first.
+func ipKeys(ip string) []string {
+	keys := []string{ip}
+	for i := len(ip) - 1; i > 0; i-- {
+		if ip[i] == '.' {
+			keys = append(keys, ip[:i+1])
+		}
+	}
+	return keys
+}
+
+// domainKeys gives a domain and its .suffixes, the longest first.
+func domainKeys(domain string) []string {
+	domain = strings.ToLower(domain)
+	keys := []string{domain}
+	for i := range len(domain) {
+		if domain[i] == '.' {
+			keys = append(keys, domain[i:])
+		}
+	}
+	return keys
+}
+
+// addressKeys gives what a list of addresses may have for a: the address and its @domain.
+func addressKeys(a addr.Address) []string {
+	key := a.Key()
+	if a.Domain == "" {
+		return []string{key}
+	}
+	return []string{key, "@" + strings.ToLower(a.Domain)}
+}
+
+// Helo refuses the names in badhelo, and with ENFORCE_FQDN_HELO names without a dot: 550 5.7.1.
+func (p *Standard) Helo(ctx context.Context, s *Session, name string) Verdict {
+	if named(s, settings.BadHeloCheck, settings.BadHelo) {
+		if v, refused := p.listed(ctx, s, settings.BadHelo, errBadHelo, "badhelo", domainKeys(name)...); refused {
+			return v
+		}
+	}
+	if settings.FQDNHelo.Get(s.Settings) && !strings.Contains(strings.Trim(name, "."), ".") && !strings.HasPrefix(name, "[") {
+		return refuse("helo-fqdn", name, errHeloFQDN).by(s, settings.FQDNHelo.Setting)
+	}
 	return Verdict{Check: "helo", Input: name}
 }
 
@@ -93,11 +197,24 @@ func (p *Standard) AuthAllowed(_ context.Context, s *Session) Verdict {
 	return Verdict{Check: "secure-auth"}
 }
 
-// Mail refuses strangers on a submission service (530 5.7.0), a declared size above DATABYTES (552 5.3.4) and a sender
-// whose domain can be no domain (553 5.1.7). A user may send under any address.
-func (p *Standard) Mail(_ context.Context, s *Session, from addr.Address, size int64) Verdict {
-	if s.Submission && s.User == "" && s.RelayEntry == "" {
-		return refuse("submission", s.Client.Addr().String(), errAuthFirst).by(s, settings.RelayClients.Setting)
+// Mail refuses strangers on a submission service and where REQUIREAUTH or authdomains want a login (530 5.7.0), a declared
+// size above DATABYTES (552 5.3.4), a sender whose domain can be no domain (553 5.1.7), and those in badmailfrom (553 5.7.1;
+// at RCPT where goodrcptto takes some recipients from anybody). It throws away what blackholedsender names. A user may send
+// under any address.
+func (p *Standard) Mail(ctx context.Context, s *Session, from addr.Address, size int64) Verdict {
+	s.Held = nil
+	if s.User == "" {
+		if settings.RequireAuth.Get(s.Settings) {
+			return refuse("require-auth", from.String(), errAuthFirst).by(s, settings.RequireAuth.Setting)
+		}
+		if s.Submission && !p.mayRelay(s) {
+			return refuse("submission", s.Client.Addr().String(), errAuthFirst).by(s, settings.RelayClients.Setting)
+		}
+		if from.Domain != "" {
+			if v, refused := p.listed(ctx, s, settings.AuthDomains, errAuthFirst, "authdomains", "@"+strings.ToLower(from.Domain)); refused {
+				return v
+			}
+		}
 	}
 	if limit := int64(settings.DataBytes.Get(s.Settings)); limit > 0 && size > limit {
 		return refuse("size", strconv.FormatInt(size, 10), errSize).by(s, settings.DataBytes.Setting)
@@ -105,17 +222,51 @@ func (p *Standard) Mail(_ context.Context, s *Session, from addr.Address, size i
 	if !plausibleDomain(from) {
 		return refuse("sender-domain", from.Domain, errSender)
 	}
+	if from.IsNull() {
+		return Verdict{Check: "sender"}
+	}
+	keys := addressKeys(from)
+	if v, refused := p.listed(ctx, s, settings.BlackholedSender, errBadSender, "blackholedsender", keys...); refused {
+		if v.Action == Reject {
+			v.Action, v.Err = Discard, nil
+		}
+		return v
+	}
+	v, refused := p.listed(ctx, s, settings.BadMailFrom, errBadSender, "badmailfrom", keys...)
+	if line, ok := settings.BadMailFromPatterns.Get(s.Settings).Match(s.Settings, from.String()); ok && !refused {
+		v, refused = refuse("badmailfrompatterns", "line "+strconv.Itoa(line), errBadSender).by(s, settings.BadMailFromPatterns.Setting), true
+	}
+	if refused && p.someAreGood(s) {
+		s.Held = &v
+		return Verdict{Check: v.Check, Input: v.Input, Setting: v.Setting, Layer: v.Layer}
+	}
+	if refused {
+		return v
+	}
 	return Verdict{Check: "sender"}
 }
 
+// someAreGood tells whether there may be recipients that are taken from anybody.
+func (p *Standard) someAreGood(s *Session) bool {
+	return !settings.GoodRcptTo.Get(s.Settings).Empty() || settings.GoodRcptPatterns.Get(s.Settings).Len() > 0
+}
+
+// mayRelay tells whether the client may relay by its address or name.
+func (p *Standard) mayRelay(s *Session) bool {
+	return s.RelayEntry != "" || settings.RelayClient.Get(s.Settings)
+}
+
 // Rcpt accepts existing users of local domains from anybody and every other address from clients that may relay. It
-// answers 452 4.5.3 beyond MAXRECIPIENTS, 550 5.1.1 for an unknown user, 451 4.3.0 while the directory cannot answer,
-// and 550 5.7.1 for relaying.
-func (p *Standard) Rcpt(ctx context.Context, s *Session, _, to addr.Address, accepted int) Verdict {
+// answers 452 4.5.3 beyond MAXRECIPIENTS, 550 5.1.1 for an unknown user, 451 4.3.0 while the directory or a list cannot
+// answer, 553 5.7.1 for what badrcptto names, and 550 5.7.1 for relaying. It throws away what blackholedrcpt names.
+func (p *Standard) Rcpt(ctx context.Context, s *Session, from, to addr.Address, accepted int) Verdict {
 	if accepted >= settings.MaxRecipients.Get(s.Settings) {
 		return refuse("recipients", strconv.Itoa(accepted), errRecipients).by(s, settings.MaxRecipients.Setting)
 	}
 	to = Complete(to, s.Settings)
+	if v, decided := p.rcptLists(ctx, s, to); decided {
+		return v
+	}
 	_, err := p.config.Directory.User(ctx, to)
 	if errors.Is(err, directory.ErrNoUser) {
 		// Whether the domain is local decides between "no such user" and relaying.
@@ -128,10 +279,77 @@ func (p *Standard) Rcpt(ctx context.Context, s *Session, _, to addr.Address, acc
 		return Verdict{Check: "local-user"}
 	case !errors.Is(err, directory.ErrNoDomain):
 		return refuse("local-user", to.String(), errDirectory.Because(err))
+	}
+	return p.relay(ctx, s, from, to)
+}
+
+// rcptLists asks the lists of recipients; decided is false when none has a word to say.
+func (p *Standard) rcptLists(ctx context.Context, s *Session, to addr.Address) (v Verdict, decided bool) {
+	keys, v2 := addressKeys(to), s.Settings
+	throw := func(v Verdict) Verdict {
+		if v.Action == Reject {
+			v.Action, v.Err = Discard, nil
+		}
+		return v
+	}
+	if v, found := p.listed(ctx, s, settings.BlackholeRcpt, errBadRcpt, "blackholedrcpt", keys...); found {
+		return throw(v), true
+	}
+	if line, ok := settings.BlackholeRcptPatterns.Get(v2).Match(v2, to.String()); ok {
+		return throw(refuse("blackholercptpatterns", "line "+strconv.Itoa(line), errBadRcpt).by(s, settings.BlackholeRcptPatterns.Setting)), true
+	}
+	v, good := p.listed(ctx, s, settings.GoodRcptTo, errBadRcpt, "goodrcptto", keys...)
+	if good && v.Action == Defer {
+		return v, true
+	}
+	if !good {
+		_, good = settings.GoodRcptPatterns.Get(v2).Match(v2, to.String())
+	}
+	if good {
+		return Verdict{}, false
+	}
+	if s.Held != nil {
+		return *s.Held, true
+	}
+	if v, found := p.listed(ctx, s, settings.BadRcptTo, errBadRcpt, "badrcptto", keys...); found {
+		return v, true
+	}
+	if line, ok := settings.BadRcptPatterns.Get(v2).Match(v2, to.String()); ok {
+		return refuse("badrcptpatterns", "line "+strconv.Itoa(line), errBadRcpt).by(s, settings.BadRcptPatterns.Setting), true
+	}
+	return Verdict{}, false
+}
+
+// relay decides on a recipient in a domain that is not the directory's.
+func (p *Standard) relay(ctx context.Context, s *Session, from, to addr.Address) Verdict {
+	// rcpthosts: what this host takes mail for, to send it on, as a secondary MX does.
+	l := settings.RcptHosts.Get(s.Settings)
+	hit, err := p.config.Lists.Find(ctx, l, domainKeys(to.Domain)...)
+	switch {
+	case err != nil:
+		return refuse("rcpthosts", to.Domain, errLists.Because(err)).by(s, settings.RcptHosts.Setting)
+	case hit.Found:
+		return Verdict{Check: "rcpthosts", Input: hit.Key, Setting: settings.RcptHosts.Name, Layer: hit.Where}
+	case settings.NoRelay.Get(s.Settings):
+		return refuse("relay", to.Domain, errNoRelay).by(s, settings.NoRelay.Setting)
 	case s.User != "":
 		return Verdict{Check: "relay", Input: "user " + s.User}
+	case settings.AuthAll.Get(s.Settings):
+		return refuse("relay", s.Client.Addr().String(), errAuthFirst).by(s, settings.AuthAll.Setting)
+	case settings.RelayClient.Get(s.Settings):
+		return Verdict{Check: "relay", Input: "client " + s.Client.Addr().String()}.by(s, settings.RelayClient.Setting)
 	case s.RelayEntry != "":
-		return Verdict{Check: "relay", Input: "client " + s.RelayEntry}.by(s, settings.RelayClients.Setting)
+		return Verdict{Check: "relay", Input: "client " + s.RelayEntry}.by(s, s.RelaySetting)
+	}
+	if !from.IsNull() {
+		l := settings.RelayMailFrom.Get(s.Settings)
+		hit, err := p.config.Lists.Find(ctx, l, addressKeys(from)...)
+		switch {
+		case err != nil:
+			return refuse("relay", from.String(), errLists.Because(err)).by(s, settings.RelayMailFrom.Setting)
+		case hit.Found:
+			return Verdict{Check: "relay", Input: "sender " + hit.Key, Setting: settings.RelayMailFrom.Name, Layer: hit.Where}
+		}
 	}
 	return refuse("relay", s.Client.Addr().String(), errRelay).by(s, settings.RelayClients.Setting)
 }

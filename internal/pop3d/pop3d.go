@@ -59,6 +59,9 @@ func New(config Config) *Server {
 // Serve accepts connections until Shutdown.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.listener.Serve(ctx, l) }
 
+// Connections tells how many are open.
+func (s *Server) Connections() int { return s.listener.Connections() }
+
 // Shutdown ends all sessions; what they marked as deleted stays.
 func (s *Server) Shutdown(ctx context.Context) { s.listener.Shutdown(ctx) }
 

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -179,21 +178,16 @@ type bounceSettings struct {
 }
 
 func (q *Queue) bounceSettings(view *settings.View, to addr.Address) bounceSettings {
-	s := bounceSettings{settings.BounceQueue.Get(view), settings.BounceProcessor.Get(view), "", int64(settings.BounceMaxBytes.Get(view)), bounce.Format(settings.BounceFormat.Get(view))}
-	rules := settings.BounceRules.Get(view)
-	for name, into := range map[string]*string{"QMAILQUEUE": &s.door, "BOUNCEQUEUE": &s.door, "BOUNCEPROCESSOR": &s.processor, "QUEUEDIR": &s.queue} {
-		if v, ok := rules.Lookup(to.String(), name); ok {
-			*into = v
-		}
+	own := view.ForBounce(to)
+	s := bounceSettings{
+		settings.BounceQueue.Get(own), settings.BounceProcessor.Get(own), "", int64(settings.BounceMaxBytes.Get(own)),
+		bounce.Format(settings.BounceFormat.Get(own)),
 	}
-	if v, ok := rules.Lookup(to.String(), "BOUNCEMAXBYTES"); ok {
-		if n, err := strconv.ParseInt(v, 10, 64); err == nil && n >= 0 {
-			s.maxBytes = n
-		}
+	// IndiMail's name for the program is QMAILQUEUE, which in this file means bounces only.
+	if program, ok := view.RulesSet(settings.BounceRules, to.String(), settings.QMailQueue.Setting); ok && program != "" {
+		s.door = program
 	}
-	if v, ok := rules.Lookup(to.String(), "BOUNCE_FORMAT"); ok && (v == "dsn" || v == "qsbmf") {
-		s.format = bounce.Format(v)
-	}
+	s.queue, _ = view.RulesSet(settings.BounceRules, to.String(), settings.QueueDir.Setting)
 	return s
 }
 

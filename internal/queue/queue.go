@@ -13,6 +13,7 @@ import (
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/bounce"
 	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/settings"
 )
 
 // ID names a message for the life of a queue directory; it is never used twice. It is printed in decimal, where qmail
@@ -50,6 +51,9 @@ type Envelope struct {
 	UTF8 bool   `json:"utf8,omitempty"`
 	// Queue asks for the queue of a name, or of a path that ends in it. It is not kept.
 	Queue string `json:"queue,omitempty"`
+	// Settings are those of the session that the message came in by, for choosing its queue; nil means the service's. They
+	// are not kept.
+	Settings *settings.View `json:"-"`
 	// EnvID and Return are ENVID and RET (RFC 3461), kept for delivery and bounces.
 	EnvID  string `json:"envid,omitempty"`
 	Return string `json:"ret,omitempty"`

@@ -641,6 +641,29 @@ type QueueStats struct {
 	Retired bool `json:"retired,omitempty"`
 }
 
+// Oldest gives when the oldest message of each queue came in; queues without messages are left out.
+func (s *Set) Oldest() map[string]time.Time {
+	all := map[string]time.Time{}
+	for _, m := range s.members() {
+		m.mu.Lock()
+		for _, one := range m.messages {
+			if t := time.Unix(0, one.birth); !one.finished && (all[m.config.Name].IsZero() || t.Before(all[m.config.Name])) {
+				all[m.config.Name] = t
+			}
+		}
+		m.mu.Unlock()
+	}
+	return all
+}
+
+// Names gives the names of the queues, retired ones too.
+func (s *Set) Names() (names []string) {
+	for _, m := range s.members() {
+		names = append(names, m.config.Name)
+	}
+	return names
+}
+
 // Stats counts, queue by queue.
 func (s *Set) Stats() []QueueStats {
 	var all []QueueStats

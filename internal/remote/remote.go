@@ -27,6 +27,8 @@ import (
 type Config struct {
 	Resolver dnsx.Resolver
 	Dial     func(ctx context.Context, network, address string) (net.Conn, error)
+	// DialFrom is Dial from an address of this host, for OUTGOINGIP; nil where that cannot be.
+	DialFrom func(ctx context.Context, local netip.Addr, network, address string) (net.Conn, error)
 	Settings func() *settings.View
 	// Hostname is this system's name, never a relay for itself.
 	Hostname func() string
@@ -218,17 +220,95 @@ func all(job *queue.Delivery, e *mailerr.Error, dialogue []string) []queue.Resul
 	return results
 }
 
-// Deliver makes one SMTP transaction with the best host that takes it.
+// way is what settings say of a delivery: those of the queue, or with rules for a sender or a recipient over them.
+type way struct {
+	view  *settings.View
+	route *relay
+	// helo is the name in EHLO; local the address of this host that connections come from, not valid for any.
+	helo  string
+	local netip.Addr
+}
+
+// wayFor gives the way to host; the error is for the operator.
+func (d *Deliverer) wayFor(view *settings.View, host string) (way, error) {
+	w := way{view: view, helo: settings.HeloHost.Get(view)}
+	if w.helo == "" {
+		w.helo = d.config.Hostname()
+	}
+	if local := settings.OutgoingIP.Get(view); local != "" {
+		var err error
+		if w.local, err = netip.ParseAddr(local); err != nil {
+			return w, fmt.Errorf("OUTGOINGIP %q of %s: %w", local, view.Source(settings.OutgoingIP.Setting), err)
+		}
+	}
+	var err error
+	if one := settings.SMTPRoute.Get(view); one != "" {
+		if w.route, err = findRoute([]string{one}, host); err != nil {
+			return w, fmt.Errorf("SMTPROUTE of %s: %w", view.Source(settings.SMTPRoute.Setting), err)
+		}
+	}
+	if w.route == nil {
+		w.route, err = findRoute(settings.SMTPRoutes.Get(view), host)
+	}
+	return w, err
+}
+
+// key names the connections that will do for w.
+func (w way) key(host string) string {
+	if w.route != nil {
+		host = strings.Join([]string{"route", w.route.host, w.route.port, w.route.user}, " ")
+	}
+	return strings.Join([]string{host, w.helo, w.local.String()}, " ")
+}
+
+// Deliver makes one SMTP transaction with the best host that takes it; where rules give recipients ways of their own
+// (wiki 2278-2287), one for each way.
 func (d *Deliverer) Deliver(ctx context.Context, job *queue.Delivery) []queue.Result {
 	view := d.config.Settings()
-	route, err := findRoute(settings.SMTPRoutes.Get(view), job.Host)
+	if settings.FromdRules.Get(view).Len() == 0 && settings.RcptRules.Get(view).Len() == 0 {
+		return d.deliver(ctx, job, view)
+	}
+	type group struct {
+		view    *settings.View
+		indexes []int
+	}
+	var order []string
+	groups := map[string]*group{}
+	for i, r := range job.Recipients {
+		own := view.ForDelivery(job.Envelope.Sender, r.Address)
+		w, err := d.wayFor(own, job.Host)
+		key := w.key(job.Host)
+		if err != nil {
+			key = err.Error()
+		}
+		if groups[key] == nil {
+			groups[key] = &group{view: own}
+			order = append(order, key)
+		}
+		groups[key].indexes = append(groups[key].indexes, i)
+	}
+	results := make([]queue.Result, len(job.Recipients))
+	for _, key := range order {
+		g := groups[key]
+		part := *job
+		part.Recipients = nil
+		for _, i := range g.indexes {
+			part.Recipients = append(part.Recipients, job.Recipients[i])
+		}
+		for n, r := range d.deliver(ctx, &part, g.view) {
+			results[g.indexes[n]] = r
+		}
+	}
+	return results
+}
+
+// deliver makes one transaction by the settings of view.
+func (d *Deliverer) deliver(ctx context.Context, job *queue.Delivery, view *settings.View) []queue.Result {
+	w, err := d.wayFor(view, job.Host)
 	if err != nil {
 		return all(job, mailerr.New(451, mailerr.Enhanced{4, 3, 5}, "The static routes of this system are malformed. (#4.3.5)").Because(err), []string{err.Error()})
 	}
-	key := job.Host
-	if route != nil {
-		key = strings.Join([]string{"route", route.host, route.port, route.user}, " ")
-	}
+	route, key := w.route, w.key(job.Host)
 	// An idle connection may have died meanwhile; before anything was accepted a fresh one takes over.
 	for c := d.take(key); c != nil; c = d.take(key) {
 		results, fresh := c.send(ctx, job)
@@ -253,7 +333,7 @@ func (d *Deliverer) Deliver(ctx context.Context, job *queue.Delivery) []queue.Re
 		dialogue = append(dialogue, "none of the hosts answered lately; they are left alone until "+until.UTC().Format(time.RFC3339))
 	}
 	for _, t := range living {
-		c, e := d.connect(ctx, t, route)
+		c, e := d.connect(ctx, t, w)
 		if c == nil {
 			dialogue = append(dialogue, t.String()+": "+e.Error())
 			tried = append(tried, t.String()+": "+reason(e))
@@ -434,16 +514,23 @@ func (d *Deliverer) mark(address string, alive bool) {
 	d.dead[address] = h
 }
 
-// connect opens a connection to a target up to EHLO, TLS and AUTH.
-func (d *Deliverer) connect(ctx context.Context, t target, route *relay) (*client, *mailerr.Error) {
-	view := d.config.Settings()
-	helo := settings.HeloHost.Get(view)
-	if helo == "" {
-		helo = d.config.Hostname()
+// dial connects from the address local, if that is valid.
+func (d *Deliverer) dial(ctx context.Context, local netip.Addr, address string) (net.Conn, error) {
+	if !local.IsValid() {
+		return d.config.Dial(ctx, "tcp", address)
 	}
+	if d.config.DialFrom == nil {
+		return nil, errors.New("this system cannot choose the address that connections come from")
+	}
+	return d.config.DialFrom(ctx, local, "tcp", address)
+}
+
+// connect opens a connection to a target up to EHLO, TLS and AUTH.
+func (d *Deliverer) connect(ctx context.Context, t target, w way) (*client, *mailerr.Error) {
+	view, helo, route := w.view, w.helo, w.route
 	for _, tryTLS := range []bool{true, false} {
 		dialCtx, cancel := context.WithTimeout(ctx, settings.TimeoutConnect.Get(view))
-		conn, err := d.config.Dial(dialCtx, "tcp", t.address)
+		conn, err := d.dial(dialCtx, w.local, t.address)
 		cancel()
 		if err != nil {
 			d.mark(t.address, false)

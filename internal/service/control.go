@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -77,6 +78,20 @@ func startControl(h *House) (*controlServer, error) {
 	})
 	mux.HandleFunc("POST /reload", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, struct{}{}, h.Reload())
+	})
+	mux.HandleFunc("GET /services", func(w http.ResponseWriter, r *http.Request) { reply(w, h.Services(), nil) })
+	mux.HandleFunc("POST /services/{name}/{verb}", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), h.Drain()+30*time.Second)
+		defer cancel()
+		reply(w, struct{}{}, h.ServiceDo(ctx, r.PathValue("name"), r.PathValue("verb")))
+	})
+	mux.HandleFunc("GET /log", func(w http.ResponseWriter, r *http.Request) {
+		lines := []LogLine{}
+		if h.config.Log != nil {
+			limit, _ := strconv.Atoi(r.FormValue("lines"))
+			lines = append(lines, h.config.Log.Recent(r.FormValue("service"), limit)...)
+		}
+		reply(w, lines, nil)
 	})
 	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, h.verifier.IssueToken(r.FormValue("user"), 2*time.Minute), nil)
@@ -179,6 +194,25 @@ func (c *Control) Token(ctx context.Context, user string) (string, error) {
 // them, and then they are not.
 func (c *Control) Reload(ctx context.Context) error {
 	return c.ask(ctx, http.MethodPost, "/reload", nil, new(struct{}))
+}
+
+// Services asks for the state of every service.
+func (c *Control) Services(ctx context.Context) (all []ServiceState, err error) {
+	return all, c.ask(ctx, http.MethodGet, "/services", nil, &all)
+}
+
+// ServiceDo starts, stops, restarts or reloads a service, and returns when that is done or has failed.
+func (c *Control) ServiceDo(ctx context.Context, name, verb string) error {
+	body, err := c.send(ctx, c.patient, http.MethodPost, "/services/"+url.PathEscape(name)+"/"+url.PathEscape(verb), nil)
+	if err != nil {
+		return err
+	}
+	return body.Close()
+}
+
+// Recent gives the last lines of a service's log, or with "" of all; a few hundred are kept.
+func (c *Control) Recent(ctx context.Context, service string, lines int) (all []LogLine, err error) {
+	return all, c.ask(ctx, http.MethodGet, "/log", url.Values{"service": {service}, "lines": {strconv.Itoa(lines)}}, &all)
 }
 
 // DeadHosts gives the addresses that did not answer.

@@ -2,120 +2,150 @@ package service
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"time"
 
 	"github.com/indigomail/indigo/internal/imapd"
 	"github.com/indigomail/indigo/internal/policy"
 	"github.com/indigomail/indigo/internal/pop3d"
+	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/smtpd"
 	"github.com/indigomail/indigo/internal/tlsx"
 )
 
-// doorSpec is one listening service.
-type doorSpec struct {
-	name string
-	port int
-	// tls is implicit TLS; submission is SMTP for users.
-	tls, submission bool
-}
-
-// doorSpecs are the services that a data directory has. A file services/NAME/down keeps one from starting.
-func doorSpecs() []doorSpec {
-	return []doorSpec{
-		{name: "smtpd.25", port: 25},
-		{name: "smtpd.587", port: 587, submission: true},
-		{name: "smtpd.465", port: 465, submission: true, tls: true},
-		{name: "pop3d.110", port: 110},
-		{name: "pop3d.995", port: 995, tls: true},
-		{name: "imapd.143", port: 143},
-		{name: "imapd.993", port: 993, tls: true},
-	}
-}
-
 // FreePorts, as port offset, lets the kernel choose every port.
 const FreePorts = -1
 
-// bind listens on every port and gives all that failed.
-func (h *House) bind() []error {
-	var faults []error
-	all := h.view("all")
-	host, offset := h.config.Listen, settings.PortOffset.Get(all)
-	if host == "" {
-		host = settings.Listen.Get(all)
-	}
-	if h.config.PortOffset != nil {
-		offset = *h.config.PortOffset
-	}
-	// Keep-alives cost four system calls a connection, and every session has a time limit of its own.
-	listen := net.ListenConfig{KeepAlive: -1}
-	for _, spec := range doorSpecs() {
-		if _, err := os.Stat(filepath.Join(h.config.Data, "services", spec.name, "down")); err == nil {
-			h.log.Info("service " + spec.name + " is down by its file services/" + spec.name + "/down")
-			continue
-		}
-		port := spec.port + offset
-		if offset == FreePorts {
-			port = 0
-		}
-		l, err := listen.Listen(context.Background(), "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
-		if err != nil {
-			faults = append(faults, fmt.Errorf("service %s: %w (try another --port-offset or --listen)", spec.name, err))
-			continue
-		}
-		h.doors = append(h.doors, &runningDoor{spec: spec, listener: l})
-	}
-	return faults
-}
-
+// startDoors starts every service that is wanted, and waits until each serves or has failed once.
 func (h *House) startDoors(ctx context.Context) {
-	tlsConfig := tlsx.ServerConfig(h.certificates)
-	rules := policy.New(policy.Config{Directory: h.directory})
-	me := settings.Me.Get(h.view("all"))
-	for _, d := range h.doors {
-		d.server = h.newDoor(d.spec, me, tlsConfig, rules)
-		h.serving.Go(func() {
-			// Connections outlive ctx until Shutdown, so that a drain is possible.
-			if err := d.server.Serve(context.WithoutCancel(ctx), d.listener); err != nil {
-				h.log.Error("service " + d.spec.name + " stopped: " + err.Error())
-			}
-		})
+	h.rules = policy.New(policy.Config{Directory: h.directory, Lists: h.lists})
+	for _, u := range h.units {
+		h.serving.Go(func() { u.run(ctx) })
+	}
+	for _, u := range h.units {
+		u.mu.Lock()
+		for u.wanted && !u.up && u.failures == 0 {
+			u.settled.Wait()
+		}
+		u.mu.Unlock()
 	}
 }
 
-func (h *House) newDoor(spec doorSpec, me string, tlsConfig *tls.Config, rules policy.Policy) door {
+// newDoor makes the server of a service.
+func (h *House) newDoor(spec doorSpec, l net.Listener) (server, error) {
 	view := func() *settings.View { return h.view(spec.name) }
-	switch spec.name[:4] {
-	case "smtp":
+	me := settings.Me.Get(h.view("all"))
+	logger := h.serviceLogger(spec.name)
+	tlsConfig := h.certificates.ServerConfig(func() tlsx.Options { return tlsOptions(view()) })
+	switch spec.kind {
+	case "smtpd":
 		return smtpd.New(smtpd.Config{
 			Service: spec.name, Hostname: me, Submission: spec.submission, ImplicitTLS: spec.tls, Settings: view,
-			TLS: tlsConfig, Policy: rules, Queue: throughProgram{h, view}, Auth: h.verifier, Trace: h.trace, Logger: h.log,
+			TLS: tlsConfig, Policy: h.rules, Queue: h.queue, HostName: h.hostName,
+			Through: func(v *settings.View) queue.Submitter { return throughProgram{h, v} }, Auth: h.verifier, Trace: h.recorder(), Logger: logger,
 			Now: time.Now, PID: os.Getpid(), NewSessionID: newSessionID,
-		})
-	case "pop3":
+		}), nil
+	case "pop3d":
 		return pop3d.New(pop3d.Config{
 			Service: spec.name, Hostname: me, ImplicitTLS: spec.tls, Settings: view, TLS: tlsConfig, Auth: h.verifier,
-			Trace: h.trace, Logger: h.log, Now: time.Now, NewSessionID: newSessionID,
-		})
-	default:
+			Trace: h.recorder(), Logger: logger, Now: time.Now, NewSessionID: newSessionID,
+		}), nil
+	case "imapd":
 		return imapd.New(imapd.Config{
 			Service: spec.name, Hostname: me, ImplicitTLS: spec.tls, Settings: view, TLS: tlsConfig, Auth: h.verifier,
-			Trace: h.trace, Logger: h.log, Now: time.Now, NewSessionID: newSessionID,
-		})
+			Trace: h.recorder(), Logger: logger, Now: time.Now, NewSessionID: newSessionID,
+		}), nil
+	case "metrics":
+		return h.newMetricsDoor(), nil
+	case "udplogger":
+		return h.newUDPLogger(spec.name, view, l.(packetListener).PacketConn, logger)
 	}
+	return nil, fmt.Errorf("service %s: no kind of service %q", spec.name, spec.kind)
 }
 
-// Addresses gives each service's address.
+// serviceLogger gives the log of a service: a directory of its own with LOG_DIR, or else the process's; and only what
+// LOG_LEVEL of the service lets through. The same logger comes back each time.
+func (h *House) serviceLogger(name string) *slog.Logger {
+	if h.config.Log == nil {
+		return h.log
+	}
+	h.unitsMu.Lock()
+	defer h.unitsMu.Unlock()
+	if l := h.loggers[name]; l != nil {
+		return l
+	}
+	v := h.view(name)
+	var dir *Multilog
+	if path := settings.LogDir.Get(v); path != "" {
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(h.config.Data, path)
+		}
+		var err error
+		dir, err = OpenMultilog(filepath.Join(path, name), int64(settings.LogSize.Get(v)), settings.LogNumber.Get(v), time.Now)
+		if err != nil {
+			h.log.Error("service " + name + " logs here and not to its directory: " + err.Error())
+			dir = nil
+		}
+	}
+	logger := h.config.Log.Service(name, dir, settings.LogTime.Get(v) == "rfc3339", func() slog.Level { return level(h.view(name)) })
+	if h.loggers == nil {
+		h.loggers = map[string]*slog.Logger{}
+	}
+	h.loggers[name] = logger
+	return logger
+}
+
+// level gives LOG_LEVEL.
+func level(v *settings.View) slog.Level {
+	switch settings.LogLevel.Get(v) {
+	case "debug":
+		return slog.LevelDebug
+	case "warn":
+		return slog.LevelWarn
+	case "error":
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}
+
+// Addresses gives the address of each service that is up.
 func (h *House) Addresses() map[string]string {
-	addresses := make(map[string]string, len(h.doors))
-	for _, d := range h.doors {
-		addresses[d.spec.name] = d.listener.Addr().String()
+	addresses := map[string]string{}
+	h.unitsMu.Lock()
+	defer h.unitsMu.Unlock()
+	for _, u := range h.units {
+		if s := u.state(); s.Up {
+			addresses[s.Name] = s.Address
+		}
 	}
 	return addresses
+}
+
+// hostNameTime bounds the look-up of a client's host name: the client waits for its greeting.
+const hostNameTime = 5 * time.Second
+
+// hostName gives the name of a client that leads back to its address, "" when there is none.
+func (h *House) hostName(ctx context.Context, ip netip.Addr) string {
+	ctx, cancel := context.WithTimeout(ctx, hostNameTime)
+	defer cancel()
+	ip = ip.Unmap().WithZone("")
+	names, err := h.resolver.PTR(ctx, ip)
+	if err != nil {
+		return ""
+	}
+	// Some addresses have hundreds of names; one that is true is enough.
+	for _, name := range names[:min(len(names), 5)] {
+		addresses, _, err := h.resolver.Addrs(ctx, name)
+		if err == nil && slices.ContainsFunc(addresses, func(a netip.Addr) bool { return a.Unmap() == ip }) {
+			return name
+		}
+	}
+	return ""
 }

@@ -124,15 +124,15 @@ func Names(data string) compose.Names {
 	return compose.Names{DefaultHost: host, DefaultDomain: host, PlusDomain: host, IDHost: host}
 }
 
-// throughProgram is the queue as a door sees it: behind the QMAILQUEUE program of the door's settings, if there is one.
+// throughProgram is the queue as a session sees it: behind the QMAILQUEUE program of its settings, if there is one.
 type throughProgram struct {
 	h    *House
-	view func() *settings.View
+	view *settings.View
 }
 
 // Begin starts a submission; see queue.Submitter.
 func (t throughProgram) Begin(ctx context.Context, sizeHint int64) (queue.Submission, error) {
-	view := t.view()
+	view := t.view
 	line := settings.QMailQueue.Get(view)
 	known, discard := inject.Known(line)
 	switch {

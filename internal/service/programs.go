@@ -23,7 +23,7 @@ const programTimeout = 2 * time.Minute
 
 // runProgram runs a line of words, of which the first is a program, with more arguments and variables. Its exit code is 0 or
 // -1 with an error; what it says on standard error goes into the error.
-func (h *House) runProgram(ctx context.Context, line string, arguments, variables []string) (code int, err error) {
+func (h *House) runProgram(ctx context.Context, view *settings.View, line string, arguments, variables []string) (code int, err error) {
 	words := append(strings.Fields(line), arguments...)
 	if len(words) == 0 {
 		return -1, errors.New("no program")
@@ -36,7 +36,7 @@ func (h *House) runProgram(ctx context.Context, line string, arguments, variable
 	if err != nil {
 		return -1, err
 	}
-	cmd.Env = append(append(h.view("queue").Environment(), "PATH="+settings.FromEnvironment().Path, "INDIGO_DATA="+data), variables...)
+	cmd.Env = append(append(view.Environment(), "PATH="+settings.FromEnvironment().Path, "INDIGO_DATA="+data), variables...)
 	cmd.WaitDelay = 5 * time.Second
 	var said bytes.Buffer
 	cmd.Stderr = &said
@@ -90,7 +90,7 @@ func (h *House) bounceProcessor(ctx context.Context, line string, r *bounce.Repo
 		if e := os.WriteFile(report, []byte(fmt.Sprintf("<%s>:\n%s\n", o.Recipient, o.Text)), 0o600); e != nil {
 			return true, e
 		}
-		code, e := h.runProgram(ctx, line, []string{message, report, sender, o.Recipient.String(), r.To.String()}, nil)
+		code, e := h.runProgram(ctx, h.view("queue"), line, []string{message, report, sender, o.Recipient.String(), r.To.String()}, nil)
 		if code == 2 {
 			keep = false
 		} else if e != nil {
@@ -110,8 +110,12 @@ type scripted struct {
 func (s scripted) Deliver(ctx context.Context, d *queue.Delivery) []queue.Result {
 	results := s.Deliverer.Deliver(ctx, d)
 	view := s.h.view("queue")
-	success, failure := settings.OnSuccessRemote.Get(view), settings.OnFailureRemote.Get(view)
 	for i, r := range results {
+		if i >= len(d.Recipients) {
+			break
+		}
+		own := view.ForDelivery(d.Envelope.Sender, d.Recipients[i].Address)
+		success, failure := settings.OnSuccessRemote.Get(own), settings.OnFailureRemote.Get(own)
 		line, code, text := success, 250, r.Text
 		if r.Err != nil {
 			line, code = failure, r.Err.Code
@@ -119,12 +123,12 @@ func (s scripted) Deliver(ctx context.Context, d *queue.Delivery) []queue.Result
 				text = r.Err.Text
 			}
 		}
-		if line == "" || i >= len(d.Recipients) {
+		if line == "" {
 			continue
 		}
 		variables := []string{"SMTPCODE=" + strconv.Itoa(code), "SMTPTEXT=" + strings.Join(strings.Fields(strings.ReplaceAll(text, "\x00", "")), " "),
 			"QUEUEID=" + d.ID.String(), "ATTEMPT=" + strconv.Itoa(d.Attempt)}
-		if _, err := s.h.runProgram(ctx, line, []string{d.Host, d.Envelope.Sender.String(), d.Recipients[i].Address.String()}, variables); err != nil {
+		if _, err := s.h.runProgram(ctx, own, line, []string{d.Host, d.Envelope.Sender.String(), d.Recipients[i].Address.String()}, variables); err != nil {
 			s.h.log.Warn(fmt.Sprintf("message %s: %s: %v", d.ID, line, err))
 		}
 	}

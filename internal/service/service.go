@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,7 +21,9 @@ import (
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/dnsx"
 	"github.com/indigomail/indigo/internal/inject"
+	"github.com/indigomail/indigo/internal/lists"
 	"github.com/indigomail/indigo/internal/local"
+	"github.com/indigomail/indigo/internal/policy"
 	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/remote"
 	"github.com/indigomail/indigo/internal/route"
@@ -36,6 +40,11 @@ type Config struct {
 	Listen     string
 	PortOffset *int
 	Logger     *slog.Logger
+	// Listener, when set, gives the listener for a service's address in the place of opening it here: from the service
+	// manager, or from a parent that may bind low ports. Nil without an error means that it has none.
+	Listener func(service, address string) (net.Listener, error)
+	// Log, when set, is where the lines of single services may go to directories of their own.
+	Log *Log
 }
 
 // House is a running Indigo: every service of one data directory. Make one with Open, end it with Shutdown.
@@ -48,30 +57,33 @@ type House struct {
 	certificates *tlsx.Store
 	trace        *trace.Log
 	directory    *directory.Store
+	lists        *lists.Finder
 	verifier     *auth.Password
 	resolver     *dnsx.Client
 	local        *local.Deliverer
 	remote       *remote.Deliverer
 	queue        *queue.Set
 
-	doors   []*runningDoor
-	inject  *inject.Server
-	control *controlServer
+	// unitsMu guards units; rules are the doors'.
+	unitsMu sync.Mutex
+	units   []*unit
+	held    holds
+	loggers map[string]*slog.Logger
+	rules   policy.Policy
+	metrics *metrics
+	// background is what services that a reload brings run under.
+	background context.Context
+	inject     *inject.Server
+	control    *controlServer
 	// serving counts the goroutines that run doors.
 	serving sync.WaitGroup
 	started time.Time
 }
 
-// door is what every protocol server offers.
-type door interface {
+// server is what every protocol server offers.
+type server interface {
 	Serve(ctx context.Context, l net.Listener) error
 	Shutdown(ctx context.Context)
-}
-
-type runningDoor struct {
-	spec     doorSpec
-	listener net.Listener
-	server   door
 }
 
 // Open starts everything. Whatever is wrong with the settings, the files and the ports is reported at once, by name,
@@ -95,6 +107,7 @@ func Open(ctx context.Context, config Config) (_ *House, err error) {
 	if err := h.openStations(ctx); err != nil {
 		return nil, err
 	}
+	h.background = ctx
 	h.startDoors(ctx)
 	if err := h.startInject(ctx); err != nil {
 		return nil, err
@@ -175,14 +188,16 @@ func (h *House) openStations(ctx context.Context) (err error) {
 		return err
 	}
 	dialer := &net.Dialer{}
-	if h.resolver, err = dnsx.New(dnsx.Config{Servers: settings.DNSServers.Get(all), Dial: dialer.DialContext, Now: time.Now}); err != nil {
+	if h.resolver, err = dnsx.New(dnsx.Config{Servers: settings.DNSServers.Get(all), Dial: dialer.DialContext, Now: time.Now, Observe: h.observeDNS}); err != nil {
 		return fmt.Errorf("resolver: %w", err)
 	}
-	queueView := func() *settings.View { return h.view("queue") }
-	h.local = local.New(local.Config{Directory: h.directory, Hostname: me, Settings: queueView, Now: time.Now, Logger: h.log})
+	h.lists = lists.New(h.config.Data)
+	h.metrics = newMetrics(h)
+	queueView := func() *settings.View { return h.queueView("queue") }
+	h.local = local.New(local.Config{Directory: h.directory, Hostname: me, Settings: queueView, Now: time.Now, Logger: h.serviceLogger("queue")})
 	if h.remote, err = remote.New(remote.Config{
-		Resolver: h.resolver, Dial: dialer.DialContext, Settings: queueView,
-		Hostname: func() string { return settings.Me.Get(h.view("all")) }, Now: time.Now, Logger: h.log,
+		Resolver: h.resolver, Dial: dialer.DialContext, DialFrom: dialFrom, Settings: queueView,
+		Hostname: func() string { return settings.Me.Get(h.view("all")) }, Now: time.Now, Logger: h.serviceLogger("queue"),
 		Memory: filepath.Join(h.config.Data, "queue", "deadhosts"),
 	}); err != nil {
 		return fmt.Errorf("remote delivery: %w", err)
@@ -191,15 +206,21 @@ func (h *House) openStations(ctx context.Context) (err error) {
 		Config: queue.Config{
 			Dir: queueBase(h.config.Data, queueView()), Host: me, Settings: queueView,
 			Router: route.New(route.Config{Directory: h.directory, Settings: queueView}),
-			Local:  h.local, Remote: scripted{h.remote, h}, BounceDoor: h.bounceDoor, Processor: h.bounceProcessor, Trace: h.trace, Logger: h.log, Now: time.Now, UID: os.Getuid(), PID: os.Getpid(),
+			Local:  h.local, Remote: scripted{h.remote, h}, BounceDoor: h.bounceDoor, Processor: h.bounceProcessor, Trace: h.recorder(), Logger: h.serviceLogger("queue"), Now: time.Now, UID: os.Getuid(), PID: os.Getpid(),
 		},
-		View:  func(name string) *settings.View { return h.view("queue." + name) },
+		View:  func(name string) *settings.View { return h.queueView("queue." + name) },
 		Place: h.place,
 	})
 	if err != nil {
 		return fmt.Errorf("queue: %w", err)
 	}
 	return nil
+}
+
+// dialFrom connects from an address of this host.
+func dialFrom(ctx context.Context, local netip.Addr, network, address string) (net.Conn, error) {
+	dialer := &net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))}
+	return dialer.DialContext(ctx, network, address)
 }
 
 // place names the queue for a recipient: the one that was asked for, else by the control files domainqueue, rcpt.envrules,
@@ -209,21 +230,24 @@ func (h *House) place(env *queue.Envelope, to *queue.Recipient) string {
 	if env.Queue != "" {
 		return filepath.Base(env.Queue)
 	}
-	view := h.view(env.Origin.Service)
+	view := env.Settings
+	if view == nil {
+		view = h.view(env.Origin.Service)
+	}
 	dir := settings.QueueDir.Get(view)
 	for _, rule := range [...]struct {
-		rules   settings.Rules
+		rules   settings.Key[*settings.Rules]
 		subject func() string
 	}{
-		{settings.DomainQueue.Get(view), func() string { return to.Address.Domain }},
-		{settings.RcptRules.Get(view), to.Address.String},
-		{settings.FromRules.Get(view), env.Sender.String},
-		{settings.FromdRules.Get(view), env.Sender.String},
+		{settings.DomainQueue, func() string { return to.Address.Domain }},
+		{settings.RcptRules, to.Address.String},
+		{settings.FromRules, env.Sender.String},
+		{settings.FromdRules, env.Sender.String},
 	} {
-		if len(rule.rules) == 0 {
+		if rule.rules.Get(view).Len() == 0 {
 			continue
 		}
-		if v, ok := rule.rules.Lookup(rule.subject(), settings.QueueDir.Name); ok {
+		if v, ok := view.RulesSet(rule.rules, rule.subject(), settings.QueueDir.Setting); ok {
 			dir = v
 			break
 		}
@@ -254,7 +278,23 @@ func (h *House) Reload() error {
 	}
 	h.settings.Store(snapshot)
 	h.logWarnings(snapshot)
+	h.reconcile(h.background)
 	return h.publishNames()
+}
+
+// Alive tells whether the house answers: its locks can be had within a second.
+func (h *House) Alive() bool {
+	answered := make(chan struct{})
+	go func() {
+		h.queue.Stats()
+		close(answered)
+	}()
+	select {
+	case <-answered:
+		return true
+	case <-time.After(time.Second):
+		return false
+	}
 }
 
 // Drain is how long Shutdown should be given: the setting DRAIN.
@@ -278,12 +318,11 @@ func (h *House) closeDoors(ctx context.Context) {
 		h.control.close()
 	}
 	var doors sync.WaitGroup
-	for _, d := range h.doors {
-		if d.server == nil {
-			d.listener.Close()
-			continue
-		}
-		doors.Go(func() { d.server.Shutdown(ctx) })
+	h.unitsMu.Lock()
+	units := slices.Clone(h.units)
+	h.unitsMu.Unlock()
+	for _, u := range units {
+		doors.Go(func() { u.end(ctx) })
 	}
 	if h.inject != nil {
 		doors.Go(func() { h.inject.Shutdown(ctx) })
@@ -299,6 +338,9 @@ func (h *House) closeStations() {
 	}
 	if h.local != nil {
 		h.local.Close()
+	}
+	if h.lists != nil {
+		h.lists.Close()
 	}
 	if h.directory != nil {
 		h.directory.Close()

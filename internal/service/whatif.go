@@ -17,6 +17,7 @@ import (
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/dnsx"
+	"github.com/indigomail/indigo/internal/lists"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/policy"
 	"github.com/indigomail/indigo/internal/queue"
@@ -45,11 +46,15 @@ func WhatIf(ctx context.Context, data string, q Question) ([]trace.Event, error)
 	if !Exists(data) {
 		return nil, fmt.Errorf("%s is not an Indigo data directory: make one with `indigo up --data %s`", data, data)
 	}
-	i := slices.IndexFunc(doorSpecs(), func(s doorSpec) bool { return s.name == q.Service })
-	if i < 0 || !strings.HasPrefix(q.Service, "smtpd.") {
-		return nil, fmt.Errorf("service %q takes no mail: one of smtpd.25, smtpd.587, smtpd.465", q.Service)
-	}
 	snapshot, err := settings.Load(data)
+	if err != nil {
+		return nil, err
+	}
+	doors := slices.DeleteFunc(instances(snapshot), func(name string) bool { return !strings.HasPrefix(name, "smtpd.") })
+	if !slices.Contains(doors, q.Service) {
+		return nil, fmt.Errorf("service %q takes no mail: one of %s", q.Service, strings.Join(doors, ", "))
+	}
+	spec, err := newDoorSpec(q.Service, snapshot.View(q.Service))
 	if err != nil {
 		return nil, err
 	}
@@ -58,11 +63,13 @@ func WhatIf(ctx context.Context, data string, q Question) ([]trace.Event, error)
 		return nil, fmt.Errorf("directory: %w", err)
 	}
 	defer users.Close()
+	tables := lists.New(data)
+	defer tables.Close()
 	events := &recording{}
 	session := 0
 	door := smtpd.New(smtpd.Config{
-		Service: q.Service, Hostname: settings.Me.Get(snapshot.View("all")), Submission: doorSpecs()[i].submission,
-		Settings: func() *settings.View { return snapshot.View(q.Service) }, Policy: policy.New(policy.Config{Directory: users}),
+		Service: q.Service, Hostname: settings.Me.Get(snapshot.View("all")), Submission: spec.submission,
+		Settings: func() *settings.View { return snapshot.View(q.Service) }, Policy: policy.New(policy.Config{Directory: users, Lists: tables}),
 		Trace: events, Logger: slog.New(slog.DiscardHandler), Now: time.Now, PID: os.Getpid(),
 		NewSessionID: func() string { session++; return fmt.Sprintf("rehearsal%d", session) },
 	})

@@ -2,84 +2,199 @@ package settings
 
 import (
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 )
 
 // Rules is a rules file: lines "pattern:VAR=value,VAR=,…" that set or unset settings for what the pattern matches (wiki
 // 2265-2295). A pattern is a whole address or domain, in any case, in which "*" stands for any text, "?" for one character
-// and "[ab]" for one of some.
-type Rules []Rule
-
-// Rule is one line.
-type Rule struct {
-	Pattern string
-	Assign  []Assignment
+// and "[ab]" for one of some; "<>" or nothing stands for the null sender. Where QREGEX is set it is a regular expression.
+// "\," stands for a comma in a value. Every rule that matches is obeyed, a later one wins.
+type Rules struct {
+	rules    []rule
+	patterns *patternSet
 }
 
-// Assignment sets a setting to a value, or unsets it when the value is empty.
-type Assignment struct{ Name, Value string }
-
-// separator keeps path.Match, which treats "/" apart, from doing so.
-var separator = strings.NewReplacer("/", "\x00")
-
-// parseRules reads the lines, of which those may set only what is allowed.
-func parseRules(allowed ...string) func(string) (Rules, error) {
-	return func(s string) (Rules, error) {
-		lines, err := parseList(s)
-		if err != nil {
-			return nil, err
-		}
-		rules := make(Rules, 0, len(lines))
-		for _, line := range lines {
-			// Behind a pattern stands a name and "=", so that the pattern may have colons.
-			end := -1
-			for i := range len(line) {
-				if line[i] == ':' && strings.Contains(line[i:], "=") {
-					end = i
-					break
-				}
-			}
-			if end < 1 {
-				return nil, fmt.Errorf("line %q is not of the form pattern:NAME=value,NAME=value", line)
-			}
-			r := Rule{Pattern: separator.Replace(strings.ToLower(line[:end]))}
-			if _, err := path.Match(r.Pattern, ""); err != nil {
-				return nil, fmt.Errorf("pattern %q: %w", line[:end], err)
-			}
-			for one := range strings.SplitSeq(line[end+1:], ",") {
-				name, value, ok := strings.Cut(one, "=")
-				if !ok || !slices.Contains(allowed, name) {
-					return nil, fmt.Errorf("%q in line %q: this file may set only %s", one, line, strings.Join(allowed, ", "))
-				}
-				r.Assign = append(r.Assign, Assignment{name, value})
-			}
-			rules = append(rules, r)
-		}
-		return rules, nil
-	}
+type rule struct {
+	line    int
+	assigns []assignment
 }
 
-// Lookup gives what the first rule that matches subject and assigns name assigns.
-func (r Rules) Lookup(subject, name string) (value string, ok bool) {
-	if len(r) == 0 {
-		return "", false
+// assignment sets a setting, or with unset unsets it.
+type assignment struct {
+	setting *Setting
+	value   value
+}
+
+// Len gives the number of rules; a nil Rules has none.
+func (r *Rules) Len() int {
+	if r == nil {
+		return 0
 	}
-	subject = separator.Replace(strings.ToLower(subject))
-	for _, rule := range r {
-		if matched, err := path.Match(rule.Pattern, subject); err != nil || !matched {
+	return len(r.rules)
+}
+
+// mayChange tells whether rules of one of classes may change s; see Setting.Rules.
+func mayChange(s *Setting, classes []string) bool {
+	return slices.ContainsFunc(s.Rules, func(one string) bool { return slices.Contains(classes, one) })
+}
+
+// parseRules reads the lines, of which those may set only what some of classes may change.
+func parseRules(l *loader, s string, classes []string) (*Rules, error) {
+	r := &Rules{}
+	var wrong faults
+	var patterns []numbered
+	for _, line := range significant(s) {
+		// l is nil for the default only, which has no lines.
+		fail := func(format string, a ...any) { wrong = append(wrong, fault{line.line, fmt.Sprintf(format, a...)}) }
+		// Behind a pattern stands a name and "=", so that the pattern may have colons.
+		end := -1
+		for i := range len(line.text) {
+			if line.text[i] == ':' && strings.Contains(line.text[i:], "=") {
+				end = i
+				break
+			}
+		}
+		if end < 0 {
+			fail("%q is not of the form pattern:NAME=value,NAME=value", line.text)
 			continue
 		}
-		for _, a := range rule.Assign {
-			if a.Name == name {
-				return a.Value, true
+		pattern := line.text[:end]
+		if pattern == "" {
+			pattern = "<>"
+		}
+		one := rule{line: line.line}
+		for _, word := range splitAssignments(line.text[end+1:]) {
+			name, text, ok := strings.Cut(word, "=")
+			if !ok {
+				fail("%q is not of the form NAME=value", word)
+				continue
+			}
+			setting := l.registry.names[name]
+			switch {
+			case setting == nil:
+				fail("no setting %s; the nearest is %s", name, nearest(name, l.registry.namesFor(classes)))
+				continue
+			case !mayChange(setting, classes):
+				fail("%s cannot be set by this file, which may set %s", name, strings.Join(l.registry.namesFor(classes), ", "))
+				continue
+			}
+			a := assignment{setting: setting, value: value{parsed: setting.parsedUnset, source: Source{Value: setting.Unset, Unset: true}}}
+			if text != "" {
+				parsed, err := l.parse(setting, text)
+				if err != nil {
+					fail("%s: %v (%s)", name, err, setting.Help)
+					continue
+				}
+				a.value = value{parsed: parsed, source: Source{Value: text}}
+			}
+			if l != nil {
+				l.noteUse(setting, a.value, l.file, line.line)
+			}
+			one.assigns = append(one.assigns, a)
+		}
+		r.rules = append(r.rules, one)
+		patterns = append(patterns, numbered{line.line, pattern})
+	}
+	set, bad := newPatternSet(patterns)
+	r.patterns = set
+	if l != nil {
+		l.sets = append(l.sets, loadedSet{l.file, set})
+		for i := range r.rules {
+			for j := range r.rules[i].assigns {
+				source := &r.rules[i].assigns[j].value.source
+				source.Layer, source.File, source.Line = "rule", l.file, r.rules[i].line
 			}
 		}
 	}
-	return "", false
+	if wrong = append(wrong, bad...); wrong != nil {
+		slices.SortStableFunc(wrong, func(a, b fault) int { return a.line - b.line })
+		return nil, wrong
+	}
+	return r, nil
 }
 
-func ruleList(name, file, services, help string, wiki int, allowed ...string) Key[Rules] {
-	return row(name, file, "list", "", services, help, wiki, parseRules(allowed...))
+// splitAssignments splits at commas that no backslash precedes.
+func splitAssignments(s string) (words []string) {
+	var word strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] == '\\' && i+1 < len(s) && s[i+1] == ',':
+			word.WriteByte(',')
+			i++
+		case s[i] == ',':
+			words = append(words, word.String())
+			word.Reset()
+		default:
+			word.WriteByte(s[i])
+		}
+	}
+	return append(words, word.String())
+}
+
+// namesFor gives the names that some of classes may change, in the order of the alphabet.
+func (r *registry) namesFor(classes []string) (names []string) {
+	for _, s := range r.all {
+		if mayChange(s, classes) {
+			names = append(names, s.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// lookup gives what the rules that match subject set.
+func (r *Rules) lookup(subject string, asRegexp bool) (assigns []assignment) {
+	if r.Len() == 0 {
+		return nil
+	}
+	for _, i := range r.patterns.match(subject, asRegexp) {
+		assigns = append(assigns, r.rules[i].assigns...)
+	}
+	return assigns
+}
+
+// Patterns is a control file of patterns, as badmailfrompatterns: wildcards, or regular expressions where QREGEX is set. A
+// pattern behind "!" takes back what an earlier one matched.
+type Patterns struct {
+	set *patternSet
+	not []bool
+}
+
+func parsePatterns(l *loader, s string) (*Patterns, error) {
+	p := &Patterns{}
+	var patterns []numbered
+	for _, line := range significant(s) {
+		body, not := strings.CutPrefix(line.text, "!")
+		patterns = append(patterns, numbered{line.line, body})
+		p.not = append(p.not, not)
+	}
+	set, wrong := newPatternSet(patterns)
+	p.set = set
+	if l != nil {
+		l.sets = append(l.sets, loadedSet{l.file, set})
+	}
+	if wrong != nil {
+		return nil, wrong
+	}
+	return p, nil
+}
+
+// Len gives the number of patterns; a nil Patterns has none.
+func (p *Patterns) Len() int {
+	if p == nil || p.set == nil {
+		return 0
+	}
+	return len(p.set.patterns)
+}
+
+// Match tells whether subject matches, and the number of the line that decided. v says by QREGEX how to read the patterns.
+func (p *Patterns) Match(v *View, subject string) (line int, ok bool) {
+	if p.Len() == 0 {
+		return 0, false
+	}
+	for _, i := range p.set.match(subject, QRegex.Get(v)) {
+		line, ok = p.set.patterns[i].line, !p.not[i]
+	}
+	return line, ok
 }

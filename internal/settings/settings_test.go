@@ -34,7 +34,7 @@ func TestLayers(t *testing.T) {
 		source string
 	}{
 		"smtpd.25":  {2000, "services/smtpd.25/variables/DATABYTES:1"},
-		"smtpd.465": {52428800, "services/smtpd.465/variables/DATABYTES:1"},
+		"smtpd.465": {0, "services/smtpd.465/variables/DATABYTES:1"},
 		"smtpd.587": {1000, "control/databytes:1"},
 	} {
 		v := s.View(service)
@@ -63,7 +63,7 @@ func TestEveryProblemIsNamed(t *testing.T) {
 	if err == nil {
 		t.Fatal("loaded")
 	}
-	for _, want := range []string{"control/databytes:1: DATABYTES: \"many\"", "from 0 to 500", "variables/BARE_NEWLINE:1:", "reject, accept"} {
+	for _, want := range []string{"control/databytes:1: DATABYTES: \"many\"", "from 0 to 500", "variables/BARE_NEWLINE:1:", "one of reject, accept"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no %q in:\n%v", want, err)
 		}
@@ -81,7 +81,11 @@ func TestSet(t *testing.T) {
 	if err := Set(dir, "DATABYTES", "../x", "1"); err == nil {
 		t.Error("a path was accepted as service")
 	}
-	if err := Set(dir, "RELAYCLIENTS", "smtpd.25", "a:\nb:"); err != nil {
+	if err := Set(dir, "RELAYCLIENTS", "smtpd.25", "10.1.:\n10.2.3.4:"); err == nil {
+		t.Error("a list was written into a directory that is not there")
+	}
+	write(t, dir, "control/me", "host.example.org\n")
+	if err := Set(dir, "RELAYCLIENTS", "smtpd.25", "10.1.:\n10.2.3.4:"); err != nil {
 		t.Fatal(err)
 	}
 	s, err := Load(dir)
@@ -97,17 +101,20 @@ func TestSet(t *testing.T) {
 	if s, _ = Load(dir); len(RelayClients.Get(s.View("smtpd.25"))) != 0 {
 		t.Error("not unset")
 	}
+	if _, err := os.Stat(filepath.Join(dir, "control/relayclients.smtpd.25")); err == nil {
+		t.Error("the service's own file is left behind")
+	}
 }
 
 func TestTable(t *testing.T) {
-	seen := map[string]bool{}
 	for _, s := range All() {
-		if seen[s.Name] || seen[s.File] || s.Help == "" || s.File == "" {
-			t.Errorf("%s: twice, or without file or help", s.Name)
+		if s.Help == "" || strings.Contains(s.Help, "|") || len(s.Services) == 0 {
+			t.Errorf("%s: without help or services, or a bar in the help", s.Name)
 		}
-		seen[s.Name], seen[s.File] = true, true
-		if _, err := s.check(s.Default); err != nil {
-			t.Errorf("%s: default: %v", s.Name, err)
+	}
+	for _, name := range []string{"DATABYTES", "databytes", "DATASIZE", "control/databytes"} {
+		if s, err := Lookup(name); err != nil || s != DataBytes.Setting {
+			t.Errorf("Lookup(%s) = %v, %v", name, s, err)
 		}
 	}
 }

@@ -1,39 +1,33 @@
 package settings
 
-import "time"
-
-// The registry. A setting stands here only when code reads it; All must name it too.
+// The registry's first part: settings that some code reads. built must name each.
 var (
-	Me                = text("ME", "me", "localhost", "all", "host name of this system, used in greetings, Received fields and Message-IDs", 0)
-	Listen            = text("LISTEN", "listen", "127.0.0.1", "all", "address that services listen on; read at start", 0)
+	Me                = text("ME", "me", "localhost", "all", "host name of this system, used in greetings, Received fields and Message-IDs", 0, valid(hostName))
+	Listen            = text("LISTEN", "listen", "127.0.0.1", "all", "address that services listen on; read at start", 0, valid(listenAddress))
 	PortOffset        = number("PORT_OFFSET", "portoffset", "0", -1, 64000, "all", "number added to every service's port; -1 lets the kernel choose; read at start", 0)
-	DefaultDomain     = text("DEFAULT_DOMAIN", "defaultdomain", "", "all", "domain of a login name or address without one; empty means the host name", 424)
+	DefaultDomain     = text("DEFAULT_DOMAIN", "defaultdomain", "", "all", "domain of a login name or address without one; empty means the host name", 424, valid(hostName))
 	SMTPGreeting      = text("SMTPGREETING", "smtpgreeting", "", "smtpd", "text of the 220 banner after the code; empty means host name and ESMTP Indigo", 0)
-	DataBytes         = size("DATABYTES", "databytes", "52428800", "smtpd,inject", "largest message in bytes; 0 means no limit", 0)
+	DataBytes         = size("DATABYTES", "databytes", "52428800", "smtpd,inject", "largest message in bytes; 0 means no limit, and so does unsetting it", 2276, unset("0"))
 	MaxRecipients     = number("MAXRECIPIENTS", "maxrecipients", "1000", 1, 100000, "smtpd,inject", "most recipients of one message", 0)
 	MaxHops           = number("MAXHOPS", "maxhops", "100", 1, 1000, "smtpd,inject", "most Received fields before a message counts as looping", 0)
 	TimeoutSMTPD      = seconds("TIMEOUTSMTPD", "timeoutsmtpd", "300", 1, 86400, "smtpd", "seconds to wait for the client's next bytes", 0)
 	SecureAuth        = boolean("SECURE_AUTH", "secure_auth", "1", "smtpd", "offer and accept AUTH only over TLS", 2543)
-	RelayClients      = list("RELAYCLIENTS", "relayclients", "", "smtpd", "networks that may relay without AUTH: one address, prefix ending in a dot or CIDR a line, each ending in a colon", 2834)
+	RelayClients      = lines("RELAYCLIENTS", "relayclients", "smtpd", "networks that may relay without AUTH: one address, prefix ending in a dot or CIDR a line, each ending in a colon", 2834, clientNetwork)
 	BareNewline       = oneOf("BARE_NEWLINE", "barenewline", "reject", []string{"reject", "accept"}, "smtpd", "what to do with a bare CR or LF in a message: reject it, or accept it and make it CRLF; the end of data is CRLF.CRLF in both", 0)
 	MaxDaemons        = number("MAXDAEMONS", "maxdaemons", "1000", 1, 1000000, "smtpd,pop3d,imapd,inject", "most connections at a time of one service", 0)
 	MaxPerIP          = number("MAXPERIP", "maxperip", "500", 1, 1000000, "smtpd,pop3d,imapd", "most connections at a time of one client address and service", 438)
 	ConcurrencyLocal  = number("CONCURRENCYLOCAL", "concurrencylocal", "120", 0, 500, "queue", "most local deliveries at a time; 0 holds local mail", 377)
 	ConcurrencyRemote = number("CONCURRENCYREMOTE", "concurrencyremote", "120", 0, 500, "queue", "most remote deliveries at a time; 0 holds remote mail", 377)
 	QMailQueue        = text("QMAILQUEUE", "qmailqueue", "", "smtpd", "program with its arguments that gets each message in qmail-queue's place and calls qmail-queue at its end; qmail-nullqueue throws all away", 532)
-	DefaultHost       = text("DEFAULT_HOST", "defaulthost", "", "inject", "host that qmail-inject and sendmail give an address without one; empty means DEFAULT_DOMAIN", 0)
-	PlusDomain        = text("PLUSDOMAIN", "plusdomain", "", "inject", "domain that qmail-inject puts in the place of a + at a host's end; empty means the host name", 0)
-	IDHost            = text("IDHOST", "idhost", "", "inject", "host in the Message-IDs that qmail-inject makes; empty means the host name", 0)
+	DefaultHost       = text("DEFAULT_HOST", "defaulthost", "", "inject", "host that qmail-inject and sendmail give an address without one; empty means DEFAULT_DOMAIN", 0, valid(hostName))
+	PlusDomain        = text("PLUSDOMAIN", "plusdomain", "", "inject", "domain that qmail-inject puts in the place of a + at a host's end; empty means the host name", 0, valid(hostName))
+	IDHost            = text("IDHOST", "idhost", "", "inject", "host in the Message-IDs that qmail-inject makes; empty means the host name", 0, valid(hostName))
 	QueueBase         = text("QUEUE_BASE", "queue_base", "queue", "queue", "directory that holds the queues, relative to the data directory; read at start", 528)
 	QueueStart        = number("QUEUE_START", "queuestart", "1", 1, 10000, "queue", "number of the first numbered queue", 530)
 	QueueCount        = number("QUEUE_COUNT", "queuecount", "1", 1, 1000, "queue", "how many numbered queues new mail is spread over; read again at a reload", 529)
 	QueueMax          = number("QUEUE_MAX", "queuemax", "0", 0, 1000, "queue", "up to how many numbered queues are opened when the load goes beyond QUEUE_LOAD; 0 means QUEUE_COUNT", 533)
 	QueueLoad         = number("QUEUE_LOAD", "queueload", "60", 1, 100, "queue", "deliveries that run, in percent of those that may, beyond which another queue is opened", 534)
-	QueueDir          = text("QUEUEDIR", "queuedir", "", "all", "name, or path in the queue directory, of the one queue that mail goes to; empty means any numbered one", 537)
-	DomainQueue       = ruleList("DOMAINQUEUE", "domainqueue", "queue", "the queue for a recipient's domain, pattern:QUEUEDIR=name a line; patterns may have * and ?", 2291, "QUEUEDIR")
-	RcptRules         = ruleList("RCPTRULES", "rcpt.envrules", "queue", "the queue for a recipient's address, pattern:QUEUEDIR=name a line; other settings of IndiMail's rules are not yet read here", 2278, "QUEUEDIR")
-	FromRules         = ruleList("FROMRULES", "from.envrules", "queue", "the queue for a sender's address, pattern:QUEUEDIR=name a line; other settings of IndiMail's rules are not yet read here", 2270, "QUEUEDIR")
-	FromdRules        = ruleList("FROMDRULES", "fromd.envrules", "queue", "the queue for a sender's address when no rule of from.envrules matches, pattern:QUEUEDIR=name a line", 400, "QUEUEDIR")
+	QueueDir          = text("QUEUEDIR", "queuedir", "", "all", "name, or path in the queue directory, of the one queue that mail goes to; empty means any numbered one", 537, valid(inside))
 	HoldLocal         = boolean("HOLDLOCAL", "holdlocal", "0", "queue", "keep local mail in the queue until this is 0 again", 4462)
 	HoldRemote        = boolean("HOLDREMOTE", "holdremote", "0", "queue", "keep remote mail in the queue until this is 0 again", 4462)
 	QueueLifetime     = seconds("QUEUELIFETIME", "queuelifetime", "604800", 0, 31536000, "queue", "seconds after which an undelivered message bounces", 206)
@@ -43,31 +37,91 @@ var (
 	BounceSubject     = text("BOUNCESUBJECT", "bouncesubject", "failure notice", "queue", "subject of bounces", 0)
 	BounceQueue       = text("BOUNCEQUEUE", "bouncequeue", "", "queue", "program that gets bounces in qmail-queue's place; qmail-nullqueue throws them all away", 2215)
 	BounceProcessor   = text("BOUNCEPROCESSOR", "bounceprocessor", "", "queue", "program that is called for each failed recipient before the bounce is queued; exit code 2 keeps the bounce back", 2201)
-	BounceRules       = ruleList("BOUNCERULES", "bounce.envrules", "queue", "settings by the address that gets the bounce, pattern:NAME=value,NAME=value a line", 2204, "BOUNCEQUEUE", "QMAILQUEUE", "BOUNCEPROCESSOR", "BOUNCEMAXBYTES", "BOUNCE_FORMAT", "QUEUEDIR")
 	OnSuccessRemote   = text("ONSUCCESS_REMOTE", "onsuccess_remote", "", "queue", "program that is run after a remote delivery, with HOST, SENDER and RECIPIENT as arguments, SMTPCODE and SMTPTEXT in the environment", 4510)
 	OnFailureRemote   = text("ONFAILURE_REMOTE", "onfailure_remote", "", "queue", "program that is run after a remote delivery that failed or was deferred, as ONSUCCESS_REMOTE", 4510)
 	MinFree           = size("MIN_FREE", "minfree", "52428800", "queue", "bytes that must stay free on the queue's file system; below it new mail gets 452", 430)
 	BounceFrom        = text("BOUNCEFROM", "bouncefrom", "MAILER-DAEMON", "queue", "local part of the From field of bounces", 0)
-	BounceHost        = text("BOUNCEHOST", "bouncehost", "", "queue", "domain of the From field of bounces; empty means the host name", 0)
+	BounceHost        = text("BOUNCEHOST", "bouncehost", "", "queue", "domain of the From field of bounces; empty means the host name", 0, valid(hostName))
 	BounceMaxBytes    = size("BOUNCEMAXBYTES", "bouncemaxbytes", "50000", "queue", "a longer message is bounced with its header only; 0 means always the whole, RET=HDRS of the sender always the header", 0)
 	DoubleBounceTo    = text("DOUBLEBOUNCETO", "doublebounceto", "postmaster", "queue", "local part or address that gets double bounces; empty means nobody", 0)
-	DoubleBounceHost  = text("DOUBLEBOUNCEHOST", "doublebouncehost", "", "queue", "domain for doublebounceto; empty means DEFAULT_DOMAIN, or else the host name", 0)
-	HeloHost          = text("HELOHOST", "helohost", "", "queue", "name that deliveries give in EHLO; empty means the host name", 0)
-	SMTPRoutes        = list("SMTPROUTES", "smtproutes", "", "queue", "static routes, domain:relay:port user password a line; an empty domain is the wildcard", 2748)
+	DoubleBounceHost  = text("DOUBLEBOUNCEHOST", "doublebouncehost", "", "queue", "domain for doublebounceto; empty means DEFAULT_DOMAIN, or else the host name", 0, valid(hostName))
+	HeloHost          = text("HELOHOST", "helohost", "", "queue", "name that deliveries give in EHLO; empty means the host name", 0, valid(hostName))
+	SMTPRoutes        = lines("SMTPROUTES", "smtproutes", "queue", "static routes, domain:relay:port user password a line; an empty domain is the wildcard", 2748, staticRoute, secret)
 	TimeoutConnect    = seconds("TIMEOUTCONNECT", "timeoutconnect", "60", 1, 3600, "queue", "seconds to wait for a remote host to accept a connection", 0)
 	TimeoutRemote     = seconds("TIMEOUTREMOTE", "timeoutremote", "300", 1, 86400, "queue", "seconds to wait for a remote host's reply", 0)
 	PermitPlainAuth   = boolean("REMOTE_PLAIN_AUTH", "remote_plain_auth", "0", "queue", "send smtproutes credentials without TLS", 0)
-	DNSServers        = list("DNSSERVERS", "dnsservers", "", "all", "name servers as address or address:port, one a line; empty means those of the system", 0)
+	DNSServers        = lines("DNSSERVERS", "dnsservers", "all", "name servers as address or address:port, one a line; empty means those of the system", 0, nameServer)
 	TimeoutPOP3       = seconds("TIMEOUTPOP3D", "timeoutpop3d", "600", 1, 86400, "pop3d", "seconds to wait for the client's next command", 0)
 	TimeoutIMAP       = seconds("TIMEOUTIMAPD", "timeoutimapd", "1800", 1, 86400, "imapd", "seconds to wait for the client's next command", 0)
 	TLSCert           = text("TLS_CERT", "tlscert", "certs/servercert.pem", "all", "file with the certificate chain and key in PEM, relative to the data directory", 0)
 	DrainSeconds      = seconds("DRAIN", "drain", "30", 0, 3600, "all", "seconds that SIGTERM leaves to open connections and deliveries", 0)
 	TraceDays         = number("TRACE_DAYS", "tracedays", "30", 1, 3650, "all", "days to keep the trace", 0)
 	TraceBytes        = size("TRACE_BYTES", "tracebytes", "1073741824", "all", "most bytes of trace to keep", 0)
+
+	ControlDir   = text("CONTROLDIR", "", "control", "all", "directory of the control files, relative to the data directory; rules may change it for a session or a delivery", 2265, valid(inside))
+	QRegex       = boolean("QREGEX", "qregex", "0", "all", "read the patterns of rules and pattern lists as regular expressions in the place of wildcards", 388)
+	TCPRulesFile = text("TCPRULES", "", "", "all", "file in the directory tcp with the rules for clients; empty means tcp.smtp, tcp.pop3, tcp.imap, tcp.qmtp or tcp.qmqp by the kind of service", 2823, valid(inside))
+	FromRules    = ruleList("FROMRULES", "from.envrules", "smtpd,inject", "settings by the sender's address, for the door that takes the message, pattern:NAME=value,NAME=value a line", 2271, "smtp")
+	AuthRules    = ruleList("AUTHRULES", "auth.envrules", "smtpd", "settings by the name of the authenticated user, pattern:NAME=value,NAME=value a line", 388, "smtp")
+	RcptRules    = ruleList("RCPTRULES", "rcpt.envrules", "queue", "settings by the recipient's address, for its delivery and its queue, pattern:NAME=value,NAME=value a line", 2278, "filter", "remote", "local")
+	FromdRules   = ruleList("FROMDRULES", "fromd.envrules", "queue", "settings by the sender's address, for the message's deliveries, pattern:NAME=value,NAME=value a line", 388, "filter", "remote", "local")
+	DomainQueue  = ruleList("DOMAINQUEUE", "domainqueue", "queue,smtpd,inject", "settings by the recipient's domain for putting a message into a queue, pattern:NAME=value,NAME=value a line", 2291, "smtp", "inject")
+	BounceRules  = ruleList("BOUNCERULES", "bounce.envrules", "queue", "settings by the address that gets the bounce, pattern:NAME=value,NAME=value a line", 2211, "bounce")
+
+	Port                  = number("PORT", "", "-1", -1, 65535, "smtpd,pop3d,imapd,metrics,udplogger", "port to listen on; -1 means the number behind the dot of the service's name; PORT_OFFSET is added to either; read at the service's start", 436)
+	SMTPS                 = boolean("SMTPS", "", "0", "smtpd,pop3d,imapd", "begin with a TLS handshake; on by itself for ports 465, 993 and 995; read at the service's start", 424)
+	Submission            = boolean("SUBMISSION", "", "0", "smtpd", "be a door for users (RFC 6409): AUTH first, missing header fields are added; on by itself for ports 587 and 465; read at the service's start", 4610)
+	RequireAuth           = boolean("REQUIREAUTH", "requireauth", "0", "smtpd", "take mail from authenticated users only", 2265)
+	AuthAll               = boolean("AUTH_ALL", "auth_all", "0", "smtpd", "take mail for others than local users from authenticated users only, whatever RELAYCLIENT says", 2859)
+	NoRelay               = boolean("NORELAY", "norelay", "0", "smtpd", "take mail for local users only, also from users who authenticated", 2274)
+	RelayClient           = boolean("RELAYCLIENT", "", "0", "smtpd", "let the client relay; nearly always set by tcp rules", 2823)
+	AuthDomains           = list("AUTHDOMAINS", "authdomains", "smtpd", "@domains of senders that must authenticate", 2859)
+	RelayDomains          = lines("RELAYDOMAINS", "relaydomains", "smtpd", "host names and .domains of clients that may relay, each ending in a colon; the client's name must lead back to its address", 2849, domainEntry)
+	RelayMailFrom         = list("RELAYMAILFROM", "relaymailfrom", "smtpd", "senders and @domains that may relay without AUTH; anybody can claim to be them", 2857)
+	RcptHosts             = list("RCPTHOSTS", "rcpthosts", "smtpd", "domains and .domains that mail is taken for beside the directory's, to be sent on", 2881)
+	BadIPCheck            = boolean("BADIPCHECK", "badipcheck", "0", "smtpd", "refuse the clients in badip; naming a file in BADIP does the same", 1326)
+	BadIP                 = list("BADIP", "badip", "smtpd", "addresses, and prefixes of whole bytes with a dot, of clients that are refused, with BADIPCHECK", 1324)
+	BadHostCheck          = boolean("BADHOSTCHECK", "badhostcheck", "0", "smtpd", "refuse the clients in badhost; naming a file in BADHOST does the same", 2283)
+	BadHost               = list("BADHOST", "badhost", "smtpd", "host names and .domains of clients that are refused, with BADHOSTCHECK", 2283)
+	BadHeloCheck          = boolean("BADHELOCHECK", "badhelocheck", "0", "smtpd", "refuse the names in badhelo; naming a file in BADHELO does the same", 2283)
+	BadHelo               = list("BADHELO", "badhelo", "smtpd", "names in HELO and EHLO that are refused, with BADHELOCHECK", 2283)
+	FQDNHelo              = boolean("ENFORCE_FQDN_HELO", "enforce_fqdn_helo", "0", "smtpd", "refuse names in HELO and EHLO that have no dot and are no address literal", 2283)
+	BadMailFrom           = list("BADMAILFROM", "badmailfrom", "smtpd", "senders and @domains that are refused", 2964)
+	BadMailFromPatterns   = patternList("BADMAILFROMPATTERNS", "badmailfrompatterns", "smtpd", "patterns of senders that are refused", 2283)
+	BadRcptTo             = list("BADRCPTTO", "badrcptto", "smtpd", "recipients and @domains that are refused", 2963)
+	BadRcptPatterns       = patternList("BADRCPTPATTERNS", "badrcptpatterns", "smtpd", "patterns of recipients that are refused", 2283)
+	GoodRcptTo            = list("GOODRCPTTO", "goodrcptto", "smtpd", "recipients and @domains that are taken whatever the sender's and the client's lists say", 2963)
+	GoodRcptPatterns      = patternList("GOODRCPTPATTERNS", "goodrcptpatterns", "smtpd", "patterns of recipients that are taken whatever the sender's and the client's lists say", 2283)
+	BlackholedSender      = list("BLACKHOLEDSENDER", "blackholedsender", "smtpd", "senders and @domains whose mail is taken and thrown away", 2963)
+	BlackholeRcpt         = list("BLACKHOLERCPT", "blackholedrcpt", "smtpd", "recipients and @domains whose mail is taken and thrown away", 2963)
+	BlackholeRcptPatterns = patternList("BLACKHOLERCPTPATTERNS", "blackholercptpatterns", "smtpd", "patterns of recipients whose mail is taken and thrown away", 2283)
+	GreetDelay            = seconds("GREETDELAY", "greetdelay", "0", 0, 300, "smtpd", "seconds before the greeting; a client that talks before it is refused", 2283)
+	TarpitCount           = number("TARPITCOUNT", "tarpitcount", "0", 0, 100000, "smtpd", "recipients of a message after which each is answered TARPITDELAY later; 0 means never", 2283)
+	TarpitDelay           = seconds("TARPITDELAY", "tarpitdelay", "5", 0, 300, "smtpd", "seconds that TARPITCOUNT delays a reply", 2283)
+	MaxRcptErrors         = number("MAX_RCPT_ERRCOUNT", "maxrcpterrcount", "200", 1, 100000, "smtpd", "refused recipients of one connection after which it is closed", 2871)
+	HideHost              = boolean("HIDE_HOST", "hide_host", "0", "smtpd", "leave the client's address and name out of the Received field", 166)
+	ConnectionRate        = number("CONNECTION_RATE", "connectionrate", "0", 0, 1000000, "smtpd,pop3d,imapd", "most new connections a minute of one client address and service; 0 means no limit", 0)
+	SessionTime           = seconds("SESSION_TIME", "sessiontime", "0", 0, 604800, "smtpd,pop3d,imapd", "seconds that a connection may last in all; 0 means no limit", 0)
+	OutgoingIP            = text("OUTGOINGIP", "", "", "queue", "address of this host that remote deliveries come from; empty lets the system choose", 2140, valid(ipAddress))
+	SMTPRoute             = text("SMTPROUTE", "", "", "queue", "the route of a remote delivery in the form of a line of smtproutes, before that file", 2087, secret, valid(staticRoute))
+
+	LogLevel       = oneOf("LOG_LEVEL", "loglevel", "info", []string{"debug", "info", "warn", "error"}, "all", "least level of the log lines of a service", 0)
+	LogDir         = text("LOG_DIR", "logdir", "", "all", "directory, relative to the data directory, in which each service has one of its own that is written as multilog does; empty means standard error; read at start", 3778)
+	LogSize        = size("LOG_SIZE", "logsize", "16777216", "all", "bytes after which a file of LOG_DIR is closed and the next is begun", 3778)
+	LogNumber      = number("LOG_NUMBER", "lognumber", "10", 1, 10000, "all", "closed files that each service keeps in LOG_DIR", 3778)
+	LogTime        = oneOf("LOG_TIME", "logtime", "tai64n", []string{"tai64n", "rfc3339"}, "all", "form of the time before each line in LOG_DIR", 3778)
+	RunAs          = text("RUNAS", "runas", "", "all", "user, or user:group, by name or number, that the services run as when root starts them; empty means root; read at start", 0, valid(userGroup))
+	Hardening      = boolean("HARDENING", "hardening", "1", "all", "with RUNAS, let the serving process and its programs write only in the data directory, the queues, the logs, /tmp and what WRITABLE names, where the kernel has Landlock; read at start", 0)
+	Writable       = lines("WRITABLE", "writable", "all", "directories that programs of services may write in beside those of HARDENING; read at start", 0, absolutePath)
+	TLSMinimum     = oneOf("TLS_MINIMUM", "tlsservermethod", "TLSv1_2", []string{"SSLv23", "TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3"}, "all", "least version of TLS that a server takes; SSLv23 stands for TLSv1_2 as OpenSSL negotiates it", 2062)
+	TLSCipherList  = text("TLS_CIPHER_LIST", "servercipherlist", "", "all", "cipher suites of TLS 1.2 and older, by OpenSSL's or IANA's names with colons between; words like HIGH and those that Go lacks are passed over with a warning; empty means Go's own choice", 2063)
+	TLSCipherSuite = text("TLS_CIPHER_SUITE", "serverciphersuite", "", "all", "cipher suites of TLS 1.3 by IANA's names; Go uses its own three whatever stands here", 2063)
+	ClientCA       = text("CLIENTCA", "", "", "all", "file with the authorities in PEM whose client certificates are verified; empty means clientca.pem beside the certificate, if it is there", 2066)
+	UDPLogDir      = text("UDPLOG_DIR", "udplogdir", "log/udplogger", "udplogger", "directory that udplogger writes what it receives to, as multilog would", 707)
 )
 
-// All gives every setting, in the order of the table.
-func All() []*Setting {
+// built gives the settings above, in the order of the table.
+func built() []*Setting {
 	return []*Setting{
 		Me.Setting,
 		Listen.Setting,
@@ -95,10 +149,6 @@ func All() []*Setting {
 		QueueMax.Setting,
 		QueueLoad.Setting,
 		QueueDir.Setting,
-		DomainQueue.Setting,
-		RcptRules.Setting,
-		FromRules.Setting,
-		FromdRules.Setting,
 		HoldLocal.Setting,
 		HoldRemote.Setting,
 		QueueLifetime.Setting,
@@ -108,7 +158,6 @@ func All() []*Setting {
 		BounceSubject.Setting,
 		BounceQueue.Setting,
 		BounceProcessor.Setting,
-		BounceRules.Setting,
 		OnSuccessRemote.Setting,
 		OnFailureRemote.Setting,
 		MinFree.Setting,
@@ -129,33 +178,63 @@ func All() []*Setting {
 		DrainSeconds.Setting,
 		TraceDays.Setting,
 		TraceBytes.Setting,
+		ControlDir.Setting,
+		QRegex.Setting,
+		TCPRulesFile.Setting,
+		FromRules.Setting,
+		AuthRules.Setting,
+		RcptRules.Setting,
+		FromdRules.Setting,
+		DomainQueue.Setting,
+		BounceRules.Setting,
+		Port.Setting,
+		SMTPS.Setting,
+		Submission.Setting,
+		RequireAuth.Setting,
+		AuthAll.Setting,
+		NoRelay.Setting,
+		RelayClient.Setting,
+		AuthDomains.Setting,
+		RelayDomains.Setting,
+		RelayMailFrom.Setting,
+		RcptHosts.Setting,
+		BadIPCheck.Setting,
+		BadIP.Setting,
+		BadHostCheck.Setting,
+		BadHost.Setting,
+		BadHeloCheck.Setting,
+		BadHelo.Setting,
+		FQDNHelo.Setting,
+		BadMailFrom.Setting,
+		BadMailFromPatterns.Setting,
+		BadRcptTo.Setting,
+		BadRcptPatterns.Setting,
+		GoodRcptTo.Setting,
+		GoodRcptPatterns.Setting,
+		BlackholedSender.Setting,
+		BlackholeRcpt.Setting,
+		BlackholeRcptPatterns.Setting,
+		GreetDelay.Setting,
+		TarpitCount.Setting,
+		TarpitDelay.Setting,
+		MaxRcptErrors.Setting,
+		HideHost.Setting,
+		ConnectionRate.Setting,
+		SessionTime.Setting,
+		OutgoingIP.Setting,
+		SMTPRoute.Setting,
+		LogLevel.Setting,
+		LogDir.Setting,
+		LogSize.Setting,
+		LogNumber.Setting,
+		LogTime.Setting,
+		RunAs.Setting,
+		Hardening.Setting,
+		Writable.Setting,
+		TLSMinimum.Setting,
+		TLSCipherList.Setting,
+		TLSCipherSuite.Setting,
+		ClientCA.Setting,
+		UDPLogDir.Setting,
 	}
-}
-
-func text(name, file, def, services, help string, wiki int) Key[string] {
-	return row(name, file, "text", def, services, help, wiki, parseText)
-}
-
-func boolean(name, file, def, services, help string, wiki int) Key[bool] {
-	return row(name, file, "bool", def, services, help, wiki, parseBool)
-}
-
-func number(name, file, def string, lo, hi int, services, help string, wiki int) Key[int] {
-	return row(name, file, "int", def, services, help, wiki, parseInt(lo, hi))
-}
-
-func size(name, file, def, services, help string, wiki int) Key[int] {
-	return row(name, file, "size in bytes", def, services, help, wiki, parseInt(0, 1<<62))
-}
-
-func seconds(name, file, def string, lo, hi int, services, help string, wiki int) Key[time.Duration] {
-	return row(name, file, "seconds", def, services, help, wiki, parseSeconds(lo, hi))
-}
-
-func oneOf(name, file, def string, allowed []string, services, help string, wiki int) Key[string] {
-	return row(name, file, "text", def, services, help, wiki, parseOneOf(allowed))
-}
-
-func list(name, file, def, services, help string, wiki int) Key[[]string] {
-	return row(name, file, "list", def, services, help, wiki, parseList)
 }

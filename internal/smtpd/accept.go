@@ -62,6 +62,8 @@ func (s *Server) start(ctx context.Context, conn net.Conn, open *sync.WaitGroup)
 		refusal, limit = replyMaxDaemons, settings.MaxDaemons.Setting
 	case s.perIP[ip] >= maxPerIP:
 		refusal, limit = replyMaxPerIP, settings.MaxPerIP.Setting
+	case !s.rates.Allow(ip, settings.ConnectionRate.Get(view), s.config.Now()):
+		refusal, limit = replyMaxPerIP, settings.ConnectionRate.Setting
 	default:
 		c.ctx, c.cancel = context.WithCancel(ctx)
 		c.link.conn = conn
@@ -91,6 +93,15 @@ func (s *Server) start(ctx context.Context, conn net.Conn, open *sync.WaitGroup)
 // run is a session's goroutine: its fence, and what is left to do behind it.
 func (s *Server) run(c *session, ip netip.Addr) {
 	b := s.buffers.Get().(*buffers)
+	if limit := settings.SessionTime.Get(c.Settings); limit > 0 {
+		// The client hears 421 if it waits; what it is in the middle of is cut a little later.
+		gentle := time.AfterFunc(limit, c.link.interrupt)
+		hard := time.AfterFunc(limit+10*time.Second, func() { c.raw.Close() })
+		defer func() {
+			gentle.Stop()
+			hard.Stop()
+		}()
+	}
 	defer func() {
 		if fault := recover(); fault != nil {
 			s.config.Logger.Error(s.config.Service+": a session ended by a fault in the server",

@@ -111,6 +111,7 @@ func (c *session) loggedIn(e trace.Event, mechanism, user string, err error) {
 	case err == nil && user != "":
 		c.say(c.decide(e, policy.Verdict{Check: "password", Input: mechanism}, replyAuthOK))
 		c.User = user
+		c.Settings = c.view()
 		return
 	case errors.Is(err, sasl.ErrMalformed):
 		c.refuse("auth", "syntax", mechanism, replyAuthSyntax)

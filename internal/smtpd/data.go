@@ -32,7 +32,11 @@ func (c *session) data() {
 		return
 	}
 	forgotten := c.mail.forgotten || v.Action == policy.Discard || len(c.mail.to) == 0
-	submission, err := config.Queue.Begin(c.ctx, c.mail.size)
+	way := config.Queue
+	if config.Through != nil {
+		way = config.Through(c.Settings)
+	}
+	submission, err := way.Begin(c.ctx, c.mail.size)
 	if err != nil {
 		c.notQueued(err)
 		return
@@ -96,7 +100,7 @@ func (c *session) data() {
 func (c *session) envelope(messageID string) queue.Envelope {
 	return queue.Envelope{
 		Sender: c.mail.from, Recipients: c.mail.to, MessageID: messageID,
-		Body: c.mail.body, UTF8: c.mail.utf8, EnvID: c.mail.envid, Return: c.mail.ret,
+		Body: c.mail.body, UTF8: c.mail.utf8, EnvID: c.mail.envid, Return: c.mail.ret, Settings: c.Settings,
 		Origin: queue.Origin{
 			Service: c.Service, Session: c.ID, Client: c.client, User: c.User, UID: os.Getuid(), PID: c.server.config.PID,
 		},
@@ -160,8 +164,12 @@ func (c *session) received(id queue.ID) string {
 	if c.User != "" {
 		with += "A"
 	}
-	return message.Received{
+	field := message.Received{
 		Program: "smtpd", ID: id.String(), Helo: c.Helo, User: c.User, Client: c.client,
 		Host: c.server.config.Hostname, With: with, TLS: secured, Time: c.server.config.Now(),
-	}.String()
+	}
+	if settings.HideHost.Get(c.Settings) {
+		field.Helo, field.User, field.Client = "", "", ""
+	}
+	return field.String()
 }

@@ -343,7 +343,7 @@ END`},
 <250`},
 		{name: "many errors", script: "\n<220" + strings.Repeat("\n>FOO\n<500", 20) + "\n<421 4.7.0\nEND"},
 		{name: "many refused recipients", script: "\n<220\n>HELO x\n<250\n>MAIL FROM:<>\n<250" +
-			strings.Repeat("\n>RCPT TO:<q@here.example>\n<550", maxRefused) + "\n<421 4.7.0\nEND"},
+			strings.Repeat("\n>RCPT TO:<q@here.example>\n<550", 200) + "\n<421 4.7.0\nEND"},
 		{name: "submission", change: func(c *Config) { c.Submission = true }, queued: 1, script: `
 <220
 >EHLO x

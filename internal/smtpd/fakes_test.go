@@ -232,7 +232,7 @@ var testTLS = sync.OnceValue(func() *tls.Config {
 	if err != nil {
 		panic(err)
 	}
-	return tlsx.ServerConfig(store)
+	return store.ServerConfig(func() tlsx.Options { return tlsx.Options{} })
 })
 
 // fixture is a Server with everything around it faked.

@@ -17,7 +17,7 @@ import (
 // anybody and nothing is queued.
 func (s *Server) Rehearse(ctx context.Context, client netip.Addr, user string, lines ...string) {
 	conn := &rehearsal{Reader: strings.NewReader(strings.Join(append(lines, "QUIT", ""), "\r\n")), client: client}
-	c := &session{server: s, raw: conn}
+	c := &session{server: s, raw: conn, rehearsed: true}
 	c.Session = policy.Session{
 		ID: s.config.NewSessionID(), Service: s.config.Service, Submission: s.config.Submission,
 		Client: netip.AddrPortFrom(client.Unmap(), 0), Settings: s.config.Settings(), User: user,

@@ -86,6 +86,7 @@ var (
 	replyShutdown    = newReply(421, "4.3.2", "this system is shutting down, try again later (#4.3.2)")
 	replyTimeout     = newReply(421, "4.4.2", "timeout, closing connection (#4.4.2)")
 	replyManyErrors  = newReply(421, "4.7.0", "too many errors, closing connection (#4.7.0)")
+	replyEarly       = newReply(554, "5.5.1", "sorry, you must wait for my greeting (#5.5.1)")
 	replyManyLogins  = newReply(421, "4.7.0", "too many failed logins, closing connection (#4.7.0)")
 	replyFault       = newReply(451, "4.3.0", "temporary local problem, please try again later (#4.3.0)")
 	replyUnknown     = newReply(500, "5.5.2", "unrecognized command (#5.5.2)")

@@ -27,8 +27,6 @@ const (
 	maxAuth = 12288
 	// maxMistakes bounds the commands that were malformed, unknown or out of sequence.
 	maxMistakes = 20
-	// maxRefused bounds the refused recipients of a connection: somebody tries out names.
-	maxRefused = 200
 	// maxLogins bounds failed logins.
 	maxLogins = 3
 	// handshakeTime bounds a TLS handshake, dataTime one message's data, however steadily they trickle.
@@ -50,6 +48,8 @@ type session struct {
 	client string
 	began  time.Time
 	esmtp  bool
+	// rehearsed is set when nobody is at the other end; see Rehearse.
+	rehearsed bool
 	// ended is set when the session is over, with the reason.
 	ended bool
 	why   string
@@ -93,6 +93,9 @@ func (c *session) serve(b *buffers) {
 
 func (c *session) converse() {
 	if c.server.config.ImplicitTLS && !c.handshake() {
+		return
+	}
+	if !c.admit() || !c.greetDelay() {
 		return
 	}
 	v := c.server.config.Policy.Connect(c.ctx, &c.Session)
@@ -263,8 +266,86 @@ func (c *session) reset() {
 	c.mail = transaction{}
 	c.addresses = c.addresses[:0]
 	c.link.busy = false
-	c.Settings = c.server.config.Settings()
+	c.Settings = c.view()
 	c.link.timeout = settings.TimeoutSMTPD.Get(c.Settings)
+}
+
+// view gives the settings of the session as they are in force now: the service's, with those of the tcp rules for the
+// client and of auth.envrules for its user over them.
+func (c *session) view() *settings.View {
+	v, _, err := c.server.config.Settings().ForClient(c.Client.Addr(), c.Host)
+	if err != nil {
+		// A damaged file: the client was let in by it at connect, and what it sets is closed by default.
+		c.server.config.Logger.Warn(c.Service+": tcp rules: "+err.Error(), "session", c.ID)
+	}
+	if c.User != "" {
+		v = v.ForUser(c.User)
+	}
+	return v
+}
+
+// admit finds out the client's host name where something asks for it, and obeys the tcp rules: it sends a client away that
+// they deny, without a word, as tcpserver does.
+func (c *session) admit() bool {
+	base := c.server.config.Settings()
+	rules := base.TCPRules()
+	if c.server.config.HostName != nil && (rules != nil && rules.NeedsHost || policy.NeedsHost(base)) {
+		c.Host = c.server.config.HostName(c.ctx, c.Client.Addr())
+	}
+	_, verdict, err := base.ForClient(c.Client.Addr(), c.Host)
+	if err != nil {
+		v := policy.Verdict{Action: policy.Defer, Check: "tcprules", Input: err.Error()}
+		c.say(c.decide(trace.Event{Kind: "connect"}, v, replyFault))
+		c.end("tcp rules damaged")
+		return false
+	}
+	if verdict.Deny {
+		v := policy.Verdict{Action: policy.Reject, Check: "tcprules", Input: verdict.Rule, Setting: settings.TCPRulesFile.Name, Layer: verdict.Where}
+		c.decide(trace.Event{Kind: "connect"}, v, &reply{code: 554})
+		c.end("denied by tcp rules")
+		return false
+	}
+	c.Settings = c.view()
+	c.link.timeout = settings.TimeoutSMTPD.Get(c.Settings)
+	return true
+}
+
+// greetDelay waits GREETDELAY before the greeting; a client that cannot wait for it is sent away (RFC 5321 section 3.1).
+func (c *session) greetDelay() bool {
+	delay := settings.GreetDelay.Get(c.Settings)
+	if delay <= 0 || c.rehearsed {
+		return true
+	}
+	timeout := c.link.timeout
+	c.link.timeout = delay
+	err := c.in.Wait()
+	c.link.timeout = timeout
+	switch {
+	case errors.Is(err, errTimeout):
+		return true
+	case err != nil:
+		c.lost(err)
+		return false
+	}
+	v := policy.Verdict{Action: policy.Reject, Check: "greet-delay"}
+	v.Setting, v.Layer = settings.GreetDelay.Name, c.Settings.Source(settings.GreetDelay.Setting).String()
+	c.say(c.decide(trace.Event{Kind: "connect"}, v, replyEarly))
+	c.end("talked before the greeting")
+	return false
+}
+
+// tarpit waits TARPITDELAY before the reply to a recipient beyond TARPITCOUNT.
+func (c *session) tarpit() {
+	count := settings.TarpitCount.Get(c.Settings)
+	if count == 0 || c.rehearsed || len(c.mail.to)+c.mail.dropped < count {
+		return
+	}
+	timer := time.NewTimer(settings.TarpitDelay.Get(c.Settings))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-c.ctx.Done():
+	}
 }
 
 func (c *session) helo(args []byte, extended bool) {
@@ -321,10 +402,12 @@ func (c *session) from(args string) {
 		return
 	}
 	m.from = policy.Complete(m.from, c.Settings)
+	c.Settings = c.view().ForSender(m.from)
 	v := c.server.config.Policy.Mail(c.ctx, &c.Session, m.from, m.size)
 	r := c.decide(trace.Event{Kind: "mail", From: m.from.String(), Bytes: m.size}, v, replySender)
 	if refuses(v) {
 		c.mistake(r)
+		c.Settings = c.view()
 		return
 	}
 	c.say(r)
@@ -344,6 +427,7 @@ func (c *session) rcpt(args string) {
 	}
 	m.to = policy.Complete(m.to, c.Settings)
 	v := c.server.config.Policy.Rcpt(c.ctx, &c.Session, c.mail.from, m.to, len(c.mail.to)+c.mail.dropped)
+	c.tarpit()
 	c.say(c.decide(trace.Event{Kind: "rcpt", To: m.to.String()}, v, replyRecipient))
 	switch v.Action {
 	case policy.Accept:
@@ -353,7 +437,7 @@ func (c *session) rcpt(args string) {
 		c.mail.dropped++
 	default:
 		// Honest clients meet unknown users too, so that these are not mistakes; but there is an end to it.
-		if c.refused++; c.refused >= maxRefused && !c.ended {
+		if c.refused++; c.refused >= settings.MaxRcptErrors.Get(c.Settings) && !c.ended {
 			c.say(replyManyErrors)
 			c.why = "too many refused recipients"
 		}

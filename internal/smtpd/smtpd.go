@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/door"
 	"github.com/indigomail/indigo/internal/policy"
 	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/settings"
@@ -40,6 +41,10 @@ type Config struct {
 	TLS    *tls.Config
 	Policy policy.Policy
 	Queue  queue.Submitter
+	// Through, when set, gives the way to Queue that the settings of a session ask for, for example through a program.
+	Through func(*settings.View) queue.Submitter
+	// HostName gives the host name of a client that leads back to its address, "" when there is none; nil looks up nothing.
+	HostName func(ctx context.Context, ip netip.Addr) string
 	// Auth is nil when nobody can log in; AUTH is then not offered.
 	Auth   auth.Verifier
 	Trace  trace.Recorder
@@ -62,6 +67,7 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	sessions  map[*session]struct{}
 	perIP     map[netip.Addr]int
+	rates     *door.Rates
 	// serving counts the running calls of Serve; each waits for its own sessions.
 	serving sync.WaitGroup
 
@@ -98,6 +104,7 @@ func New(config Config) *Server {
 		listeners: map[net.Listener]struct{}{},
 		sessions:  map[*session]struct{}{},
 		perIP:     map[netip.Addr]int{},
+		rates:     door.NewRates(),
 	}
 	s.buffers.New = func() any {
 		return &buffers{wire.NewReader(nil, readBuffer), bufio.NewWriterSize(io.Discard, 4<<10)}
@@ -161,6 +168,13 @@ func (s *Server) Shutdown(ctx context.Context) {
 	stop := context.AfterFunc(ctx, s.cut)
 	defer stop()
 	s.serving.Wait()
+}
+
+// Connections tells how many are open.
+func (s *Server) Connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sessions)
 }
 
 // cut closes everything.

@@ -10,44 +10,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"fmt"
 	"math/big"
 	"net"
 	"os"
 	"strings"
-	"sync/atomic"
 	"time"
 )
-
-// Store holds the certificate of one PEM file with chain and key, and reads it again on demand.
-type Store struct {
-	file    string
-	current atomic.Pointer[tls.Certificate]
-}
-
-// NewStore reads file.
-func NewStore(file string) (*Store, error) {
-	s := &Store{file: file}
-	return s, s.Reload()
-}
-
-// Reload reads the file again; on an error the certificate stays.
-func (s *Store) Reload() error {
-	c, err := tls.LoadX509KeyPair(s.file, s.file)
-	if err != nil {
-		return fmt.Errorf("%s: %w", s.file, err)
-	}
-	s.current.Store(&c)
-	return nil
-}
-
-// ServerConfig gives a server's TLS settings: TLS 1.2 or newer, the store's certificate as it is at each handshake.
-func ServerConfig(s *Store) *tls.Config {
-	return &tls.Config{
-		MinVersion:     tls.VersionTLS12,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.current.Load(), nil },
-	}
-}
 
 // SelfSigned writes a new ECDSA key and a certificate for hosts (names and addresses), good for ten years, to file.
 func SelfSigned(file string, hosts []string, now time.Time) error {

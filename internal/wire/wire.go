@@ -40,6 +40,16 @@ func (r *Reader) From(src io.Reader) { r.src = src }
 // Buffered tells how many bytes were received but not yet read.
 func (r *Reader) Buffered() int { return r.w - r.r }
 
+// Wait waits until something is buffered. Unlike with the other methods, one may go on to read after an error.
+func (r *Reader) Wait() error {
+	if r.r < r.w {
+		return nil
+	}
+	err := r.fill()
+	r.err = nil
+	return err
+}
+
 // Discard throws away what is buffered: whatever was pipelined before TLS must not count as said inside it (RFC 3207
 // section 4.2).
 func (r *Reader) Discard() { r.r, r.w = 0, 0 }

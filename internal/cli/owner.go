@@ -1,0 +1,45 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// asOwner gives root up for the owner of the data directory, so that what a command makes there belongs to who serves it.
+// A directory of root's, or one that is not there, changes nothing.
+func asOwner(data string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(data)
+	if err != nil {
+		return nil
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || owner.Uid == 0 {
+		return nil
+	}
+	if err := syscall.Setgroups([]int{int(owner.Gid)}); err != nil {
+		return fmt.Errorf("working as the owner of %s: %w", data, err)
+	}
+	if err := syscall.Setgid(int(owner.Gid)); err != nil {
+		return fmt.Errorf("working as the owner of %s: %w", data, err)
+	}
+	if err := syscall.Setuid(int(owner.Uid)); err != nil {
+		return fmt.Errorf("working as the owner of %s: %w", data, err)
+	}
+	return nil
+}
+
+// dropRoot does so for a command, unless it is one that needs root or writes elsewhere.
+func dropRoot(cmd *cobra.Command, _ []string) error {
+	flag := cmd.Flags().Lookup("data")
+	if flag == nil || slices.Contains([]string{"indigo up", "indigo serve", "indigo install", "indigo settings doc"}, cmd.CommandPath()) {
+		return nil
+	}
+	return asOwner(flag.Value.String())
+}

@@ -1,0 +1,120 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
+)
+
+// Check reads all that a start or a reload reads, and gives what is wrong, and what will not work as its author may think.
+// Nothing is changed and no port is opened.
+func Check(data string) (wrong, warnings settings.Problems) {
+	if !Exists(data) {
+		if _, err := os.Stat(filepath.Join(data, "control", "me")); errors.Is(err, fs.ErrPermission) {
+			return settings.Problems{{File: "control/me", Line: 1, Text: "may not be read by this user"}}, nil
+		}
+		return settings.Problems{{File: "control/me", Line: 1, Text: "is not there: make a data directory with `indigo up --data " + data + "`, or write the host's name into it"}}, nil
+	}
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		var many settings.Problems
+		if errors.As(err, &many) {
+			return many, nil
+		}
+		return settings.Problems{{File: ".", Line: 1, Text: err.Error()}}, nil
+	}
+	wrong, more := checkServices(data, snapshot)
+	return wrong, append(slices.Clone(snapshot.Warnings), more...)
+}
+
+// checkServices looks at what the settings say of services, certificates and programs.
+func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings settings.Problems) {
+	at := func(v *settings.View, s *settings.Setting, format string, a ...any) settings.Problem {
+		source := v.Source(s)
+		file := source.File
+		if file == "" {
+			file = "control/" + s.File
+		}
+		return settings.Problem{File: file, Line: source.Line, Text: s.Name + ": " + fmt.Sprintf(format, a...)}
+	}
+	all := snapshot.View("all")
+	certificate := settings.TLSCert.Get(all)
+	if !filepath.IsAbs(certificate) {
+		certificate = filepath.Join(data, certificate)
+	}
+	store, err := tlsx.NewStore(certificate)
+	if err != nil {
+		wrong = append(wrong, at(all, settings.TLSCert.Setting, "%v", err))
+	}
+	for _, name := range snapshot.Services() {
+		kind, _, _ := strings.Cut(name, ".")
+		known := append(internalServices(), Kinds()...)
+		if !slices.Contains(known, kind) {
+			directory, _ := snapshot.Directory(name)
+			warnings = append(warnings, settings.Problem{File: "services/" + directory, Line: 1, Text: fmt.Sprintf("no such kind of service yet; there are %s", strings.Join(known, ", "))})
+		}
+	}
+	ports := map[int]string{}
+	for _, name := range instances(snapshot) {
+		v := snapshot.View(name)
+		spec, err := newDoorSpec(name, v)
+		if err != nil {
+			directory, _ := snapshot.Directory(name)
+			wrong = append(wrong, settings.Problem{File: "services/" + directory, Line: 1, Text: err.Error()})
+			continue
+		}
+		down := filepath.Join(settings.ServiceDirectory(data, name), "down")
+		if _, err := os.Stat(down); err == nil {
+			continue
+		}
+		if other, taken := ports[spec.port]; taken && spec.port != 0 && spec.kind != "udplogger" {
+			wrong = append(wrong, at(v, settings.Port.Setting, "service %s has port %d already", other, spec.port))
+		}
+		ports[spec.port] = name
+		if store != nil && err == nil {
+			if err := store.Try(tlsOptions(v)); err != nil {
+				wrong = append(wrong, at(v, settings.ClientCA.Setting, "%v", err))
+			}
+		}
+	}
+	if _, unmapped := tlsx.ParseSuites(settings.TLSCipherList.Get(all)); len(unmapped) > 0 {
+		warnings = append(warnings, at(all, settings.TLSCipherList.Setting, "Go's TLS has nothing for %s: passed over", strings.Join(unmapped, ", ")))
+	}
+	if settings.TLSCipherSuite.Get(all) != "" {
+		warnings = append(warnings, at(all, settings.TLSCipherSuite.Setting, "Go does not let the suites of TLS 1.3 be chosen: it uses AES-128-GCM, AES-256-GCM and ChaCha20-Poly1305"))
+	}
+	if account := settings.RunAs.Get(all); account != "" {
+		if _, err := FindAccount(account); err != nil {
+			wrong = append(wrong, at(all, settings.RunAs.Setting, "%v", err))
+		}
+	}
+	for _, name := range append(instances(snapshot), "queue", "inject") {
+		v := snapshot.View(name)
+		for _, program := range []settings.Key[string]{settings.QMailQueue, settings.BounceQueue, settings.BounceProcessor, settings.OnSuccessRemote, settings.OnFailureRemote} {
+			words := strings.Fields(program.Get(v))
+			if len(words) == 0 || !strings.HasPrefix(words[0], "/") || strings.HasPrefix(filepath.Base(words[0]), "qmail-") {
+				continue
+			}
+			if info, err := os.Stat(words[0]); err != nil || info.Mode()&0o111 == 0 {
+				p := at(v, program.Setting, "there is no program %s", words[0])
+				if !slices.Contains(wrong, p) {
+					wrong = append(wrong, p)
+				}
+			}
+		}
+	}
+	return wrong, warnings
+}
+
+// tlsOptions gives what a service's settings say of TLS.
+func tlsOptions(v *settings.View) tlsx.Options {
+	suites, _ := tlsx.ParseSuites(settings.TLSCipherList.Get(v))
+	return tlsx.Options{Minimum: tlsx.Version(settings.TLSMinimum.Get(v)), Suites: suites, ClientCA: settings.ClientCA.Get(v)}
+}

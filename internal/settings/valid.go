@@ -1,0 +1,158 @@
+package settings
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// valid adds a check to a setting of one line; the empty text passes.
+func valid(check func(string) error) option {
+	return func(s *Setting) {
+		parse := s.check
+		s.check = func(l *loader, text string) (any, error) {
+			if text != "" {
+				if err := check(text); err != nil {
+					return nil, err
+				}
+			}
+			return parse(l, text)
+		}
+	}
+}
+
+// hostName takes a name of labels, as RFC 1123 section 2.1 has them, also with underscores, which are in use.
+func hostName(s string) error {
+	if len(s) > 253 {
+		return fmt.Errorf("%.40q… is longer than 253 bytes", s)
+	}
+	for label := range strings.SplitSeq(strings.TrimSuffix(s, "."), ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return fmt.Errorf("%q is no host name", s)
+		}
+		for _, c := range label {
+			if c < 0x80 && c != '-' && c != '_' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
+				return fmt.Errorf("%q is no host name: it has %q in it", s, c)
+			}
+		}
+	}
+	return nil
+}
+
+// ipAddress takes an IPv4 or IPv6 address.
+func ipAddress(s string) error {
+	if _, err := netip.ParseAddr(s); err != nil {
+		return fmt.Errorf("%q is no IP address", s)
+	}
+	return nil
+}
+
+// listenAddress takes an address, or a host name, which is looked up at the start.
+func listenAddress(s string) error {
+	if ipAddress(s) == nil {
+		return nil
+	}
+	if strings.Trim(s, "0123456789.") == "" || hostName(s) != nil {
+		return fmt.Errorf("%q is neither an IP address nor a host name", s)
+	}
+	return nil
+}
+
+// clientNetwork takes what relayclients has: an address, a prefix of whole bytes with a dot, or a network, and a colon.
+func clientNetwork(s string) error {
+	entry := s
+	if checkAddress(entry) == nil && entry != "" && entry[0] != '=' {
+		return nil
+	}
+	entry, colon := strings.CutSuffix(s, ":")
+	if !colon || checkAddress(entry) != nil || entry == "" || entry[0] == '=' {
+		return fmt.Errorf("%q is no address, prefix of whole bytes with a dot at its end, or network in CIDR form, with a colon behind it", s)
+	}
+	return nil
+}
+
+// domainEntry takes what relaydomains has: a host name or .domain, and a colon.
+func domainEntry(s string) error {
+	return hostName(strings.TrimPrefix(strings.TrimSuffix(s, ":"), "."))
+}
+
+// nameServer takes an address, or an address and port.
+func nameServer(s string) error {
+	if ipAddress(s) == nil {
+		return nil
+	}
+	if _, err := netip.ParseAddrPort(s); err != nil {
+		return fmt.Errorf("%q is no address or address:port", s)
+	}
+	return nil
+}
+
+// staticRoute takes a line of smtproutes: domain:relay:port, and user and password behind blanks. An IPv6 address stands in
+// brackets.
+func staticRoute(s string) error {
+	domain, rest, ok := strings.Cut(s, ":")
+	if !ok {
+		return errors.New("a route has the form domain:relay:port, and user and password behind blanks")
+	}
+	if domain = strings.TrimPrefix(domain, "."); domain != "" {
+		if err := hostName(domain); err != nil {
+			return err
+		}
+	}
+	fields := strings.Fields(rest)
+	if len(fields) == 2 {
+		return errors.New("a route has a user without a password")
+	}
+	if len(fields) > 3 {
+		return errors.New("a route has more than a user and a password")
+	}
+	if len(fields) == 0 {
+		return nil
+	}
+	relay := fields[0]
+	if strings.HasPrefix(relay, "[") {
+		address, after, ok := strings.Cut(relay[1:], "]")
+		if !ok || ipAddress(address) != nil {
+			return fmt.Errorf("%q is no address in brackets", relay)
+		}
+		relay = "x" + after
+	}
+	host, port, ok := strings.Cut(relay, ":")
+	if ok && port != "" {
+		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+			return fmt.Errorf("%q is no port", port)
+		}
+	}
+	if host == "" || ipAddress(host) == nil {
+		return nil
+	}
+	return hostName(host)
+}
+
+// inside takes a path that does not lead out of the data directory, or an absolute one.
+func inside(s string) error {
+	if !filepath.IsAbs(s) && !filepath.IsLocal(s) {
+		return fmt.Errorf("%q leads out of the data directory", s)
+	}
+	return nil
+}
+
+// userGroup takes user or user:group.
+func userGroup(s string) error {
+	user, group, ok := strings.Cut(s, ":")
+	if user == "" || ok && group == "" || strings.ContainsAny(s, " /") || strings.Count(s, ":") > 1 {
+		return fmt.Errorf("%q is not of the form user or user:group", s)
+	}
+	return nil
+}
+
+// absolutePath takes a path from the root.
+func absolutePath(s string) error {
+	if !filepath.IsAbs(s) {
+		return fmt.Errorf("%q does not begin with /", s)
+	}
+	return nil
+}

@@ -1,0 +1,196 @@
+package tlsx
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// Store holds the certificates of one PEM file with chain and key, or of all files *.pem of a directory, and reads them
+// again on demand. A client that names a host (SNI) gets the certificate for it, or else the first: servercert.pem in a
+// directory.
+type Store struct {
+	path    string
+	current atomic.Pointer[loaded]
+}
+
+// loaded is what the files held at one moment, with the configurations made of it.
+type loaded struct {
+	certificates []*tls.Certificate
+	mu           sync.Mutex
+	configs      map[string]*tls.Config
+	// fallback is clientca.pem beside the certificates, "" when there is none.
+	fallback string
+}
+
+// Options are what a service sets of TLS.
+type Options struct {
+	// Minimum is the least version, 0 for TLS 1.2; Suites are the cipher suites of TLS 1.2 and older, nil for Go's choice.
+	Minimum uint16
+	Suites  []uint16
+	// ClientCA is the file of the authorities that client certificates are verified by; "" means clientca.pem beside the
+	// certificate if there is one. Without any, no client certificate is asked for. A client may always have none.
+	ClientCA string
+}
+
+// NewStore reads path.
+func NewStore(path string) (*Store, error) {
+	s := &Store{path: path}
+	return s, s.Reload()
+}
+
+// Reload reads the files again; on an error all stays as it was.
+func (s *Store) Reload() error {
+	l := &loaded{configs: map[string]*tls.Config{}}
+	files := []string{s.path}
+	dir := filepath.Dir(s.path)
+	if info, err := os.Stat(s.path); err == nil && info.IsDir() {
+		dir = s.path
+		if files, err = filepath.Glob(filepath.Join(s.path, "*.pem")); err != nil {
+			return err
+		}
+		files = slices.DeleteFunc(files, func(f string) bool { return strings.HasPrefix(filepath.Base(f), "client") })
+		slices.SortStableFunc(files, func(a, b string) int { return first(b) - first(a) })
+		if len(files) == 0 {
+			return fmt.Errorf("%s: no files *.pem with a certificate and its key", s.path)
+		}
+	}
+	var faults []error
+	for _, file := range files {
+		c, err := tls.LoadX509KeyPair(file, file)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", file, err))
+			continue
+		}
+		l.certificates = append(l.certificates, &c)
+	}
+	if faults != nil {
+		return errors.Join(faults...)
+	}
+	if file := filepath.Join(dir, "clientca.pem"); exists(file) {
+		l.fallback = file
+	}
+	s.current.Store(l)
+	return nil
+}
+
+// first sorts servercert.pem to the front.
+func first(file string) int {
+	if filepath.Base(file) == "servercert.pem" {
+		return 1
+	}
+	return 0
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// ServerConfig gives a server's TLS settings: the certificates and the options as they are at each handshake.
+func (s *Store) ServerConfig(options func() Options) *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.current.Load().config(options()) },
+	}
+}
+
+// Try makes the configuration that options give, to find out what is wrong with them.
+func (s *Store) Try(o Options) error {
+	l := s.current.Load()
+	if l == nil {
+		return nil
+	}
+	_, err := l.config(o)
+	return err
+}
+
+// config gives the configuration for options; one for each, since it holds the keys of session tickets.
+func (l *loaded) config(o Options) (*tls.Config, error) {
+	if o.ClientCA == "" {
+		o.ClientCA = l.fallback
+	}
+	key := fmt.Sprint(o)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c := l.configs[key]; c != nil {
+		return c, nil
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: o.Suites}
+	if o.Minimum != 0 {
+		c.MinVersion = o.Minimum
+	}
+	for _, certificate := range l.certificates {
+		c.Certificates = append(c.Certificates, *certificate)
+	}
+	if o.ClientCA != "" {
+		pem, err := os.ReadFile(o.ClientCA)
+		if err != nil {
+			return nil, fmt.Errorf("client authorities: %w", err)
+		}
+		c.ClientCAs = x509.NewCertPool()
+		if !c.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("client authorities: %s holds no certificate in PEM", o.ClientCA)
+		}
+		c.ClientAuth = tls.VerifyClientCertIfGiven
+	}
+	l.configs[key] = c
+	return c, nil
+}
+
+// Version gives the version for a name of tlsservermethod (wiki 2062).
+func Version(name string) uint16 {
+	switch name {
+	case "TLSv1":
+		return tls.VersionTLS10
+	case "TLSv1_1":
+		return tls.VersionTLS11
+	case "TLSv1_3":
+		return tls.VersionTLS13
+	}
+	return tls.VersionTLS12
+}
+
+// openSSL maps OpenSSL's names of cipher suites to IANA's, for those that Go has.
+var openSSL = map[string]string{
+	"ECDHE-ECDSA-AES128-GCM-SHA256": "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384": "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+	"ECDHE-RSA-AES128-GCM-SHA256": "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "ECDHE-RSA-AES256-GCM-SHA384": "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+	"ECDHE-ECDSA-CHACHA20-POLY1305": "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "ECDHE-RSA-CHACHA20-POLY1305": "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+	"ECDHE-ECDSA-AES128-SHA": "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA", "ECDHE-ECDSA-AES256-SHA": "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
+	"ECDHE-RSA-AES128-SHA": "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA", "ECDHE-RSA-AES256-SHA": "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA",
+	"ECDHE-ECDSA-AES128-SHA256": "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256", "ECDHE-RSA-AES128-SHA256": "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA256",
+	"AES128-GCM-SHA256": "TLS_RSA_WITH_AES_128_GCM_SHA256", "AES256-GCM-SHA384": "TLS_RSA_WITH_AES_256_GCM_SHA384",
+	"AES128-SHA": "TLS_RSA_WITH_AES_128_CBC_SHA", "AES256-SHA": "TLS_RSA_WITH_AES_256_CBC_SHA", "AES128-SHA256": "TLS_RSA_WITH_AES_128_CBC_SHA256",
+}
+
+// ParseSuites reads a list of cipher suites with colons, commas or blanks between, by OpenSSL's or IANA's names. What Go
+// cannot do comes back in unmapped: words for groups, exclusions, suites that Go lacks, and those of TLS 1.3, which Go does
+// not let choose. suites is nil when nothing is left.
+func ParseSuites(list string) (suites []uint16, unmapped []string) {
+	known := map[string]uint16{}
+	for _, s := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
+		if slices.Min(s.SupportedVersions) < tls.VersionTLS13 {
+			known[s.Name] = s.ID
+		}
+	}
+	for _, name := range strings.FieldsFunc(list, func(r rune) bool { return strings.ContainsRune(":, ", r) }) {
+		iana := name
+		if mapped := openSSL[name]; mapped != "" {
+			iana = mapped
+		}
+		if id, ok := known[iana]; ok {
+			suites = append(suites, id)
+		} else {
+			unmapped = append(unmapped, name)
+		}
+	}
+	return suites, unmapped
+}
