@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -19,6 +20,8 @@ import (
 type App struct {
 	In       io.Reader
 	Out, Err io.Writer
+	// opened is the file with a password, opened before root was given up.
+	opened *os.File
 }
 
 // Main runs the command named by args and gives the exit code. args[0], or else the first word, may be one of
@@ -56,7 +59,7 @@ Begin with "indigo up", then "indigo try" in another terminal.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.PersistentPreRunE = dropRoot
+	root.PersistentPreRunE = app.dropRoot
 	root.SetIn(app.In)
 	root.SetOut(app.Out)
 	root.SetErr(app.Err)

@@ -22,9 +22,12 @@ func (app *App) dataFlag(cmd *cobra.Command) *string {
 func (app *App) readPassword(name string) (string, error) {
 	in := app.In
 	if name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return "", fmt.Errorf("password file: %w", err)
+		f := app.opened
+		if f == nil || f.Name() != name {
+			var err error
+			if f, err = os.Open(name); err != nil {
+				return "", fmt.Errorf("password file: %w", err)
+			}
 		}
 		defer f.Close()
 		in = f

@@ -36,10 +36,14 @@ func asOwner(data string) error {
 }
 
 // dropRoot does so for a command, unless it is one that needs root or writes elsewhere.
-func dropRoot(cmd *cobra.Command, _ []string) error {
+func (app *App) dropRoot(cmd *cobra.Command, _ []string) error {
 	flag := cmd.Flags().Lookup("data")
 	if flag == nil || slices.Contains([]string{"indigo up", "indigo serve", "indigo install", "indigo settings doc"}, cmd.CommandPath()) {
 		return nil
+	}
+	if password := cmd.Flags().Lookup("password-file"); password != nil && password.Value.String() != "" && password.Value.String() != "-" {
+		// Root may read what the owner of the mail may not. Without the file, who needs it says so.
+		app.opened, _ = os.Open(password.Value.String())
 	}
 	return asOwner(flag.Value.String())
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -115,7 +116,17 @@ A running instance starts it at once. To undo: indigo service remove NAME.`,
 		if err := service.Add(*addData, args[0], args[1:], down); err != nil {
 			return err
 		}
-		return app.reloadIfRunning(cmd.Context(), *addData)
+		control := service.NewControl(*addData)
+		err := control.Reload(cmd.Context())
+		if errors.Is(err, service.ErrNotRunning) {
+			return nil
+		}
+		if err == nil && !down {
+			if err = control.ServiceDo(cmd.Context(), args[0], "start"); err != nil {
+				err = fmt.Errorf("the service was made but does not start yet, and is tried again: %w", err)
+			}
+		}
+		return err
 	}
 	var yes bool
 	remove := &cobra.Command{
@@ -179,6 +190,10 @@ func (app *App) logLines(ctx context.Context, data, name string, limit int) ([]s
 				dir = filepath.Join(data, dir)
 			}
 			texts, err := service.ReadMultilog(filepath.Join(dir, name), limit)
+			if errors.Is(err, os.ErrNotExist) {
+				// It was set after the start.
+				return service.NewControl(data).Recent(ctx, name, limit)
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -331,9 +346,9 @@ func (app *App) servicePrograms() map[string]func([]string) int {
 	}
 }
 
-// oldName gives the name of a service's directory, or IndiMail's name for it.
+// oldName gives IndiMail's name for a service.
 func oldName(s service.ServiceState) string {
-	if s.Directory != "" {
+	if s.Directory != s.Name && s.Directory != "" {
 		return s.Directory
 	}
 	switch {

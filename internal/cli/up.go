@@ -106,6 +106,10 @@ Without root the ports are the usual ones plus 2000: SMTP on 2025, IMAP on 2143.
 			}
 		}
 		if child == nil {
+			// Malformed settings are told by the start, all at once.
+			if err := service.Complete(*data); err != nil && !errors.As(err, new(settings.Problems)) {
+				return err
+			}
 			settings.RememberData(settings.FromEnvironment(), *data)
 		}
 		return app.serve(cmd.Context(), service.Config{Data: *data, Listen: listen, PortOffset: portOffset}, child, first, logFormat, func(h *service.House, first ready) error {

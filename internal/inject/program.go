@@ -192,7 +192,7 @@ func (t *tail) Write(p []byte) (int, error) {
 func (t *tail) String() string { return strings.TrimSpace(string(t.b)) }
 
 // Known gives what names mean that need no program: "" stands for qmail-queue itself, and discard for qmail-nullqueue. A file
-// of the name goes first.
+// of the name goes first. IndiMail's front ends of qmail-queue count as qmail-queue; see NotYet.
 func Known(line string) (known, discard bool) {
 	words := strings.Fields(line)
 	if len(words) == 0 {
@@ -202,12 +202,26 @@ func Known(line string) (known, discard bool) {
 		return false, false
 	}
 	switch filepath.Base(words[0]) {
-	case "qmail-queue", "qmail-multi":
+	case "qmail-queue", "qmail-multi", "qmail-dk", "qmail-dkim", "qmail-spamfilter":
 		return true, false
 	case "qmail-nullqueue":
 		return true, true
 	}
 	return false, false
+}
+
+// NotYet tells whether line names one of IndiMail's front ends that do nothing here yet: no signatures, no spam filter.
+func NotYet(line string) bool {
+	known, discard := Known(line)
+	words := strings.Fields(line)
+	if !known || discard || len(words) == 0 {
+		return false
+	}
+	switch filepath.Base(words[0]) {
+	case "qmail-queue", "qmail-multi":
+		return false
+	}
+	return true
 }
 
 // Discard throws messages away, as qmail-nullqueue does, and says so in the trace.

@@ -656,6 +656,15 @@ func (s *Set) Oldest() map[string]time.Time {
 	return all
 }
 
+// Wake makes every queue look at once whether its settings let it deliver more than before.
+func (s *Set) Wake() {
+	for _, m := range s.members() {
+		m.mu.Lock()
+		m.dispatch()
+		m.mu.Unlock()
+	}
+}
+
 // Names gives the names of the queues, retired ones too.
 func (s *Set) Names() (names []string) {
 	for _, m := range s.members() {

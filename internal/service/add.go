@@ -67,11 +67,11 @@ func Remove(data, name string) error {
 	if !settings.ValidService(name) {
 		return fmt.Errorf("%q is no name of a service", name)
 	}
+	if slices.Contains(defaultServices(), name) {
+		return fmt.Errorf("service %s is one of Indigo's own: a file services/%s/down keeps it from starting, `indigo settings unset NAME --service %s` takes a setting back", name, name, name)
+	}
 	dir := settings.ServiceDirectory(data, name)
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		if slices.Contains(defaultServices(), name) {
-			return fmt.Errorf("service %s is one of Indigo's own: keep it from starting by a file services/%s/down", name, name)
-		}
 		return fmt.Errorf("there is no service %s", name)
 	}
 	// The variables may name control files of the service's own, which Unset removes with them.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/indigomail/indigo/internal/inject"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/tlsx"
 )
@@ -22,16 +23,9 @@ func Check(data string) (wrong, warnings settings.Problems) {
 		}
 		return settings.Problems{{File: "control/me", Line: 1, Text: "is not there: make a data directory with `indigo up --data " + data + "`, or write the host's name into it"}}, nil
 	}
-	snapshot, err := settings.Load(data)
-	if err != nil {
-		var many settings.Problems
-		if errors.As(err, &many) {
-			return many, nil
-		}
-		return settings.Problems{{File: ".", Line: 1, Text: err.Error()}}, nil
-	}
-	wrong, more := checkServices(data, snapshot)
-	return wrong, append(slices.Clone(snapshot.Warnings), more...)
+	snapshot, wrong := settings.Inspect(data)
+	faults, more := checkServices(data, snapshot)
+	return append(wrong, faults...), append(slices.Clone(snapshot.Warnings), more...)
 }
 
 // checkServices looks at what the settings say of services, certificates and programs.
@@ -45,11 +39,7 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 		return settings.Problem{File: file, Line: source.Line, Text: s.Name + ": " + fmt.Sprintf(format, a...)}
 	}
 	all := snapshot.View("all")
-	certificate := settings.TLSCert.Get(all)
-	if !filepath.IsAbs(certificate) {
-		certificate = filepath.Join(data, certificate)
-	}
-	store, err := tlsx.NewStore(certificate)
+	store, err := tlsx.NewStore(certificatePath(data, all))
 	if err != nil {
 		wrong = append(wrong, at(all, settings.TLSCert.Setting, "%v", err))
 	}
@@ -78,9 +68,18 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			wrong = append(wrong, at(v, settings.Port.Setting, "service %s has port %d already", other, spec.port))
 		}
 		ports[spec.port] = name
-		if store != nil && err == nil {
-			if err := store.Try(tlsOptions(v)); err != nil {
-				wrong = append(wrong, at(v, settings.ClientCA.Setting, "%v", err))
+		if path := certificatePath(data, v); path != certificatePath(data, all) {
+			if _, err := tlsx.NewStore(path); err != nil {
+				wrong = append(wrong, at(v, settings.CertDir.Setting, "%v", err))
+			}
+		}
+		if err := store.Try(tlsOptions(data, v)); err != nil {
+			p := at(v, settings.ClientCA.Setting, "%v", err)
+			if !v.IsSet(settings.ClientCA.Setting) {
+				p.File = filepath.Join(filepath.Dir(settings.TLSCert.Get(all)), "clientca.pem")
+			}
+			if !slices.Contains(wrong, p) {
+				wrong = append(wrong, p)
 			}
 		}
 	}
@@ -99,6 +98,11 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 		v := snapshot.View(name)
 		for _, program := range []settings.Key[string]{settings.QMailQueue, settings.BounceQueue, settings.BounceProcessor, settings.OnSuccessRemote, settings.OnFailureRemote} {
 			words := strings.Fields(program.Get(v))
+			if inject.NotYet(program.Get(v)) {
+				if p := at(v, program.Setting, "%s does nothing yet: mail is queued as it is", words[0]); !slices.Contains(warnings, p) {
+					warnings = append(warnings, p)
+				}
+			}
 			if len(words) == 0 || !strings.HasPrefix(words[0], "/") || strings.HasPrefix(filepath.Base(words[0]), "qmail-") {
 				continue
 			}
@@ -113,8 +117,33 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 	return wrong, warnings
 }
 
+// certificatePath gives where a service's certificates are: TLS_CERT, or as with IndiMail SERVERCERT in CERTDIR.
+func certificatePath(data string, v *settings.View) string {
+	path := settings.TLSCert.Get(v)
+	if !v.IsSet(settings.TLSCert.Setting) && (v.IsSet(settings.CertDir.Setting) || v.IsSet(settings.ServerCert.Setting)) {
+		dir, file := settings.CertDir.Get(v), settings.ServerCert.Get(v)
+		if dir == "" {
+			dir = "certs"
+		}
+		if file == "" {
+			file = "servercert.pem"
+		}
+		if path = file; !filepath.IsAbs(file) {
+			path = filepath.Join(dir, file)
+		}
+	}
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(data, path)
+	}
+	return path
+}
+
 // tlsOptions gives what a service's settings say of TLS.
-func tlsOptions(v *settings.View) tlsx.Options {
+func tlsOptions(data string, v *settings.View) tlsx.Options {
 	suites, _ := tlsx.ParseSuites(settings.TLSCipherList.Get(v))
-	return tlsx.Options{Minimum: tlsx.Version(settings.TLSMinimum.Get(v)), Suites: suites, ClientCA: settings.ClientCA.Get(v)}
+	authorities := settings.ClientCA.Get(v)
+	if authorities != "" && !filepath.IsAbs(authorities) {
+		authorities = filepath.Join(data, authorities)
+	}
+	return tlsx.Options{Minimum: tlsx.Version(settings.TLSMinimum.Get(v)), Suites: suites, ClientCA: authorities}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -99,6 +100,29 @@ func Create(ctx context.Context, n NewHouse) (*Created, error) {
 		}
 	}
 	return created, nil
+}
+
+// Complete makes what a data directory lacks that was put together by hand, for example around IndiMail's control
+// directory: directories, and a self-signed certificate when there is none where the settings say.
+func Complete(data string) error {
+	for _, dir := range []string{"queue", "domains", "trace", "run"} {
+		if err := os.MkdirAll(filepath.Join(data, dir), 0o700); err != nil {
+			return err
+		}
+	}
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		return err
+	}
+	all := snapshot.View("all")
+	path := certificatePath(data, all)
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return tlsx.SelfSigned(path, []string{settings.Me.Get(all), "localhost", "127.0.0.1", "::1"}, time.Now())
 }
 
 // OpenDirectory opens the directory of a data directory that exists, for commands.

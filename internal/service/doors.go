@@ -43,7 +43,11 @@ func (h *House) newDoor(spec doorSpec, l net.Listener) (server, error) {
 	view := func() *settings.View { return h.view(spec.name) }
 	me := settings.Me.Get(h.view("all"))
 	logger := h.serviceLogger(spec.name)
-	tlsConfig := h.certificates.ServerConfig(func() tlsx.Options { return tlsOptions(view()) })
+	store, err := h.store(spec.name)
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	tlsConfig := store.ServerConfig(func() tlsx.Options { return tlsOptions(h.config.Data, view()) })
 	switch spec.kind {
 	case "smtpd":
 		return smtpd.New(smtpd.Config{

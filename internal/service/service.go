@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -54,7 +55,8 @@ type House struct {
 	log      *slog.Logger
 	lock     *lock
 
-	certificates *tlsx.Store
+	// stores are the certificates, by their path; unitsMu guards it.
+	stores map[string]*tlsx.Store
 	trace        *trace.Log
 	directory    *directory.Store
 	lists        *lists.Finder
@@ -128,12 +130,7 @@ func (h *House) check() error {
 		h.settings.Store(snapshot)
 		h.logWarnings(snapshot)
 	}
-	all := h.view("all")
-	certificate := settings.TLSCert.Get(all)
-	if !filepath.IsAbs(certificate) {
-		certificate = filepath.Join(h.config.Data, certificate)
-	}
-	if h.certificates, err = tlsx.NewStore(certificate); err != nil {
+	if _, err := h.store("all"); err != nil {
 		faults = append(faults, fmt.Errorf("certificate: %w", err))
 	}
 	for _, dir := range []string{"queue", "domains", "trace", "control"} {
@@ -145,9 +142,42 @@ func (h *House) check() error {
 	return errors.Join(faults...)
 }
 
+// store gives the certificates of a service; services with one path share them.
+func (h *House) store(name string) (*tlsx.Store, error) {
+	path := certificatePath(h.config.Data, h.view(name))
+	h.unitsMu.Lock()
+	defer h.unitsMu.Unlock()
+	if s := h.stores[path]; s != nil {
+		return s, nil
+	}
+	s, err := tlsx.NewStore(path)
+	if err != nil {
+		return nil, err
+	}
+	if h.stores == nil {
+		h.stores = map[string]*tlsx.Store{}
+	}
+	h.stores[path] = s
+	return s, nil
+}
+
+// logWarnings tells what will not work as its author may think.
 func (h *House) logWarnings(s *settings.Snapshot) {
-	for _, w := range s.Warnings {
-		h.log.Warn(w.String())
+	_, more := checkServices(h.config.Data, s)
+	// A directory of IndiMail's has the same in every service: one line for each, `indigo check` has them all.
+	var order []string
+	first, places := map[string]string{}, map[string]int{}
+	for _, w := range append(slices.Clone(s.Warnings), more...) {
+		if places[w.Text]++; places[w.Text] == 1 {
+			order, first[w.Text] = append(order, w.Text), w.String()
+		}
+	}
+	for _, text := range order {
+		line := first[text]
+		if n := places[text] - 1; n > 0 {
+			line += fmt.Sprintf(" (and in %d more places: see `indigo check`)", n)
+		}
+		h.log.Warn(line)
 	}
 }
 
@@ -273,8 +303,13 @@ func (h *House) Reload() error {
 	if err != nil {
 		return fmt.Errorf("settings unchanged: %w", err)
 	}
-	if err := h.certificates.Reload(); err != nil {
-		return fmt.Errorf("settings unchanged: certificate: %w", err)
+	h.unitsMu.Lock()
+	stores := maps.Clone(h.stores)
+	h.unitsMu.Unlock()
+	for _, store := range stores {
+		if err := store.Reload(); err != nil {
+			return fmt.Errorf("settings unchanged: certificate: %w", err)
+		}
 	}
 	h.settings.Store(snapshot)
 	h.logWarnings(snapshot)

@@ -552,6 +552,7 @@ func (h *House) queueDo(name, verb string) error {
 		return fmt.Errorf("a service can start, stop, restart and reload, not %q", verb)
 	}
 	h.log.Info("service " + name + ": " + verb)
+	h.queue.Wake()
 	return nil
 }
 

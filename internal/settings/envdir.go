@@ -85,7 +85,16 @@ func (l *loader) readEnvdir(dir, layer string, above []os.FileInfo, into *[]vari
 		if filepath.IsAbs(name) {
 			return filepath.Clean(name)
 		}
-		return filepath.Join(base, name)
+		target := filepath.Join(base, name)
+		if !exists(l.path(target)) {
+			// Where links lead to base, ".." leads elsewhere than in its name.
+			if real, err := filepath.EvalSymlinks(l.path(base)); err == nil && exists(filepath.Join(real, name)) {
+				if absolute, err := filepath.Abs(filepath.Join(real, name)); err == nil {
+					return absolute
+				}
+			}
+		}
+		return target
 	}
 	link := filepath.Join(dir, ".envdir")
 	if info, err := os.Stat(l.path(link)); err == nil && info.IsDir() {

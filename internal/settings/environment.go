@@ -71,7 +71,7 @@ func (e Environment) LocalVariables() (all []string) {
 func (e Environment) Local(anyUser bool) (Environment, error) {
 	e.local = map[string]*string{}
 	home := os.Getenv("HOME")
-	_, skip := os.LookupEnv("SKIP_LOCAL_ENVIRONMENT")
+	skip := os.Getenv("SKIP_LOCAL_ENVIRONMENT") != ""
 	if home != "" && !skip && (anyUser || os.Geteuid() != 0) {
 		if variables, problems := readLocal(filepath.Join(home, ".defaultqueue")); problems == nil {
 			e.over(variables)

@@ -2,6 +2,7 @@ package settings
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -212,6 +213,16 @@ type Snapshot struct {
 // Load reads all settings of the data directory dir: control files, services' variables, defaultqueue, and the rules of the
 // directory tcp. Everything that is malformed is named in the error, which is then of type Problems.
 func Load(dir string) (*Snapshot, error) {
+	s, problems := Inspect(dir)
+	if problems != nil {
+		return nil, problems
+	}
+	return s, nil
+}
+
+// Inspect reads all settings as Load does, and gives what is well formed together with what is wrong, for who looks for
+// more that is wrong.
+func Inspect(dir string) (*Snapshot, Problems) {
 	l := newLoader(dir)
 	s := &Snapshot{
 		dir: dir, control: map[string]values{}, queues: map[string]values{}, services: map[string]*envdir{},
@@ -257,13 +268,10 @@ func Load(dir string) (*Snapshot, error) {
 		}
 	}
 	s.Warnings = l.warnings
-	if l.problems != nil {
-		slices.SortStableFunc(l.problems, func(a, b Problem) int {
-			return max(-1, min(1, 2*strings.Compare(a.File, b.File)+max(-1, min(1, a.Line-b.Line))))
-		})
-		return nil, slices.Compact(l.problems)
-	}
-	return s, nil
+	slices.SortStableFunc(l.problems, func(a, b Problem) int {
+		return cmp.Or(strings.Compare(a.File, b.File), a.Line-b.Line)
+	})
+	return s, slices.Compact(l.problems)
 }
 
 // controlPath gives the directory that a value of CONTROLDIR means: IndiMail's is relative to its own directory, ours to
@@ -303,10 +311,10 @@ var defaultTCPRules = map[string]string{
 	"smtpd": "tcp.smtp", "pop3d": "tcp.pop3", "imapd": "tcp.imap", "qmtpd": "tcp.qmtp", "qmqpd": "tcp.qmqp", "poppass": "tcp.poppass",
 }
 
-// notSettings are names in a control directory that hold no settings: directories, and what other programs keep there.
+// notSetting tells whether a name in a control directory holds no setting: what other programs keep there.
 func notSetting(name string) bool {
 	switch filepath.Ext(name) {
-	case ".cdb", ".sql", ".pem", ".lock":
+	case ".pem", ".lock":
 		return true
 	}
 	return strings.HasPrefix(name, ".") || name == "README"
@@ -328,8 +336,12 @@ func (l *loader) loadControl(s *Snapshot, dir string, own bool) values {
 		present[name] = true
 		if base, ok := strings.CutSuffix(strings.TrimSuffix(name, ".sql"), ".cdb"); ok || base != name {
 			// NAME.cdb and NAME.sql stand for NAME.
-			if _, known := table.files[base]; known {
+			if setting, known := table.files[base]; known {
 				present[base] = true
+				if setting.Type != "list" {
+					l.warn(filepath.Join(dir, name), 1, "has no effect: only lists are looked up in constant databases and tables of SQL, and %s is read from control/%s", setting.Name, base)
+				}
+				delete(present, name)
 			}
 		}
 	}

@@ -93,8 +93,6 @@ func pendingSettings() []*Setting {
 	hidden("HOST_MYSQL", "host.mysql", "all", "where the directory's database is", 4114)
 
 	// TLS.
-	word("CERTDIR", "", "all", "directory of the certificates; TLS_CERT is Indigo's", 462)
-	word("SERVERCERT", "", "smtpd", "file of the server's certificate; TLS_CERT is Indigo's", 2065)
 	word("CLIENTCERT", "", "queue", "file of the certificate that deliveries show", 2100)
 	word("CLIENTCRL", "", "smtpd", "file of revoked client certificates", 2067)
 	word("TLSCIPHERS", "", "smtpd", "cipher suites; TLS_CIPHER_LIST is the later name", 2283)
@@ -232,6 +230,9 @@ func pendingSettings() []*Setting {
 	// Programs of users.
 	word("QMAILDEFAULTHOST", "", "inject", "host that qmail-inject gives an address without one; it is obeyed from the environment and .defaultqueue", 467)
 	word("QMAILMFTFILE", "", "inject", "file of mailing lists for Mail-Followup-To; it is obeyed from the environment and .defaultqueue", 4402)
+	word("MAILUSER", "", "inject", "name of the sender; QMAILUSER is obeyed from the environment", 4401)
+	word("MAILHOST", "", "inject", "host of the sender; QMAILHOST is obeyed from the environment", 4401)
+	word("QMAILGETPW", "", "queue", "program in the place of qmail-getpw", 1455)
 	word("SKIP_LOCAL_ENVIRONMENT", "", "inject", "pass $HOME/.defaultqueue over; it is obeyed from the environment", 386)
 	word("TMPDIR", "", "all", "directory for temporary files", 2283)
 	word("MYSQL_INIT_COMMAND", "", "all", "statement at the start of a connection to the database", 2285)

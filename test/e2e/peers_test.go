@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -220,4 +222,71 @@ func read(dir string) string {
 	}
 	text, _ := os.ReadFile(files[0])
 	return string(text)
+}
+
+// TestReloadUnderLoad reads the settings again and again, with 10,000 rules and a badmailfrom of 1,000,000 entries that
+// changes between, while postfix's smtp-source sends as fast as it can: no connection is dropped, no message lost.
+func TestReloadUnderLoad(t *testing.T) {
+	need(t, "smtp-source")
+	in := up(t)
+	control := filepath.Join(in.Ready.Data, "control")
+	var rules, spammers strings.Builder
+	for i := range 10000 {
+		fmt.Fprintf(&rules, "user%d@example.org:DATABYTES=%d,MAXRECIPIENTS=%d\n", i, i+1000, i+1)
+	}
+	for i := range 1000000 {
+		fmt.Fprintf(&spammers, "spam%d@example%d.com\n", i, i%1000)
+	}
+	for name, text := range map[string]string{"from.envrules": rules.String(), "badmailfrom": spammers.String()} {
+		if err := os.WriteFile(filepath.Join(control, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	command(t, in, "list", "build", "badmailfrom")
+	command(t, in, "settings", "set", "MAXPERIP", "1000")
+	command(t, in, "reload")
+	const messages = 12000
+	ctx := within(t, 3*time.Minute)
+	load := exec.CommandContext(ctx, "smtp-source", "-s", "20", "-m", fmt.Sprint(messages), "-f", "user7@example.org", "-t", "alice@indigo.test", "inet:"+in.Address("smtpd.25"))
+	var said strings.Builder
+	load.Stdout, load.Stderr = &said, &said
+	if err := load.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- load.Wait() }()
+	reloads := 0
+	for running := true; running; {
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Errorf("smtp-source: %v: %s", err, said.String())
+			}
+			running = false
+		default:
+			command(t, in, "settings", "set", "MAXHOPS", fmt.Sprint(50+reloads%10))
+			if reloads%3 == 0 {
+				command(t, in, "list", "build", "badmailfrom")
+			}
+			command(t, in, "reload")
+			reloads++
+		}
+	}
+	if said.Len() > 0 {
+		t.Errorf("smtp-source says: %s", said.String())
+	}
+	t.Logf("%d reloads", reloads)
+	if reloads < 3 {
+		t.Errorf("only %d reloads while the load ran", reloads)
+	}
+	err := instance.Await(ctx, "all messages delivered", func() (bool, error) {
+		mail, err := instance.Mail(in.Ready.Data)
+		return len(mail) >= messages, err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if mail, _ := instance.Mail(in.Ready.Data); len(mail) != messages {
+		t.Errorf("%d messages delivered, want %d", len(mail), messages)
+	}
 }
