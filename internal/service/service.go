@@ -56,15 +56,15 @@ type House struct {
 	lock     *lock
 
 	// stores are the certificates, by their path; unitsMu guards it.
-	stores map[string]*tlsx.Store
-	trace        *trace.Log
-	directory    *directory.Store
-	lists        *lists.Finder
-	verifier     *auth.Password
-	resolver     *dnsx.Client
-	local        *local.Deliverer
-	remote       *remote.Deliverer
-	queue        *queue.Set
+	stores    map[string]*tlsx.Store
+	trace     *trace.Log
+	directory *directory.Store
+	lists     *lists.Finder
+	verifier  *auth.Password
+	resolver  *dnsx.Client
+	local     *local.Deliverer
+	remote    *remote.Deliverer
+	queue     *queue.Set
 
 	// unitsMu guards units; rules are the doors'.
 	unitsMu sync.Mutex

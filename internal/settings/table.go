@@ -117,8 +117,8 @@ var (
 	TLSCipherList  = text("TLS_CIPHER_LIST", "servercipherlist", "", "all", "cipher suites of TLS 1.2 and older, by OpenSSL's or IANA's names with colons between; words like HIGH and those that Go lacks are passed over with a warning; empty means Go's own choice", 2063)
 	TLSCipherSuite = text("TLS_CIPHER_SUITE", "serverciphersuite", "", "all", "cipher suites of TLS 1.3 by IANA's names; Go uses its own three whatever stands here", 2063)
 	ClientCA       = text("CLIENTCA", "", "", "all", "file with the authorities in PEM whose client certificates are verified; empty means clientca.pem beside the certificate, if it is there", 2066)
-	CertDir       = text("CERTDIR", "", "", "all", "directory with servercert.pem, where TLS_CERT is not set", 462)
-	ServerCert    = text("SERVERCERT", "", "", "all", "file with the certificate chain and key, relative to CERTDIR, where TLS_CERT is not set", 2065)
+	CertDir        = text("CERTDIR", "", "", "all", "directory with servercert.pem, where TLS_CERT is not set", 462)
+	ServerCert     = text("SERVERCERT", "", "", "all", "file with the certificate chain and key, relative to CERTDIR, where TLS_CERT is not set", 2065)
 	UDPLogDir      = text("UDPLOG_DIR", "udplogdir", "log/udplogger", "udplogger", "directory that udplogger writes what it receives to, as multilog would", 707)
 )
 

@@ -100,7 +100,7 @@ func (c *session) data() {
 func (c *session) envelope(messageID string) queue.Envelope {
 	return queue.Envelope{
 		Sender: c.mail.from, Recipients: c.mail.to, MessageID: messageID,
-		Body: c.mail.body, UTF8: c.mail.utf8, EnvID: c.mail.envid, Return: c.mail.ret, Settings: c.Settings,
+		Body: c.mail.body, UTF8: c.mail.utf8, EnvID: c.mail.envid, Return: c.mail.ret, Settings: c.mail.settings,
 		Origin: queue.Origin{
 			Service: c.Service, Session: c.ID, Client: c.client, User: c.User, UID: os.Getuid(), PID: c.server.config.PID,
 		},

@@ -67,6 +67,8 @@ type transaction struct {
 	open  bool
 	began time.Time
 	to    []queue.Recipient
+	// settings are those for the sender.
+	settings *settings.View
 	// forgotten is true when the policy discards the whole message; dropped counts recipients that it discarded.
 	forgotten bool
 	dropped   int
@@ -411,7 +413,7 @@ func (c *session) from(args string) {
 		return
 	}
 	c.say(r)
-	c.mail = transaction{mailCommand: m, open: true, began: c.server.config.Now(), forgotten: v.Action == policy.Discard}
+	c.mail = transaction{mailCommand: m, open: true, settings: c.Settings, began: c.server.config.Now(), forgotten: v.Action == policy.Discard}
 	c.link.busy = true
 }
 
@@ -431,6 +433,8 @@ func (c *session) rcpt(args string) {
 	c.say(c.decide(trace.Event{Kind: "rcpt", To: m.to.String()}, v, replyRecipient))
 	switch v.Action {
 	case policy.Accept:
+		// domainqueue: what it sets holds for the rest of the transaction; the queue itself is each recipient's own.
+		c.Settings = c.Settings.ForDomain(m.to.Domain)
 		c.mail.to = append(c.mail.to, queue.Recipient{Address: m.to, Notify: m.notify, Orcpt: m.orcpt})
 		c.addresses = append(c.addresses, m.to)
 	case policy.Discard:
