@@ -72,7 +72,7 @@ are those on the disk; a running instance has them after its next reload.`,
 		} else if strings.Contains(what, "@") {
 			queries = []trace.Query{{MessageID: what}, {Address: what}}
 		} else {
-			queries = []trace.Query{{Session: what}, {Address: what}}
+			queries = []trace.Query{{Session: what}, {Client: what}, {Address: what}}
 		}
 		for _, q := range queries {
 			if since > 0 {

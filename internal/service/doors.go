@@ -36,6 +36,7 @@ func (h *House) startDoors(ctx context.Context) {
 		}
 		u.mu.Unlock()
 	}
+	h.manageACME(ctx)
 }
 
 // newDoor makes the server of a service.
@@ -68,6 +69,8 @@ func (h *House) newDoor(spec doorSpec, l net.Listener) (server, error) {
 		}), nil
 	case "metrics":
 		return h.newMetricsDoor(), nil
+	case "acme":
+		return h.newACMEDoor(spec.tls), nil
 	case "udplogger":
 		return h.newUDPLogger(spec.name, view, l.(packetListener).PacketConn, logger)
 	}

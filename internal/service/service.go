@@ -5,6 +5,7 @@ package service
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/indigomail/indigo/internal/acme"
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/dnsx"
@@ -73,6 +75,7 @@ type House struct {
 	loggers map[string]*slog.Logger
 	rules   policy.Policy
 	metrics *metrics
+	acme    *acme.Manager
 	// background is what services that a reload brings run under.
 	background context.Context
 	inject     *inject.Server
@@ -154,6 +157,12 @@ func (h *House) store(name string) (*tlsx.Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.Also = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if h.acme == nil {
+			return nil, nil
+		}
+		return h.acme.Certificate(hello)
+	}
 	if h.stores == nil {
 		h.stores = map[string]*tlsx.Store{}
 	}
@@ -223,6 +232,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	}
 	h.lists = lists.New(h.config.Data)
 	h.metrics = newMetrics(h)
+	h.acme = h.newACME()
 	queueView := func() *settings.View { return h.queueView("queue") }
 	h.local = local.New(local.Config{Directory: h.directory, Hostname: me, Settings: queueView, Now: time.Now, Logger: h.serviceLogger("queue")})
 	if h.remote, err = remote.New(remote.Config{
@@ -373,6 +383,9 @@ func (h *House) closeStations() {
 	}
 	if h.local != nil {
 		h.local.Close()
+	}
+	if h.acme != nil {
+		h.acme.Close()
 	}
 	if h.lists != nil {
 		h.lists.Close()

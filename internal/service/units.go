@@ -30,7 +30,7 @@ func defaultServices() []string {
 }
 
 // Kinds are the kinds of service that listen; an instance is named KIND.PORT or KIND.NAME with PORT set.
-func Kinds() []string { return []string{"imapd", "metrics", "pop3d", "smtpd", "udplogger"} }
+func Kinds() []string { return []string{"acme", "imapd", "metrics", "pop3d", "smtpd", "udplogger"} }
 
 // internalServices are the services that listen to nothing from outside.
 func internalServices() []string { return []string{"inject", "queue"} }
@@ -49,8 +49,8 @@ func newDoorSpec(name string, v *settings.View) (doorSpec, error) {
 		}
 		s.port = n
 	}
-	s.tls = kind != "metrics" && (s.port == 465 || s.port == 993 || s.port == 995)
-	if v.IsSet(settings.SMTPS.Setting) {
+	s.tls = kind != "metrics" && (s.port == 465 || s.port == 993 || s.port == 995) || kind == "acme" && s.port == 443
+	if v.IsSet(settings.SMTPS.Setting) && kind != "acme" {
 		s.tls = settings.SMTPS.Get(v)
 	}
 	s.submission = kind == "smtpd" && (s.port == 587 || s.port == 465)
@@ -619,6 +619,7 @@ func (h *House) reconcile(ctx context.Context) {
 		h.log.Info("service " + name + " is new")
 	}
 	h.unitsMu.Unlock()
+	h.serving.Go(func() { h.manageACME(ctx) })
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.Drain())
 	for _, u := range gone {
 		h.log.Info("service " + u.name + " is no more")

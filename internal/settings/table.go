@@ -68,7 +68,7 @@ var (
 	DomainQueue  = ruleList("DOMAINQUEUE", "domainqueue", "queue,smtpd,inject", "settings by the recipient's domain for putting a message into a queue, pattern:NAME=value,NAME=value a line", 2291, "smtp", "inject")
 	BounceRules  = ruleList("BOUNCERULES", "bounce.envrules", "queue", "settings by the address that gets the bounce, pattern:NAME=value,NAME=value a line", 2211, "bounce")
 
-	Port                  = number("PORT", "", "-1", -1, 65535, "smtpd,pop3d,imapd,metrics,udplogger", "port to listen on; -1 means the number behind the dot of the service's name; PORT_OFFSET is added to either; read at the service's start", 436)
+	Port                  = number("PORT", "", "-1", -1, 65535, "smtpd,pop3d,imapd,metrics,udplogger,acme", "port to listen on; -1 means the number behind the dot of the service's name; PORT_OFFSET is added to either; read at the service's start", 436)
 	SMTPS                 = boolean("SMTPS", "", "0", "smtpd,pop3d,imapd", "begin with a TLS handshake; on by itself for ports 465, 993 and 995; read at the service's start", 424)
 	Submission            = boolean("SUBMISSION", "", "0", "smtpd", "be a door for users (RFC 6409): AUTH first, missing header fields are added; on by itself for ports 587 and 465; read at the service's start", 4610)
 	RequireAuth           = boolean("REQUIREAUTH", "requireauth", "0", "smtpd", "take mail from authenticated users only", 2265)
@@ -119,6 +119,10 @@ var (
 	ClientCA       = text("CLIENTCA", "", "", "all", "file with the authorities in PEM whose client certificates are verified; empty means clientca.pem beside the certificate, if it is there", 2066)
 	CertDir        = text("CERTDIR", "", "", "all", "directory with servercert.pem, where TLS_CERT is not set", 462)
 	ServerCert     = text("SERVERCERT", "", "", "all", "file with the certificate chain and key, relative to CERTDIR, where TLS_CERT is not set", 2065)
+	ACMEHosts      = lines("ACME_HOSTS", "acmehosts", "all", "host names that certificates are got for by ACME, one a line; it needs the service acme.80 or acme.443, and means that you accept the authority's terms", 0, hostName)
+	ACMEDirectory  = text("ACME_DIRECTORY", "acmedirectory", "", "all", "URL of the ACME authority; empty means Let's Encrypt", 0, valid(httpsURL))
+	ACMEEmail      = text("ACME_EMAIL", "acmeemail", "", "all", "address that the ACME authority writes to", 0)
+	ACMERoots      = text("ACME_ROOTS", "acmeroots", "", "all", "file of authorities in PEM that the ACME server is verified by; empty means the system's", 0)
 	UDPLogDir      = text("UDPLOG_DIR", "udplogdir", "log/udplogger", "udplogger", "directory that udplogger writes what it receives to, as multilog would", 707)
 )
 
@@ -239,6 +243,10 @@ func built() []*Setting {
 		ClientCA.Setting,
 		CertDir.Setting,
 		ServerCert.Setting,
+		ACMEHosts.Setting,
+		ACMEDirectory.Setting,
+		ACMEEmail.Setting,
+		ACMERoots.Setting,
 		UDPLogDir.Setting,
 	}
 }

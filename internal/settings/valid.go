@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -153,6 +154,15 @@ func userGroup(s string) error {
 func absolutePath(s string) error {
 	if !filepath.IsAbs(s) {
 		return fmt.Errorf("%q does not begin with /", s)
+	}
+	return nil
+}
+
+// httpsURL takes an https URL.
+func httpsURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return fmt.Errorf("%q is no https URL", s)
 	}
 	return nil
 }

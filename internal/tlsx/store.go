@@ -20,6 +20,9 @@ import (
 type Store struct {
 	path    string
 	current atomic.Pointer[loaded]
+	// Also, when set, is asked first: for certificates that come from elsewhere than files. It must not change once a
+	// handshake may come.
+	Also func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 }
 
 // loaded is what the files held at one moment, with the configurations made of it.
@@ -27,6 +30,7 @@ type loaded struct {
 	certificates []*tls.Certificate
 	mu           sync.Mutex
 	configs      map[string]*tls.Config
+	also         func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	// fallback is clientca.pem beside the certificates, "" when there is none.
 	fallback string
 }
@@ -49,7 +53,7 @@ func NewStore(path string) (*Store, error) {
 
 // Reload reads the files again; on an error all stays as it was.
 func (s *Store) Reload() error {
-	l := &loaded{configs: map[string]*tls.Config{}}
+	l := &loaded{configs: map[string]*tls.Config{}, also: s.Also}
 	files := []string{s.path}
 	dir := filepath.Dir(s.path)
 	if info, err := os.Stat(s.path); err == nil && info.IsDir() {
@@ -99,8 +103,18 @@ func exists(file string) bool {
 func (s *Store) ServerConfig(options func() Options) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS12,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.current.Load().config(options()) },
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.config(options()) },
 	}
+}
+
+// config gives the configuration for options.
+func (s *Store) config(o Options) (*tls.Config, error) {
+	l := s.current.Load()
+	l.mu.Lock()
+	// It may have been set after the files were read.
+	l.also = s.Also
+	l.mu.Unlock()
+	return l.config(o)
 }
 
 // Try makes the configuration that options give, to find out what is wrong with them.
@@ -124,12 +138,9 @@ func (l *loaded) config(o Options) (*tls.Config, error) {
 	if c := l.configs[key]; c != nil {
 		return c, nil
 	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: o.Suites}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: o.Suites, GetCertificate: l.certificate}
 	if o.Minimum != 0 {
 		c.MinVersion = o.Minimum
-	}
-	for _, certificate := range l.certificates {
-		c.Certificates = append(c.Certificates, *certificate)
 	}
 	if o.ClientCA != "" {
 		pem, err := os.ReadFile(o.ClientCA)
@@ -144,6 +155,24 @@ func (l *loaded) config(o Options) (*tls.Config, error) {
 	}
 	l.configs[key] = c
 	return c, nil
+}
+
+// certificate chooses for a client: by also, then the first file that is for the name that it asks for and that it can
+// use, or else the first. crypto/tls's own choice would not ask also for clients that name nothing.
+func (l *loaded) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if l.also != nil {
+		if c, err := l.also(hello); c != nil || err != nil {
+			return c, err
+		}
+	}
+	if len(l.certificates) > 1 {
+		for _, c := range l.certificates {
+			if hello.SupportsCertificate(c) == nil {
+				return c, nil
+			}
+		}
+	}
+	return l.certificates[0], nil
 }
 
 // Version gives the version for a name of tlsservermethod (wiki 2062).

@@ -236,6 +236,8 @@ func appendString(b []byte, s string) []byte {
 // Query says which messages or sessions to tell of. At least one of the first four must be set.
 type Query struct {
 	Queue, Session, MessageID string
+	// Client is a client's IP address.
+	Client string
 	// Address is a sender or recipient; case does not count.
 	Address string
 	// Since and Until bound the time; zero means no bound.
@@ -247,13 +249,13 @@ type Query struct {
 // Search reads the log in dir and gives, in the order of time, all events of every session and message that has an event
 // that fits q. It needs no running Log. A damaged line is passed over.
 func Search(ctx context.Context, dir string, q Query) ([]Event, error) {
-	needle := q.Queue + q.Session + q.MessageID + q.Address
+	needle := q.Queue + q.Session + q.MessageID + q.Client + q.Address
 	if needle == "" {
 		return nil, errors.New("nothing to search for")
 	}
 	fits := func(e *Event) bool {
 		return (q.Queue == "" || e.Queue == q.Queue) && (q.Session == "" || e.Session == q.Session) &&
-			(q.MessageID == "" || e.MessageID == q.MessageID) &&
+			(q.MessageID == "" || e.MessageID == q.MessageID) && (q.Client == "" || e.Client == q.Client) &&
 			(q.Address == "" || strings.EqualFold(e.From, q.Address) || strings.EqualFold(e.To, q.Address) || strings.EqualFold(e.User, q.Address))
 	}
 	inTime := func(e *Event) bool {
