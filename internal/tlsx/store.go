@@ -30,7 +30,8 @@ type loaded struct {
 	certificates []*tls.Certificate
 	mu           sync.Mutex
 	configs      map[string]*tls.Config
-	also         func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// store has Also.
+	store *Store
 	// fallback is clientca.pem beside the certificates, "" when there is none.
 	fallback string
 }
@@ -53,7 +54,7 @@ func NewStore(path string) (*Store, error) {
 
 // Reload reads the files again; on an error all stays as it was.
 func (s *Store) Reload() error {
-	l := &loaded{configs: map[string]*tls.Config{}, also: s.Also}
+	l := &loaded{configs: map[string]*tls.Config{}, store: s}
 	files := []string{s.path}
 	dir := filepath.Dir(s.path)
 	if info, err := os.Stat(s.path); err == nil && info.IsDir() {
@@ -103,18 +104,8 @@ func exists(file string) bool {
 func (s *Store) ServerConfig(options func() Options) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS12,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.config(options()) },
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.current.Load().config(options()) },
 	}
-}
-
-// config gives the configuration for options.
-func (s *Store) config(o Options) (*tls.Config, error) {
-	l := s.current.Load()
-	l.mu.Lock()
-	// It may have been set after the files were read.
-	l.also = s.Also
-	l.mu.Unlock()
-	return l.config(o)
 }
 
 // Try makes the configuration that options give, to find out what is wrong with them.
@@ -157,11 +148,11 @@ func (l *loaded) config(o Options) (*tls.Config, error) {
 	return c, nil
 }
 
-// certificate chooses for a client: by also, then the first file that is for the name that it asks for and that it can
-// use, or else the first. crypto/tls's own choice would not ask also for clients that name nothing.
+// certificate chooses for a client: by Also, then the first file that is for the name that it asks for and that it can
+// use, or else the first. crypto/tls's own choice would not ask Also for clients that name nothing.
 func (l *loaded) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if l.also != nil {
-		if c, err := l.also(hello); c != nil || err != nil {
+	if also := l.store.Also; also != nil {
+		if c, err := also(hello); c != nil || err != nil {
 			return c, err
 		}
 	}
