@@ -35,7 +35,7 @@ func (app *App) queuePrograms() map[string]func([]string) int {
 			_, err := service.NewControl(data).ForgetDeadHosts(ctx, strings.Join(operands, ""))
 			return err
 		}},
-		"qmail-showctl": {"[-E]", 0, 0, "E", "a", func(_ context.Context, data string, _ []string, o map[byte]string) error {
+		"qmail-showctl": {"[-a|-E]", 0, 0, "Ea", "", func(_ context.Context, data string, _ []string, o map[byte]string) error {
 			_, environment := o['E']
 			return app.showctl(data, environment)
 		}},

@@ -81,7 +81,7 @@ func (d *Listener) Serve(ctx context.Context, l net.Listener) error {
 }
 
 func (d *Listener) start(ctx context.Context, conn net.Conn) {
-	view := d.config.Settings()
+	view := View(d.config.Settings(), conn)
 	ip := Peer(conn).Addr()
 	ctx, cancel := context.WithCancel(ctx)
 	d.mu.Lock()
@@ -122,7 +122,7 @@ func (d *Listener) start(ctx context.Context, conn net.Conn) {
 			}
 			d.mu.Unlock()
 		}()
-		if d.denied(view, ip) {
+		if d.denied(d.config.Settings(), ip) {
 			return
 		}
 		if limit := settings.SessionTime.Get(view); limit > 0 {
@@ -221,6 +221,16 @@ func Peer(conn net.Conn) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// View gives v with the tcp rules' settings for a connection's client over it. Rules that are damaged change nothing: the
+// Listener has turned the client away for them.
+func View(v *settings.View, conn net.Conn) *settings.View {
+	over, _, err := v.ForClient(Peer(conn).Addr(), "")
+	if err != nil {
+		return v
+	}
+	return over
 }
 
 // Host gives the address of a network address without its port.

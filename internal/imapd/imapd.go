@@ -90,7 +90,7 @@ type session struct {
 // Handle serves one connection.
 func (s *Server) Handle(ctx context.Context, conn net.Conn) {
 	c := &session{Server: s, ctx: ctx, conn: conn, in: wire.NewReader(conn, 16<<10), out: bufio.NewWriterSize(conn, 32<<10),
-		view: s.config.Settings(), id: s.config.NewSessionID(), client: door.Peer(conn).Addr().String()}
+		view: door.View(s.config.Settings(), conn), id: s.config.NewSessionID(), client: door.Peer(conn).Addr().String()}
 	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	c.record("connect", "accept", "")

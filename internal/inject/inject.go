@@ -226,6 +226,10 @@ func (s *Server) take(ctx context.Context, r io.Reader, uid, pid int) (id queue.
 		}
 	}()
 	c := &content{to: submission, limit: int64(settings.DataBytes.Get(view))}
+	if settings.FromRules.Get(view).Len() > 0 {
+		// The sender, who comes behind the content, may have a limit of his own; until then only this one holds.
+		c.limit = maxContent
+	}
 	if _, err := io.WriteString(submission, message.QueueReceived(pid, s.config.Hostname, uid, began)); err != nil {
 		return 0, err
 	}
@@ -261,7 +265,11 @@ func (s *Server) take(ctx context.Context, r io.Reader, uid, pid int) (id queue.
 		env.Origin.PID = pid
 	}
 	env.MessageID = c.messageID
-	err = s.check(view, &env, c)
+	env.Settings = view.ForSender(env.Sender)
+	err = s.check(env.Settings, &env, c)
+	if limit := int64(settings.DataBytes.Get(env.Settings)); err == nil && limit > 0 && c.written > limit {
+		err = errTooBig
+	}
 	event.Session, event.MessageID, event.Service, event.From, event.Bytes = env.Origin.Session, env.MessageID, env.Origin.Service, env.Sender.String(), c.written
 	if err != nil {
 		return 0, err
@@ -311,6 +319,9 @@ func (s *Server) check(view *settings.View, env *queue.Envelope, c *content) err
 }
 
 // content brings what a process wrote into wire form and looks at its header.
+// maxContent bounds a message whose sender's limit is not known yet.
+const maxContent = 1 << 30
+
 type content struct {
 	to             io.Writer
 	limit, written int64

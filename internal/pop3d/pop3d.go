@@ -94,7 +94,7 @@ type session struct {
 // Handle serves one connection.
 func (s *Server) Handle(ctx context.Context, conn net.Conn) {
 	c := &session{Server: s, ctx: ctx, conn: conn, in: wire.NewReader(conn, 16<<10), out: bufio.NewWriterSize(conn, 16<<10),
-		view: s.config.Settings(), id: s.config.NewSessionID(), client: door.Peer(conn).Addr().String(), deleted: map[int]bool{}}
+		view: door.View(s.config.Settings(), conn), id: s.config.NewSessionID(), client: door.Peer(conn).Addr().String(), deleted: map[int]bool{}}
 	// POP3 has no word for a server that goes: the connection ends, and deletions did not happen.
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()

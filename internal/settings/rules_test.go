@@ -290,8 +290,8 @@ func TestTCPRules(t *testing.T) {
 			t.Errorf("environment %v", over.Environment())
 		}
 	}
-	_, err = ParseTCPRules("1.2.3.4\n1.2.3.4.5:allow\n1.2.3.:allow,X\n1.2.3:allow\n300.1.:deny\n1.2.3.4/24:allow\n:allow,A=\"b\nfe80::x:allow\n1.2.3.4:permit\n")
-	if err == nil || len(err.(faults)) != 9 {
+	_, err = ParseTCPRules("1.2.3.4\n1.2.3.4.5:allow\n1.2.3.:allow,X\n1.2.3:allow\n300.1.:deny\n1.2.3.4/24:allow\n:allow,A=\"b\nfe80::x:allow\n1.2.3.4:permit\n1.2.3.9-4:deny\n")
+	if err == nil || len(err.(faults)) != 10 {
 		t.Errorf("malformed rules: %v", err)
 	}
 }

@@ -163,6 +163,11 @@ func checkAddress(a string) error {
 				return fmt.Errorf("%q: %q is no byte, or range of bytes at the end", a, part)
 			}
 		}
+		if from, err := strconv.Atoi(low); ranged && err == nil {
+			if to, err := strconv.Atoi(high); err == nil && from > to {
+				return fmt.Errorf("%q: the range %s ends before it begins", a, part)
+			}
+		}
 	}
 	return nil
 }

@@ -50,6 +50,10 @@ func (s *Server) start(ctx context.Context, conn net.Conn, open *sync.WaitGroup)
 	}
 	c.begin()
 	ip := c.Client.Addr()
+	// What tcp rules set for the address alone holds for the limits too.
+	if own, _, err := view.ForClient(ip, ""); err == nil {
+		view = own
+	}
 	maxDaemons, maxPerIP := settings.MaxDaemons.Get(view), settings.MaxPerIP.Get(view)
 
 	s.mu.Lock()
