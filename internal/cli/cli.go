@@ -64,7 +64,7 @@ Begin with "indigo up", then "indigo try" in another terminal.`,
 	root.SetOut(app.Out)
 	root.SetErr(app.Err)
 	root.AddCommand(
-		app.upCommand(), app.serveCommand(), app.reloadCommand(), app.tryCommand(), app.explainCommand(), app.settingsCommand(), app.checkCommand(), app.listCommand(), app.serviceCommand(), app.installCommand(),
+		app.upCommand(), app.serveCommand(), app.reloadCommand(), app.tryCommand(), app.explainCommand(), app.settingsCommand(), app.checkCommand(), app.listCommand(), app.serviceCommand(), app.installCommand(), app.dbCommand(),
 		app.domainCommand(), app.userCommand(), app.queueCommand(), app.linksCommand(),
 	)
 	return root

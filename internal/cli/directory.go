@@ -410,6 +410,9 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 		"vuserinfo": {"[-cdgqu] USER@DOMAIN", 1, 1, "cdgqu", "aADfhilmpPxX", onUser(func(ctx context.Context, data string, a addr.Address, _ []string, options map[byte]string) error {
 			return app.userFields(ctx, data, a, options)
 		})},
+		"install_tables": {"", 0, 0, "", "d", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
+			return app.installTables(ctx, data)
+		}},
 		"vdeluser": {"USER@DOMAIN", 1, 1, "", "ad", onUser(func(ctx context.Context, data string, a addr.Address, _ []string, _ map[byte]string) error {
 			return app.removeUser(ctx, data, a, true)
 		})},

@@ -10,15 +10,24 @@ import (
 	"github.com/indigomail/indigo/internal/addr"
 )
 
-// cache keeps what was found, and what is not there. Own writes clear it at once; writes of other processes do so within
-// checkEvery, by SQLite's data_version.
+// cache keeps what was found, and what is not there. Own writes clear it at once; writes of other processes and hosts do so
+// within the time between two looks at the database's version. A server that is down leaves what is kept in force for
+// staleTime, so that mail goes on for those who were asked for lately.
 type cache struct {
-	now   func() time.Time
-	watch *sql.Conn
+	now func() time.Time
+	// version gives a number that changes with each write; every is the time between two looks.
+	version func(ctx context.Context) (int64, error)
+	every   time.Duration
+	stale   time.Duration
+	watch   *sql.Conn
 
 	mu      sync.Mutex
 	checked time.Time
-	version int64
+	// good is the last look that got an answer.
+	good time.Time
+	last int64
+	// begun is when the cache was last empty.
+	begun time.Time
 	// generation counts the clearings: an answer from before one must not be kept after it.
 	generation uint64
 	users      answers[addr.Address, User]
@@ -26,9 +35,44 @@ type cache struct {
 }
 
 const (
-	checkEvery = 20 * time.Millisecond
-	maxCached  = 10000
+	// checkFile and checkServer are the times between two looks at a file's and at a server's version.
+	checkFile   = 20 * time.Millisecond
+	checkServer = 200 * time.Millisecond
+	// checkTime bounds a look: every look-up of a user waits for it.
+	checkTime = 2 * time.Second
+	staleTime = 10 * time.Minute
+	maxCached = 10000
 )
+
+// watchSQLite looks at data_version, which is a connection's own.
+func (c *cache) watchSQLite(ctx context.Context, db *sql.DB) (err error) {
+	c.watch, err = db.Conn(ctx)
+	c.every = checkFile
+	c.version = func(ctx context.Context) (version int64, err error) {
+		return version, c.watch.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version)
+	}
+	return err
+}
+
+// watchServer looks at the counter that every write of Indigo's moves. Writes of other programs are seen when an entry is
+// older than foreignTime.
+func (c *cache) watchServer(db *sql.DB) {
+	c.every, c.stale = checkServer, staleTime
+	c.version = func(ctx context.Context) (version int64, err error) {
+		ctx, cancel := context.WithTimeout(ctx, checkTime)
+		defer cancel()
+		return version, db.QueryRowContext(ctx, "SELECT version FROM indigo_change").Scan(&version)
+	}
+}
+
+// foreignTime is how long answers of a server are kept that other programs may write to as well.
+const foreignTime = 30 * time.Second
+
+func (c *cache) close() {
+	if c.watch != nil {
+		c.watch.Close()
+	}
+}
 
 // answers are kept apart, so that a stranger who asks for many names that are not there does not push out those that are.
 type answers[K comparable, V any] struct {
@@ -51,14 +95,24 @@ func (c *cache) forget() {
 // fresh is called with mu held.
 func (c *cache) fresh(ctx context.Context) {
 	now := c.now()
-	if d := now.Sub(c.checked); d >= 0 && d < checkEvery {
+	if d := now.Sub(c.checked); d >= 0 && d < c.every {
 		return
 	}
-	var version int64
-	if err := c.watch.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version); err != nil || version != c.version {
+	version, err := c.version(ctx)
+	switch {
+	case err != nil && c.stale > 0 && now.Sub(c.good) < c.stale:
+		// The server is down: what is kept goes on.
+	case err != nil || version != c.last:
 		c.forget()
+		c.begun = now
+	case c.stale > 0 && now.Sub(c.begun) > foreignTime:
+		c.forget()
+		c.begun = now
 	}
-	c.checked, c.version = now, version
+	if err == nil {
+		c.good, c.last = now, version
+	}
+	c.checked = now
 }
 
 // lookUp gives the answer that is kept for key, or asks. A failure to ask is not kept.

@@ -3,75 +3,59 @@ package directory
 import (
 	"context"
 	"database/sql"
-	"embed"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // the driver "sqlite"
-
 	"github.com/indigomail/indigo/internal/addr"
 )
 
-//go:embed migrations/*.sql
-var migrations embed.FS
-
 // Config says where a Store keeps its data.
 type Config struct {
+	// DSN is the database: mysql://USER:PASSWORD@HOST:PORT/DATABASE, with ?socket=PATH and &tls=true, skip-verify or false;
+	// postgres://…; sqlite:FILE; "" for the SQLite file Path.
+	DSN string
 	// Path is the SQLite file, MailRoot the directory of the domains' directories.
 	Path, MailRoot string
 	Now            func() time.Time
 }
 
-// Store is the directory on SQLite. It is safe for concurrent use, and several processes may have it open.
+// Store is the directory on SQLite, MariaDB or MySQL, or PostgreSQL. It is safe for concurrent use, and several processes
+// and hosts may have it open.
 type Store struct {
 	config Config
-	// write has one connection: SQLite takes one writer at a time, and waiting in Go is fairer than its busy time-out.
+	engine engine
+	// write and read are the same for a server.
 	write, read *sql.DB
 	cache       cache
 }
 
-// Open opens the database, makes it if there is none, and brings its tables up to date.
+// Open opens the database, makes its tables if there are none, and brings them up to date. ErrForeign for IndiMail's own
+// that nobody has let Indigo change.
 func Open(ctx context.Context, config Config) (*Store, error) {
-	pool := func(options string, connections int) (*sql.DB, error) {
-		db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: config.Path}).EscapedPath()+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)"+options)
-		if err == nil {
-			db.SetMaxOpenConns(connections)
-			db.SetMaxIdleConns(connections)
-		}
-		return db, err
-	}
-	s := &Store{config: config}
-	var err error
-	if s.write, err = pool("&_txlock=immediate", 1); err != nil {
+	src, err := parseDSN(config.DSN, config.Path)
+	if err != nil {
 		return nil, err
 	}
-	if s.read, err = pool("", 4); err != nil {
-		s.write.Close()
+	s := &Store{config: config, engine: src.engine}
+	if s.write, s.read, err = src.open(); err != nil {
 		return nil, err
 	}
-	scripts, err := fs.Sub(migrations, "migrations")
-	if err == nil {
-		var provider *goose.Provider
-		if provider, err = goose.NewProvider(goose.DialectSQLite3, s.write, scripts); err == nil {
-			_, err = provider.Up(ctx)
+	// The pool that writes has one connection, which the migrations would hold while they need another.
+	if err = migrate(ctx, s.read, s.engine, false); err == nil && s.engine == sqLite {
+		if err = os.Chmod(src.path, 0o600); err == nil {
+			err = s.cache.watchSQLite(ctx, s.read)
 		}
-	}
-	if err == nil {
-		err = os.Chmod(config.Path, 0o600)
-	}
-	if err == nil {
-		s.cache.watch, err = s.read.Conn(ctx)
+	} else if err == nil {
+		s.cache.watchServer(s.read)
 	}
 	if err != nil {
 		s.Close()
-		return nil, fmt.Errorf("%s: %w", config.Path, err)
+		return nil, fmt.Errorf("%s: %w", src.where, err)
 	}
 	s.cache.now = config.Now
 	return s, nil
@@ -79,9 +63,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 
 // Close closes the database.
 func (s *Store) Close() error {
-	if s.cache.watch != nil {
-		s.cache.watch.Close()
-	}
+	s.cache.close()
 	return errors.Join(s.read.Close(), s.write.Close())
 }
 
@@ -114,7 +96,7 @@ func (s *Store) AddDomain(ctx context.Context, name string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return s.insert(ctx, "domain "+name, "INSERT INTO indigo_domain (domain, dir) VALUES (?, ?) ON CONFLICT DO NOTHING", name, dir)
+	return s.insert(ctx, "domain "+name, s.engine.insert("indigo_domain", "domain", "dir"), name, dir)
 }
 
 // insert runs a statement that must change one row; none means that the row exists.
@@ -129,13 +111,37 @@ func (s *Store) insert(ctx context.Context, what, statement string, args ...any)
 	return nil
 }
 
-func (s *Store) change(ctx context.Context, statement string, args ...any) (int64, error) {
-	result, err := s.write.ExecContext(ctx, statement, args...)
-	s.cache.clear()
+// change runs a statement that writes, and lets the caches of other hosts know.
+func (s *Store) change(ctx context.Context, statement string, args ...any) (n int64, err error) {
+	err = s.transaction(ctx, func(tx *sql.Tx) error {
+		result, err := tx.ExecContext(ctx, s.engine.rebind(statement), args...)
+		if err != nil {
+			return err
+		}
+		n, err = result.RowsAffected()
+		return err
+	})
+	return n, err
+}
+
+// transaction runs what writes; the cache forgets, and other hosts' do.
+func (s *Store) transaction(ctx context.Context, run func(*sql.Tx) error) error {
+	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	return result.RowsAffected()
+	defer tx.Rollback()
+	defer s.cache.clear()
+	if err := run(tx); err != nil {
+		return err
+	}
+	if s.engine != sqLite {
+		// SQLite counts its changes itself.
+		if _, err := tx.ExecContext(ctx, "UPDATE indigo_change SET version = version + 1"); err != nil {
+			return err
+		}
+	}
+	return tx.Commit()
 }
 
 // Domain finds a domain by its name in any case. ErrNoDomain if there is none.
@@ -143,7 +149,9 @@ func (s *Store) Domain(ctx context.Context, name string) (Domain, error) {
 	name = strings.ToLower(name)
 	return lookUp(ctx, &s.cache, &s.cache.domains, name, func() (Domain, error) {
 		d := Domain{Name: name}
-		err := s.read.QueryRowContext(ctx, "SELECT dir FROM indigo_domain WHERE domain = ?", name).Scan(&d.Dir)
+		err := s.retried(ctx, func() error {
+			return s.read.QueryRowContext(ctx, s.engine.rebind("SELECT dir FROM indigo_domain WHERE domain = ?"), name).Scan(&d.Dir)
+		})
 		if errors.Is(err, sql.ErrNoRows) {
 			return Domain{}, ErrNoDomain
 		}
@@ -152,6 +160,19 @@ func (s *Store) Domain(ctx context.Context, name string) (Domain, error) {
 		}
 		return d, nil
 	})
+}
+
+// retried runs a question, and again when a server did not answer: a connection that idled through its restart is found
+// dead only when it is used.
+func (s *Store) retried(ctx context.Context, ask func() error) error {
+	err := ask()
+	for range 2 {
+		if err == nil || errors.Is(err, sql.ErrNoRows) || s.engine == sqLite || ctx.Err() != nil {
+			return err
+		}
+		err = ask()
+	}
+	return err
 }
 
 // Domains gives all domains in the order of their names.
@@ -179,22 +200,20 @@ func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, er
 	if err != nil {
 		return "", err
 	}
-	tx, err := s.write.BeginTx(ctx, nil)
+	err = s.transaction(ctx, func(tx *sql.Tx) error {
+		for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
+			if _, err := tx.ExecContext(ctx, s.engine.rebind(statement), d.Name); err != nil {
+				return err
+			}
+		}
+		// Moved before the commit: a failure to move leaves everything as it was.
+		trash, err = s.trash(d.Dir, d.Name)
+		return err
+	})
 	if err != nil {
 		return "", err
 	}
-	defer tx.Rollback()
-	defer s.cache.clear()
-	for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
-		if _, err := tx.ExecContext(ctx, statement, d.Name); err != nil {
-			return "", err
-		}
-	}
-	// Moved before the commit: a failure to move leaves everything as it was.
-	if trash, err = s.trash(d.Dir, d.Name); err != nil {
-		return "", err
-	}
-	return trash, tx.Commit()
+	return trash, nil
 }
 
 // trash moves dir to MAILROOT/../trash/TIME-NAME.
@@ -237,9 +256,8 @@ func (s *Store) AddUser(ctx context.Context, n NewUser) error {
 			return err
 		}
 	}
-	return s.insert(ctx, "user "+n.Name+"@"+d.Name, `INSERT INTO indimail
-		(pw_name, pw_domain, pw_passwd, pw_uid, pw_gid, pw_gecos, pw_dir, pw_shell) VALUES (?, ?, ?, 0, 0, ?, ?, 'NOQUOTA')
-		ON CONFLICT DO NOTHING`, n.Name, d.Name, n.Password, n.Gecos, home)
+	return s.insert(ctx, "user "+n.Name+"@"+d.Name, s.engine.insert("indimail", "pw_name", "pw_domain", "pw_passwd", "pw_uid", "pw_gid", "pw_gecos", "pw_dir", "pw_shell"),
+		n.Name, d.Name, n.Password, 0, 0, n.Gecos, home, "NOQUOTA")
 }
 
 const userColumns = `SELECT pw_name, pw_domain, pw_passwd, coalesce(pw_uid, 0), coalesce(pw_gid, 0), pw_gecos, coalesce(pw_dir, ''),
@@ -255,7 +273,11 @@ func scanUser(scan func(...any) error) (User, error) {
 func (s *Store) User(ctx context.Context, a addr.Address) (User, error) {
 	key := addr.Address{Local: strings.ToLower(a.Local), Domain: strings.ToLower(a.Domain)}
 	return lookUp(ctx, &s.cache, &s.cache.users, key, func() (User, error) {
-		u, err := scanUser(s.read.QueryRowContext(ctx, userColumns+"WHERE pw_name = ? AND pw_domain = ?", key.Local, key.Domain).Scan)
+		var u User
+		err := s.retried(ctx, func() (err error) {
+			u, err = scanUser(s.read.QueryRowContext(ctx, s.engine.rebind(userColumns+"WHERE pw_name = ? AND pw_domain = ?"), key.Local, key.Domain).Scan)
+			return err
+		})
 		if errors.Is(err, sql.ErrNoRows) {
 			if _, err := s.Domain(ctx, key.Domain); err != nil {
 				return User{}, err
@@ -275,7 +297,7 @@ func (s *Store) Users(ctx context.Context, domain, after string, limit int) ([]U
 	if err != nil {
 		return nil, fmt.Errorf("domain %s: %w", domain, err)
 	}
-	rows, err := s.read.QueryContext(ctx, userColumns+"WHERE pw_domain = ? AND pw_name > ? ORDER BY pw_name LIMIT ?", d.Name, after, limit)
+	rows, err := s.read.QueryContext(ctx, s.engine.rebind(userColumns+"WHERE pw_domain = ? AND pw_name > ? ORDER BY pw_name LIMIT ?"), d.Name, after, limit)
 	if err != nil {
 		return nil, err
 	}

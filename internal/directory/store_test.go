@@ -1,19 +1,28 @@
 package directory
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/test/database"
 )
 
 func open(t testing.TB, dir string, now func() time.Time) *Store {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: filepath.Join(dir, "db"), MailRoot: filepath.Join(dir, "domains"), Now: now})
+	return openOn(t, "", dir, now)
+}
+
+func openOn(t testing.TB, dsn, dir string, now func() time.Time) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), Config{DSN: dsn, Path: filepath.Join(dir, "db"), MailRoot: filepath.Join(dir, "domains"), Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -21,11 +30,36 @@ func open(t testing.TB, dir string, now func() time.Time) *Store {
 	return s
 }
 
-func TestUsersAndDomains(t *testing.T) {
+// onEngines runs a test on SQLite and on a server of each kind that is installed; every test gets a database of its own.
+func onEngines(t *testing.T, test func(t *testing.T, dsn string)) {
+	t.Run("sqlite", func(t *testing.T) { test(t, "") })
+	for _, kind := range []string{"mariadb", "postgres"} {
+		t.Run(kind, func(t *testing.T) { test(t, server(t, kind).DSN()) })
+	}
+}
+
+func server(t *testing.T, kind string) *database.Server {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s, err := database.Start(ctx, kind)
+	if errors.Is(err, database.ErrMissing) && os.Getenv("INDIGO_REQUIRE_PEERS") == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Remove)
+	return s
+}
+
+func TestUsersAndDomains(t *testing.T) { onEngines(t, testUsersAndDomains) }
+
+func testUsersAndDomains(t *testing.T, dsn string) {
 	dir := t.TempDir()
 	now := time.Now()
 	clock := func() time.Time { return now }
-	s, other := open(t, dir, clock), open(t, dir, clock)
+	s, other := openOn(t, dsn, dir, clock), openOn(t, dsn, dir, clock)
 	ctx := t.Context()
 	a := addr.Address{Local: "Alice", Domain: "Example.org"}
 	if _, err := s.User(ctx, a); !errors.Is(err, ErrNoDomain) {
@@ -59,7 +93,7 @@ func TestUsersAndDomains(t *testing.T) {
 	if err := other.SetPassword(ctx, a, "h2"); err != nil {
 		t.Fatal(err)
 	}
-	now = now.Add(checkEvery)
+	now = now.Add(checkServer)
 	if u, err := s.User(ctx, a); err != nil || u.Password != "h2" {
 		t.Errorf("%+v %v", u, err)
 	}
@@ -82,6 +116,131 @@ func TestUsersAndDomains(t *testing.T) {
 	}
 	if _, err := s.Domain(ctx, "example.org"); !errors.Is(err, ErrNoDomain) {
 		t.Error(err)
+	}
+}
+
+// TestMigrations: twice, from several at once, and over tables of IndiMail's that are there, which keep their rows.
+func TestMigrations(t *testing.T) {
+	for _, kind := range []string{"mariadb", "postgres"} {
+		t.Run(kind, func(t *testing.T) {
+			db := server(t, kind)
+			ctx := t.Context()
+			config := Config{DSN: db.DSN(), MailRoot: t.TempDir(), Now: time.Now}
+			// IndiMail's table before it had the column scram, with a user.
+			stamp := "timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP NOT NULL"
+			dsn, err := parseDSN(config.DSN, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			own, _, err := dsn.open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer own.Close()
+			for _, statement := range []string{
+				"CREATE TABLE indimail (pw_name char(40) not null, pw_domain char(67) not null, pw_passwd char(128) not null, pw_uid int, pw_gid int, pw_gecos char(48) not null, pw_dir char(156), pw_shell char(30), " + stamp + ", primary key (pw_name, pw_domain))",
+				"INSERT INTO indimail (pw_name, pw_domain, pw_passwd, pw_uid, pw_gid, pw_gecos, pw_dir, pw_shell) VALUES ('testuser01', 'example.com', '$1$x', 1, 0, 'Test', '/home/mail/T2Zsym/example.com/testuser01', '524288000')",
+			} {
+				if kind == "postgres" {
+					// Its CHAR would give back blanks.
+					statement = strings.ReplaceAll(statement, " char(", " varchar(")
+				}
+				if _, err := own.ExecContext(ctx, statement); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := Open(ctx, config); !errors.Is(err, ErrForeign) {
+				t.Fatalf("a foreign database was opened: %v", err)
+			}
+			status, err := Inspect(ctx, config)
+			if err != nil || !status.Foreign || status.Rows["indimail"] != 1 || strings.Contains(status.Where, "abcdefgh") {
+				t.Fatalf("%+v %v", status, err)
+			}
+			if changes := strings.Join(status.Changes, "\n"); !strings.Contains(changes, "ADD COLUMN") || !strings.Contains(changes, "scram") || !strings.Contains(changes, "vlimits") {
+				t.Errorf("changes:\n%s", changes)
+			}
+			var at sync.WaitGroup
+			for range 4 {
+				at.Go(func() {
+					if err := Migrate(ctx, config); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			at.Wait()
+			s := openOn(t, config.DSN, t.TempDir(), time.Now)
+			u, err := s.User(ctx, addr.Address{Local: "testuser01", Domain: "example.com"})
+			if err != nil || u.Dir != "/home/mail/T2Zsym/example.com/testuser01" || u.Quota != "524288000" {
+				t.Errorf("%+v %v", u, err)
+			}
+			if d, err := s.Domain(ctx, "example.com"); err != nil || d.Dir != "/home/mail/T2Zsym/example.com" {
+				t.Errorf("%+v %v", d, err)
+			}
+			if status, err = Inspect(ctx, config); err != nil || status.Foreign || len(status.Changes) > 0 {
+				t.Errorf("%+v %v", status, err)
+			}
+		})
+	}
+}
+
+// TestServerDown ends the server in the middle: what was asked for lately is still known, what was not is a failure that
+// is not "no such user", and when the server is back all is well without anybody's help.
+func TestServerDown(t *testing.T) {
+	for _, kind := range []string{"mariadb", "postgres"} {
+		t.Run(kind, func(t *testing.T) {
+			db := server(t, kind)
+			ctx, dir := t.Context(), t.TempDir()
+			s := openOn(t, db.DSN(), dir, time.Now)
+			if err := errors.Join(s.AddDomain(ctx, "d.test"), s.AddUser(ctx, NewUser{Name: "ann", Domain: "d.test"}), s.AddUser(ctx, NewUser{Name: "bob", Domain: "d.test"})); err != nil {
+				t.Fatal(err)
+			}
+			ann, bob := addr.Address{Local: "ann", Domain: "d.test"}, addr.Address{Local: "bob", Domain: "d.test"}
+			if _, err := s.User(ctx, ann); err != nil {
+				t.Fatal(err)
+			}
+			db.Kill()
+			if _, err := s.User(ctx, ann); err != nil {
+				t.Errorf("who was known is forgotten: %v", err)
+			}
+			if _, err := s.User(ctx, bob); err == nil || errors.Is(err, ErrNoUser) || errors.Is(err, ErrNoDomain) {
+				t.Errorf("who was not asked for: %v", err)
+			}
+			if err := s.AddUser(ctx, NewUser{Name: "eve", Domain: "d.test"}); err == nil {
+				t.Error("a user was added without a server")
+			}
+			again, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			if err := db.Again(again); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.User(ctx, bob); err != nil {
+				t.Errorf("when the server is back: %v", err)
+			}
+		})
+	}
+}
+
+func TestHostMySQL(t *testing.T) {
+	for line, want := range map[string]string{
+		"localhost:indimail:abcdefgh:/var/run/mysqld/mysqld.sock":     "mysql://indimail:abcdefgh@localhost/indimail?socket=%2Fvar%2Frun%2Fmysqld%2Fmysqld.sock",
+		"db.example.org:indimail:abcdefgh:3306":                       "mysql://indimail:abcdefgh@db.example.org:3306/indimail",
+		"db.example.org:indimail:abc:defgh:3306:ssl":                  "mysql://indimail:abc%3Adefgh@db.example.org:3306/indimail?tls=skip-verify",
+		"localhost:indimail:abcdefgh:/run/mysqld/mysqld.sock:nossl\n": "mysql://indimail:abcdefgh@localhost/indimail?socket=%2Frun%2Fmysqld%2Fmysqld.sock&tls=false",
+	} {
+		if got, err := HostMySQL(line, ""); err != nil || got != want {
+			t.Errorf("%q: %q %v", line, got, err)
+		}
+	}
+	for _, bad := range []string{"", "localhost", "localhost:indimail:abcdefgh", "h:u:p:port", "h:u:p:99999", ":u:p:3306"} {
+		if _, err := HostMySQL(bad, ""); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+	for _, bad := range []string{"oracle://x", "mysql://u:secretword@h", "mysql://u:secretword@h:port:x/d", "x"} {
+		_, err := parseDSN(bad, "p")
+		if err == nil || strings.Contains(err.Error(), "secretword") {
+			t.Errorf("%q: %v", bad, err)
+		}
 	}
 }
 
@@ -113,7 +272,7 @@ func TestWhatIsNotThereIsRemembered(t *testing.T) {
 	if err := other.AddUser(ctx, NewUser{Name: "ann", Domain: "d.test"}); err != nil {
 		t.Fatal(err)
 	}
-	now = now.Add(checkEvery)
+	now = now.Add(checkFile)
 	if missing(ann) {
 		t.Error("another process added ann")
 	}

@@ -220,6 +220,8 @@ func source(dir string, t *settings.Table) (driver, dsn string, err error) {
 		config.TLSConfig = "preferred"
 	}
 	config.Timeout = queryTime
+	// What the driver has to say of idle connections comes back as errors where it matters.
+	config.Logger = &mysql.NopLogger{}
 	return "mysql", config.FormatDSN(), nil
 }
 

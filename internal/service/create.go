@@ -134,7 +134,28 @@ func OpenDirectory(ctx context.Context, data string) (*directory.Store, error) {
 }
 
 func openDirectory(ctx context.Context, data string) (*directory.Store, error) {
-	return directory.Open(ctx, directory.Config{
-		Path: filepath.Join(data, databaseName), MailRoot: filepath.Join(data, "domains"), Now: time.Now,
-	})
+	config, err := DirectoryConfig(data)
+	if err != nil {
+		return nil, err
+	}
+	return directory.Open(ctx, config)
+}
+
+// DirectoryConfig gives where the directory's database is: what DIRECTORY_DSN names, or host.mysql, or else the data
+// directory's own. Settings that are malformed elsewhere do not matter here.
+func DirectoryConfig(data string) (directory.Config, error) {
+	config := directory.Config{Path: filepath.Join(data, databaseName), MailRoot: filepath.Join(data, "domains"), Now: time.Now}
+	snapshot, _ := settings.Inspect(data)
+	all := snapshot.View("all")
+	if config.DSN = settings.DirectoryDSN.Get(all); config.DSN != "" {
+		return config, nil
+	}
+	if host := settings.HostMySQL.Get(all); len(host) > 0 {
+		dsn, err := directory.HostMySQL(host[0], settings.MySQLDatabase.Get(all))
+		if err != nil {
+			return config, fmt.Errorf("%s: %w", all.Source(settings.HostMySQL.Setting), err)
+		}
+		config.DSN = dsn
+	}
+	return config, nil
 }

@@ -90,7 +90,6 @@ func pendingSettings() []*Setting {
 	word("PWSTRUCT", "", "all", "password entry that a program hands on", 1266)
 	word("VIRTUAL_PKG_LIB", "libindimail", "all", "shared object of the virtual domains; Indigo needs none", 449)
 	word("MYSQL_LIB", "mysql_lib", "all", "shared object of MySQL's client; Indigo needs none", 2980)
-	hidden("HOST_MYSQL", "host.mysql", "all", "where the directory's database is", 4114)
 
 	// TLS.
 	word("CLIENTCERT", "", "queue", "file of the certificate that deliveries show", 2100)

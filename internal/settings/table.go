@@ -123,6 +123,9 @@ var (
 	ACMEDirectory  = text("ACME_DIRECTORY", "acmedirectory", "", "all", "URL of the ACME authority; empty means Let's Encrypt", 0, valid(httpsURL))
 	ACMEEmail      = text("ACME_EMAIL", "acmeemail", "", "all", "address that the ACME authority writes to", 0)
 	ACMERoots      = text("ACME_ROOTS", "acmeroots", "", "all", "file of authorities in PEM that the ACME server is verified by; empty means the system's", 0)
+	DirectoryDSN   = text("DIRECTORY_DSN", "directorydsn", "", "all", "database of the directory: mysql://USER:PASSWORD@HOST:PORT/DATABASE, with ?socket=PATH and &tls=true, skip-verify or false; postgres://…; sqlite:FILE; empty means host.mysql, or else SQLite in the data directory; read at start", 4114, secret)
+	HostMySQL      = lines("HOST_MYSQL", "host.mysql", "all", "database of the directory in IndiMail's form, host:user:password:socket or host:user:password:port, with :ssl or :nossl behind it; read at start", 4114, nil, secret)
+	MySQLDatabase  = text("MYSQL_DATABASE", "mysqldatabase", "indimail", "all", "name of the database that host.mysql means; read at start", 4114)
 	UDPLogDir      = text("UDPLOG_DIR", "udplogdir", "log/udplogger", "udplogger", "directory that udplogger writes what it receives to, as multilog would", 707)
 )
 
@@ -247,6 +250,9 @@ func built() []*Setting {
 		ACMEDirectory.Setting,
 		ACMEEmail.Setting,
 		ACMERoots.Setting,
+		DirectoryDSN.Setting,
+		HostMySQL.Setting,
+		MySQLDatabase.Setting,
 		UDPLogDir.Setting,
 	}
 }

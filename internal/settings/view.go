@@ -96,14 +96,13 @@ func (v *View) Service() string {
 	return v.service
 }
 
-// Environment gives what the layers set, as variables for a program: NAME=value. Lists stay in their files; they may hold
-// secrets.
+// Environment gives what the layers set, as variables for a program: NAME=value. Lists and what is secret stay in their files.
 func (v *View) Environment() (variables []string) {
 	if v == nil {
 		return nil
 	}
 	for _, s := range All() {
-		if set := v.find(s); set != nil && !set.source.Unset && !s.inFile {
+		if set := v.find(s); set != nil && !set.source.Unset && !s.inFile && !s.Secret {
 			variables = append(variables, s.Name+"="+set.source.Value)
 		}
 	}

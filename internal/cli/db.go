@@ -1,0 +1,159 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/service"
+)
+
+func (app *App) dbCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "db",
+		Short: "Look at, bring up to date and copy the directory's database",
+		Long: `The directory's database is SQLite in the data directory, or what the setting DIRECTORY_DSN or the control file host.mysql
+names: MariaDB, MySQL or PostgreSQL.`,
+		Example: "  indigo db status\n  indigo db copy --to mysql://indimail:PASSWORD@db.example.org/indimail",
+	}
+	var asJSON bool
+	status := &cobra.Command{
+		Use: "status", Short: "Tell where the database is, its tables, and what a migration would change", Example: "  indigo db status", Args: cobra.NoArgs,
+	}
+	statusData := app.dataFlag(status)
+	status.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	status.RunE = func(cmd *cobra.Command, _ []string) error {
+		config, err := service.DirectoryConfig(*statusData)
+		if err != nil {
+			return err
+		}
+		s, err := directory.Inspect(cmd.Context(), config)
+		if err != nil {
+			return err
+		}
+		return app.table(asJSON, s, 0, func(w io.Writer) {
+			fmt.Fprintf(w, "engine\t%s\nplace\t%s\n", s.Engine, s.Where)
+			names := make([]string, 0, len(s.Rows))
+			for name := range s.Rows {
+				names = append(names, name)
+			}
+			slices.Sort(names)
+			for _, name := range names {
+				fmt.Fprintf(w, "table %s\t%d rows\n", name, s.Rows[name])
+			}
+			if s.Foreign {
+				fmt.Fprintln(w, "IndiMail's own: it is not opened before `indigo db migrate` has made these changes")
+			}
+			for _, change := range s.Changes {
+				fmt.Fprintf(w, "would change\t%s\n", change)
+			}
+			if len(s.Changes) == 0 {
+				fmt.Fprintln(w, "up to date")
+			}
+		})
+	}
+	var yes bool
+	migrate := &cobra.Command{
+		Use:   "migrate",
+		Short: "Make the tables, or bring them up to date",
+		Long: `Make the tables that are missing and add the columns that are missing; nothing is taken away and no row is changed. It prints
+what it will do and asks. It may run twice, and from two hosts at once. To undo, restore a copy of the database: tables and
+columns that were added do IndiMail no harm.`,
+		Example: "  indigo db migrate\n  indigo db migrate --yes", Args: cobra.NoArgs,
+	}
+	migrateData := app.dataFlag(migrate)
+	migrate.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	migrate.RunE = func(cmd *cobra.Command, _ []string) error {
+		config, err := service.DirectoryConfig(*migrateData)
+		if err != nil {
+			return err
+		}
+		s, err := directory.Inspect(cmd.Context(), config)
+		if err != nil {
+			return err
+		}
+		for _, change := range s.Changes {
+			fmt.Fprintln(app.Out, change)
+		}
+		if len(s.Changes) > 0 || s.Foreign {
+			if err := app.confirm(yes, fmt.Sprintf("Run these %d statements on %s?", len(s.Changes), s.Where)); err != nil {
+				return err
+			}
+		}
+		if err := directory.Migrate(cmd.Context(), config); err != nil {
+			return err
+		}
+		fmt.Fprintf(app.Out, "%s is up to date\n", s.Where)
+		return nil
+	}
+	var to string
+	copyTo := &cobra.Command{
+		Use:   "copy --to DSN",
+		Short: "Copy the database to another engine, and compare both",
+		Long: `Copy every table to another, empty database, and compare counts and contents. The source is only read; nothing may write to it
+meanwhile, so stop the instance. Then set DIRECTORY_DSN and start again. To undo, unset DIRECTORY_DSN: the old database is as it
+was. --to - reads the DSN, which may hold a password, from standard input.`,
+		Example: "  indigo db copy --to postgres://indimail:PASSWORD@db.example.org/indimail\n  indigo db copy --to - < dsn", Args: cobra.NoArgs,
+	}
+	copyData := app.dataFlag(copyTo)
+	copyTo.Flags().StringVar(&to, "to", "", "the target: mysql://…, postgres://…, sqlite:FILE, or - for standard input")
+	copyTo.RunE = func(cmd *cobra.Command, _ []string) error {
+		if to == "" {
+			return errors.New("--to must name the target")
+		}
+		config, err := service.DirectoryConfig(*copyData)
+		if err != nil {
+			return err
+		}
+		if to == "-" {
+			if to, err = app.readPassword("-"); err != nil {
+				return err
+			}
+		}
+		target := config
+		target.DSN = to
+		rows := map[string]int64{}
+		if err := directory.Copy(cmd.Context(), config, target, func(table string, copied, of int64) {
+			rows[table] = copied
+			fmt.Fprintf(app.Err, "%s: %d of %d\n", table, copied, of)
+		}); err != nil {
+			return err
+		}
+		total := int64(0)
+		for _, n := range rows {
+			total += n
+		}
+		fmt.Fprintf(app.Out, "%d rows of %d tables copied and compared; set DIRECTORY_DSN and restart to use them\n", total, len(rows))
+		return nil
+	}
+	cmd.AddCommand(status, migrate, copyTo)
+	return cmd
+}
+
+// installTables is IndiMail's install_tables (wiki 4122-4142).
+func (app *App) installTables(ctx context.Context, data string) error {
+	config, err := service.DirectoryConfig(data)
+	if err != nil {
+		return err
+	}
+	before, err := directory.Inspect(ctx, config)
+	if err != nil {
+		return err
+	}
+	if err := directory.Migrate(ctx, config); err != nil {
+		return err
+	}
+	for _, t := range directory.Schema() {
+		word := "created"
+		if _, there := before.Rows[t.Name]; there {
+			word = "skipped"
+		}
+		fmt.Fprintf(app.Out, "%s table %s on local\n", word, t.Name)
+	}
+	return nil
+}

@@ -1,0 +1,266 @@
+package directory
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/pressly/goose/v3"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// ErrForeign says that a database has tables of IndiMail's that Indigo has not seen yet, so that nothing is changed unasked.
+var ErrForeign = errors.New("a database of IndiMail's that Indigo has not changed yet: `indigo db status` prints what it would change, `indigo db migrate` does it")
+
+// lockTime is how long a migration waits for one that another host runs.
+const lockTime = time.Minute
+
+// exists tells whether a table is there, and names its columns.
+func columnsOf(ctx context.Context, db *sql.DB, e engine, table string) (columns []string, there bool, err error) {
+	query := map[engine]string{
+		sqLite:     "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?",
+		mySQL:      "SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?",
+		postgreSQL: "SELECT count(*) FROM information_schema.tables WHERE table_schema = current_schema() AND table_name = $1",
+	}[e]
+	n := 0
+	if err := db.QueryRowContext(ctx, query, table).Scan(&n); err != nil || n == 0 {
+		return nil, false, err
+	}
+	rows, err := db.QueryContext(ctx, "SELECT * FROM "+e.name(table)+" WHERE 1 = 0")
+	if err != nil {
+		return nil, true, err
+	}
+	defer rows.Close()
+	columns, err = rows.Columns()
+	return columns, true, errors.Join(err, rows.Err())
+}
+
+// versionTable is where the migrations that ran are written down.
+const versionTable = "goose_db_version"
+
+// plan gives the statements that bring the tables up to date, in order; none when they are.
+func plan(ctx context.Context, db *sql.DB, e engine) (statements []string, err error) {
+	for _, t := range Schema() {
+		columns, there, err := columnsOf(ctx, db, e, t.Name)
+		if err != nil {
+			return nil, err
+		}
+		if !there {
+			statements = append(statements, e.create(t)...)
+			continue
+		}
+		for _, c := range t.Columns {
+			if slices.Contains(columns, c.Name) {
+				continue
+			}
+			// Rows that are there need a value.
+			if !c.Null && c.Default == "" && c.Kind != "stamp" {
+				c.Default = map[string]string{"char": "''"}[c.Kind]
+				if c.Default == "" {
+					c.Default = "0"
+				}
+			}
+			if c.Kind == "stamp" && e == sqLite {
+				// SQLite adds no column whose default is not constant.
+				c = Column{Name: c.Name, Kind: "char", Size: 32, Null: true}
+			}
+			statements = append(statements, "ALTER TABLE "+e.name(t.Name)+" ADD COLUMN "+e.name(c.Name)+" "+e.sqlType(c))
+		}
+	}
+	return statements, nil
+}
+
+// foreign tells whether the database has users, and no trace of a migration.
+func foreign(ctx context.Context, db *sql.DB, e engine) (bool, error) {
+	_, ours, err := columnsOf(ctx, db, e, versionTable)
+	if err != nil || ours {
+		return false, err
+	}
+	_, theirs, err := columnsOf(ctx, db, e, "indimail")
+	return theirs, err
+}
+
+// migrate brings the tables up to date; adopt lets it change IndiMail's own. It may run twice, and from two hosts at once.
+func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
+	release, err := lockDatabase(ctx, db, e)
+	if err != nil {
+		return err
+	}
+	defer release()
+	strange, err := foreign(ctx, db, e)
+	if err != nil {
+		return err
+	}
+	if strange && !adopt {
+		return ErrForeign
+	}
+	rest := goose.NewGoMigration(2, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error {
+		statements, err := plan(ctx, db, e)
+		if err != nil {
+			return err
+		}
+		for _, one := range statements {
+			if _, err := db.ExecContext(ctx, one); err != nil {
+				return fmt.Errorf("%s: %w", one, err)
+			}
+		}
+		if _, err := db.ExecContext(ctx, e.insert("indigo_change", "id", "version"), 1, 1); err != nil {
+			return err
+		}
+		return adoptDomains(ctx, db, e)
+	}}, nil)
+	options := []goose.ProviderOption{goose.WithGoMigrations(rest)}
+	var scripts fs.FS
+	if e == sqLite {
+		if scripts, err = fs.Sub(migrations, "migrations"); err != nil {
+			return err
+		}
+	} else {
+		// The first one is SQLite's own; its tables are among the rest.
+		first := goose.NewGoMigration(1, &goose.GoFunc{RunDB: func(context.Context, *sql.DB) error { return nil }}, nil)
+		options = []goose.ProviderOption{goose.WithGoMigrations(first, rest)}
+	}
+	provider, err := goose.NewProvider(e.dialect(), db, scripts, options...)
+	if err != nil {
+		return err
+	}
+	_, err = provider.Up(ctx)
+	return err
+}
+
+// adoptDomains makes the list of domains out of the users that are there: IndiMail keeps it in a file of its own.
+func adoptDomains(ctx context.Context, db *sql.DB, e engine) error {
+	rows, err := db.QueryContext(ctx, "SELECT pw_domain, min(coalesce(pw_dir, '')) FROM indimail GROUP BY pw_domain")
+	if err != nil {
+		return err
+	}
+	found := map[string]string{}
+	for rows.Next() {
+		var domain, dir string
+		if err := rows.Scan(&domain, &dir); err != nil {
+			rows.Close()
+			return err
+		}
+		found[domain] = filepath.Dir(dir)
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return err
+	}
+	for domain, dir := range found {
+		if _, err := db.ExecContext(ctx, e.insert("indigo_domain", "domain", "dir"), domain, dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lockDatabase keeps other hosts from migrating meanwhile. SQLite's own locks are enough.
+func lockDatabase(ctx context.Context, db *sql.DB, e engine) (release func(), err error) {
+	if e == sqLite {
+		return func() {}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockTime)
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	got := 1
+	if e == mySQL {
+		err = conn.QueryRowContext(ctx, "SELECT coalesce(GET_LOCK('indigo_migrate', ?), 0)", int(lockTime.Seconds())).Scan(&got)
+	} else {
+		_, err = conn.ExecContext(ctx, "SELECT pg_advisory_lock(4912346)")
+	}
+	if err == nil && got != 1 {
+		err = errors.New("another host migrates the database")
+	}
+	if err != nil {
+		conn.Close()
+		cancel()
+		return nil, err
+	}
+	return func() {
+		defer cancel()
+		defer conn.Close()
+		if e == mySQL {
+			conn.ExecContext(context.WithoutCancel(ctx), "SELECT RELEASE_LOCK('indigo_migrate')")
+		} else {
+			conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock(4912346)")
+		}
+	}, nil
+}
+
+// Status is what a database is.
+type Status struct {
+	Engine string `json:"engine"`
+	// Where is its place, without secrets.
+	Where string `json:"where"`
+	// Foreign is true for IndiMail's database that has not been changed yet.
+	Foreign bool `json:"foreign"`
+	// Changes are the statements that a migration would run.
+	Changes []string `json:"changes"`
+	// Rows counts each table's.
+	Rows map[string]int64 `json:"rows"`
+}
+
+// Inspect tells what a database is and what a migration would change; nothing is changed.
+func Inspect(ctx context.Context, config Config) (*Status, error) {
+	src, err := parseDSN(config.DSN, config.Path)
+	if err != nil {
+		return nil, err
+	}
+	write, read, err := src.open()
+	if err != nil {
+		return nil, err
+	}
+	defer write.Close()
+	defer read.Close()
+	s := &Status{Engine: src.engine.String(), Where: src.where, Rows: map[string]int64{}}
+	if s.Foreign, err = foreign(ctx, read, src.engine); err != nil {
+		return nil, fmt.Errorf("%s: %w", src.where, err)
+	}
+	if s.Changes, err = plan(ctx, read, src.engine); err != nil {
+		return nil, fmt.Errorf("%s: %w", src.where, err)
+	}
+	for _, t := range Schema() {
+		_, there, err := columnsOf(ctx, read, src.engine, t.Name)
+		if err != nil {
+			return nil, err
+		}
+		if !there {
+			continue
+		}
+		var n int64
+		if err := read.QueryRowContext(ctx, "SELECT count(*) FROM "+src.engine.name(t.Name)).Scan(&n); err != nil {
+			return nil, err
+		}
+		s.Rows[t.Name] = n
+	}
+	return s, nil
+}
+
+// Migrate brings a database's tables up to date, also IndiMail's own that Indigo has not seen.
+func Migrate(ctx context.Context, config Config) error {
+	src, err := parseDSN(config.DSN, config.Path)
+	if err != nil {
+		return err
+	}
+	write, read, err := src.open()
+	if err != nil {
+		return err
+	}
+	defer write.Close()
+	defer read.Close()
+	if err := migrate(ctx, read, src.engine, true); err != nil {
+		return fmt.Errorf("%s: %w", src.where, err)
+	}
+	return nil
+}
