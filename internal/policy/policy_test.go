@@ -176,3 +176,14 @@ func TestHops(t *testing.T) {
 		t.Errorf("4 hops: %+v", v)
 	}
 }
+
+func TestRelayDomain(t *testing.T) {
+	entries := []string{"heaven.af.mil:", ".heaven.af.mil:", "Mail.Example.org", ".", ":"}
+	for host, want := range map[string]string{
+		"heaven.af.mil": "heaven.af.mil:", "a.b.Heaven.af.mil": ".heaven.af.mil:", "xheaven.af.mil": "", "mail.example.ORG": "Mail.Example.org", "x.mail.example.org": "", "any.org": "",
+	} {
+		if got := relayDomain(entries, host); got != want {
+			t.Errorf("%s: %q, want %q", host, got, want)
+		}
+	}
+}

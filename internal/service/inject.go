@@ -138,6 +138,13 @@ func (t throughProgram) Begin(ctx context.Context, sizeHint int64) (queue.Submis
 	switch {
 	case discard:
 		return inject.Discard{Submitter: t.h.queue, Setting: settings.QMailQueue.Name, Trace: t.h.trace, Now: time.Now}.Begin(ctx, sizeHint)
+	case known && settings.FilterArgs.Get(view) != "":
+		// qmail-multi obeys it, and queues at its end.
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		line = self + " qmail-multi"
 	case known:
 		return t.h.queue.Begin(ctx, sizeHint)
 	}

@@ -107,7 +107,6 @@ func pendingSettings() []*Setting {
 	word("TLSA_CONTEXT", "tlsa.context", "queue", "qmail-daned's memory", 645)
 
 	// Filters, spam and viruses.
-	word("FILTERARGS", "", "smtpd,inject,queue", "program that each message goes through before it is queued or delivered; qmail-multi obeys it", 931)
 	file("FILTERARGSFILE", "filterargs", "queue", "programs that messages go through before their deliveries, by domain", 959)
 	word("SPAMFILTER", "", "smtpd,inject,queue", "program that tells spam by its exit code", 437)
 	word("SPAMFILTERARGS", "", "smtpd,inject,queue", "arguments of the spam filter", 2283)

@@ -19,6 +19,7 @@ var (
 	ConcurrencyLocal  = number("CONCURRENCYLOCAL", "concurrencylocal", "120", 0, 500, "queue", "most local deliveries at a time; 0 holds local mail", 377)
 	ConcurrencyRemote = number("CONCURRENCYREMOTE", "concurrencyremote", "120", 0, 500, "queue", "most remote deliveries at a time; 0 holds remote mail", 377)
 	QMailQueue        = text("QMAILQUEUE", "qmailqueue", "", "smtpd", "program with its arguments that gets each message in qmail-queue's place and calls qmail-queue at its end; qmail-nullqueue throws all away", 532)
+	FilterArgs        = text("FILTERARGS", "", "", "smtpd", "filter that each message goes through before it is queued, a line for the shell: it reads the message and writes the one that is queued; its exit code 100 refuses the message, 2 throws it away; not yet obeyed by deliveries", 931)
 	DefaultHost       = text("DEFAULT_HOST", "defaulthost", "", "inject", "host that qmail-inject and sendmail give an address without one; empty means DEFAULT_DOMAIN", 0, valid(hostName))
 	PlusDomain        = text("PLUSDOMAIN", "plusdomain", "", "inject", "domain that qmail-inject puts in the place of a + at a host's end; empty means the host name", 0, valid(hostName))
 	IDHost            = text("IDHOST", "idhost", "", "inject", "host in the Message-IDs that qmail-inject makes; empty means the host name", 0, valid(hostName))
@@ -149,6 +150,7 @@ func built() []*Setting {
 		ConcurrencyLocal.Setting,
 		ConcurrencyRemote.Setting,
 		QMailQueue.Setting,
+		FilterArgs.Setting,
 		DefaultHost.Setting,
 		PlusDomain.Setting,
 		IDHost.Setting,
