@@ -35,6 +35,8 @@ type Users interface {
 // Config says how a Password verifier works.
 type Config struct {
 	Directory Users
+	// Denied tells what keeps a user from a service, "" when nothing does; nil asks nobody.
+	Denied func(ctx context.Context, u directory.User, service directory.Flags, now time.Time) (why string, err error)
 	// DefaultDomain completes a name without a domain.
 	DefaultDomain string
 	// Workers bounds how many hashes are computed at once, because an argon2id hash takes 19 MiB; 0 means one a CPU.
@@ -60,6 +62,7 @@ type token struct {
 }
 
 var errFailed = mailerr.New(535, mailerr.Enhanced{5, 7, 8}, "authorization failed (#5.7.8)")
+var errDenied = mailerr.New(535, mailerr.Enhanced{5, 7, 8}, "this service is switched off for your account (#5.7.8)")
 var errUnavailable = mailerr.New(454, mailerr.Enhanced{4, 7, 0}, "temporary authentication failure (#4.7.0)")
 
 // NewVerifier makes a Password.
@@ -114,7 +117,27 @@ func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
 	if !ok {
 		return Identity{}, errFailed.Because(errors.New("wrong password"))
 	}
+	if err := p.denied(ctx, user, a.Service); err != nil {
+		return Identity{}, err
+	}
 	return identity, nil
+}
+
+// denied is asked when the password was right: who has it may know why it is not enough.
+func (p *Password) denied(ctx context.Context, user directory.User, service string) error {
+	kind, _, _ := strings.Cut(service, ".")
+	flag := map[string]directory.Flags{"pop3d": directory.NoPOP, "imapd": directory.NoIMAP, "smtpd": directory.NoSMTP}[kind]
+	if p.config.Denied == nil || flag == 0 {
+		return nil
+	}
+	why, err := p.config.Denied(ctx, user, flag, p.config.Now())
+	if err != nil {
+		return errUnavailable.Because(err)
+	}
+	if why != "" {
+		return errDenied.Because(errors.New(why))
+	}
+	return nil
 }
 
 // refuse takes as long as a wrong password does.

@@ -219,7 +219,7 @@ func (app *App) userCommand() *cobra.Command {
 			return w.Flush()
 		})
 	}
-	cmd.AddCommand(list)
+	cmd.AddCommand(list, app.userFlagsCommand())
 	return cmd
 }
 

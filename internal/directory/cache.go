@@ -32,6 +32,7 @@ type cache struct {
 	generation uint64
 	users      answers[addr.Address, User]
 	domains    answers[string, Domain]
+	limits     answers[string, Limits]
 }
 
 const (
@@ -89,7 +90,7 @@ func (c *cache) clear() {
 // forget is called with mu held.
 func (c *cache) forget() {
 	c.generation++
-	c.users, c.domains = answers[addr.Address, User]{}, answers[string, Domain]{}
+	c.users, c.domains, c.limits = answers[addr.Address, User]{}, answers[string, Domain]{}, answers[string, Limits]{}
 }
 
 // fresh is called with mu held.

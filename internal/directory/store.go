@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -201,7 +202,7 @@ func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, er
 		return "", err
 	}
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
-		for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
+		for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM vlimits WHERE domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
 			if _, err := tx.ExecContext(ctx, s.engine.rebind(statement), d.Name); err != nil {
 				return err
 			}
@@ -247,6 +248,23 @@ func (s *Store) AddUser(ctx context.Context, n NewUser) error {
 	if err != nil {
 		return fmt.Errorf("domain %s: %w", n.Domain, err)
 	}
+	limits, err := s.Limits(ctx, d.Name)
+	if err != nil {
+		return err
+	}
+	quota := "NOQUOTA"
+	if limits.DefaultQuota > 0 {
+		quota = strconv.FormatInt(limits.DefaultQuota, 10)
+	}
+	if limits.MaxUsers >= 0 {
+		var users int64
+		if err := s.read.QueryRowContext(ctx, s.engine.rebind("SELECT count(*) FROM indimail WHERE pw_domain = ?"), d.Name).Scan(&users); err != nil {
+			return err
+		}
+		if users >= limits.MaxUsers {
+			return fmt.Errorf("domain %s: it has its most, %d users: `indigo limit set %s maxpopaccounts N`", d.Name, limits.MaxUsers, d.Name)
+		}
+	}
 	if len(n.Gecos) > 48 {
 		return errors.New("the person's name must have at most 48 bytes")
 	}
@@ -257,7 +275,7 @@ func (s *Store) AddUser(ctx context.Context, n NewUser) error {
 		}
 	}
 	return s.insert(ctx, "user "+n.Name+"@"+d.Name, s.engine.insert("indimail", "pw_name", "pw_domain", "pw_passwd", "pw_uid", "pw_gid", "pw_gecos", "pw_dir", "pw_shell"),
-		n.Name, d.Name, n.Password, 0, 0, n.Gecos, home, "NOQUOTA")
+		n.Name, d.Name, n.Password, 0, 0, n.Gecos, home, quota)
 }
 
 const userColumns = `SELECT pw_name, pw_domain, pw_passwd, coalesce(pw_uid, 0), coalesce(pw_gid, 0), pw_gecos, coalesce(pw_dir, ''),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
@@ -53,6 +54,7 @@ var (
 	errSize       = mailerr.New(552, mailerr.Enhanced{5, 3, 4}, "sorry, that message size exceeds my databytes limit (#5.3.4)")
 	errRecipients = mailerr.New(452, mailerr.Enhanced{4, 5, 3}, "sorry, too many recipients (#4.5.3)")
 	errNoMailbox  = mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "sorry, no mailbox here by that name (#5.1.1)")
+	errDisabled   = mailerr.New(550, mailerr.Enhanced{5, 2, 1}, "sorry, this mailbox takes no mail (#5.2.1)")
 	errDirectory  = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "sorry, the user directory cannot be asked now (#4.3.0)")
 	errRelay      = mailerr.New(550, mailerr.Enhanced{5, 7, 1}, "sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)")
 	errBadIP      = mailerr.New(421, mailerr.Enhanced{4, 7, 1}, "sorry, your IP is temporarily denied (#4.7.1)")
@@ -267,7 +269,7 @@ func (p *Standard) Rcpt(ctx context.Context, s *Session, from, to addr.Address, 
 	if v, decided := p.rcptLists(ctx, s, to); decided {
 		return v
 	}
-	_, err := p.config.Directory.User(ctx, to)
+	u, err := p.config.Directory.User(ctx, to)
 	if errors.Is(err, directory.ErrNoUser) {
 		// Whether the domain is local decides between "no such user" and relaying.
 		if _, err = p.config.Directory.Domain(ctx, to.Domain); err == nil {
@@ -275,6 +277,8 @@ func (p *Standard) Rcpt(ctx context.Context, s *Session, from, to addr.Address, 
 		}
 	}
 	switch {
+	case err == nil && directory.Flags(u.GID)&directory.BounceMail != 0:
+		return refuse("local-user", to.String()+" "+directory.BounceMail.Names()[0], errDisabled)
 	case err == nil:
 		return Verdict{Check: "local-user"}
 	case !errors.Is(err, directory.ErrNoDomain):
@@ -333,7 +337,7 @@ func (p *Standard) relay(ctx context.Context, s *Session, from, to addr.Address)
 	case settings.NoRelay.Get(s.Settings):
 		return refuse("relay", to.Domain, errNoRelay).by(s, settings.NoRelay.Setting)
 	case s.User != "":
-		return Verdict{Check: "relay", Input: "user " + s.User}
+		return p.userRelays(ctx, s)
 	case settings.AuthAll.Get(s.Settings):
 		return refuse("relay", s.Client.Addr().String(), errAuthFirst).by(s, settings.AuthAll.Setting)
 	case settings.RelayClient.Get(s.Settings):
@@ -352,6 +356,34 @@ func (p *Standard) relay(ctx context.Context, s *Session, from, to addr.Address)
 		}
 	}
 	return refuse("relay", s.Client.Addr().String(), errRelay).by(s, settings.RelayClients.Setting)
+}
+
+// Denier is a Directory that has limits of domains.
+type Denier interface {
+	Denied(ctx context.Context, u directory.User, service directory.Flags, now time.Time) (why string, err error)
+}
+
+// userRelays decides on an authenticated user who sends to others than local users: NO_RELAY may keep him from it.
+func (p *Standard) userRelays(ctx context.Context, s *Session) Verdict {
+	limits, ok := p.config.Directory.(Denier)
+	a, err := addr.Parse(s.User)
+	if !ok || err != nil {
+		return Verdict{Check: "relay", Input: "user " + s.User}
+	}
+	u, err := p.config.Directory.User(ctx, a)
+	var why string
+	if err == nil {
+		why, err = limits.Denied(ctx, u, directory.NoRelay, time.Now())
+	}
+	switch {
+	case errors.Is(err, directory.ErrNoUser), errors.Is(err, directory.ErrNoDomain):
+		// Removed since he logged in, or known to another verifier than the directory.
+	case err != nil:
+		return refuse("relay", "user "+s.User, errDirectory.Because(err))
+	case why != "":
+		return refuse("relay", "user "+s.User+": "+why, errNoRelay)
+	}
+	return Verdict{Check: "relay", Input: "user " + s.User}
 }
 
 // Data accepts.

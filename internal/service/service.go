@@ -223,7 +223,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	if h.directory, err = openDirectory(ctx, h.config.Data); err != nil {
 		return fmt.Errorf("directory: %w", err)
 	}
-	if h.verifier, err = auth.NewVerifier(auth.Config{Directory: h.directory, DefaultDomain: defaultDomain, Now: time.Now}); err != nil {
+	if h.verifier, err = auth.NewVerifier(auth.Config{Directory: h.directory, Denied: h.directory.Denied, DefaultDomain: defaultDomain, Now: time.Now}); err != nil {
 		return err
 	}
 	dialer := &net.Dialer{}
