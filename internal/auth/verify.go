@@ -65,17 +65,39 @@ var errFailed = mailerr.New(535, mailerr.Enhanced{5, 7, 8}, "authorization faile
 var errDenied = mailerr.New(535, mailerr.Enhanced{5, 7, 8}, "this service is switched off for your account (#5.7.8)")
 var errUnavailable = mailerr.New(454, mailerr.Enhanced{4, 7, 0}, "temporary authentication failure (#4.7.0)")
 
-// NewVerifier makes a Password.
-func NewVerifier(config Config) (*Password, error) {
-	p := &Password{config: config, decoder: crypt.NewDecoder(), tokens: map[string]token{}}
-	p.workers = make(chan struct{}, cmp.Or(config.Workers, runtime.NumCPU()))
+// newDecoder knows the forms in which passwords are stored.
+func newDecoder() (*crypt.Decoder, error) {
+	d := crypt.NewDecoder()
 	// One by one: the library's collection of all decoders also takes $plaintext$.
 	for _, register := range []func(algorithm.DecoderRegister) error{
 		argon2.RegisterDecoder, bcrypt.RegisterDecoder, md5crypt.RegisterDecoder, shacrypt.RegisterDecoder,
 	} {
-		if err := register(p.decoder); err != nil {
+		if err := register(d); err != nil {
 			return nil, fmt.Errorf("password decoders: %w", err)
 		}
+	}
+	return d, nil
+}
+
+// StoredForms gives a check of stored passwords: whether NewVerifier's verifier can compare a password with one.
+func StoredForms() (check func(stored string) error, err error) {
+	d, err := newDecoder()
+	return func(stored string) error {
+		if _, err := d.Decode(stored); err != nil {
+			// The library's error may repeat what it was given.
+			return errors.New("the password is in no form that is known: it must begin with $argon2id$, $2b$, $6$, $5$ or $1$")
+		}
+		return nil
+	}, err
+}
+
+// NewVerifier makes a Password.
+func NewVerifier(config Config) (*Password, error) {
+	p := &Password{config: config, tokens: map[string]token{}}
+	p.workers = make(chan struct{}, cmp.Or(config.Workers, runtime.NumCPU()))
+	var err error
+	if p.decoder, err = newDecoder(); err != nil {
+		return nil, err
 	}
 	stored, err := HashPassword(rand.Text())
 	if err != nil {
@@ -181,11 +203,19 @@ func (p *Password) tokenFits(user, password string) bool {
 	return ok && p.config.Now().Before(t.until) && subtle.ConstantTimeCompare([]byte(t.secret), []byte(password)) == 1
 }
 
+// ValidPassword tells what keeps a password from being stored.
+func ValidPassword(password string) error {
+	if password == "" || len(password) > maxPassword || strings.ContainsAny(password, "\x00\r\n") {
+		return fmt.Errorf("a password must have 1 to %d bytes and no NUL or line end", maxPassword)
+	}
+	return nil
+}
+
 // HashPassword gives the form in which a new password is stored: argon2id with 19 MiB and two passes, which fits the
 // column pw_passwd.
 func HashPassword(password string) (string, error) {
-	if password == "" || len(password) > maxPassword || strings.ContainsAny(password, "\x00\r\n") {
-		return "", fmt.Errorf("a password must have 1 to %d bytes and no NUL or line end", maxPassword)
+	if err := ValidPassword(password); err != nil {
+		return "", err
 	}
 	h, err := argon2.New(argon2.WithVariantID(), argon2.WithM(19456), argon2.WithT(2), argon2.WithP(1), argon2.WithS(16), argon2.WithK(32))
 	if err != nil {

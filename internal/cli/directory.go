@@ -219,7 +219,7 @@ func (app *App) userCommand() *cobra.Command {
 			return w.Flush()
 		})
 	}
-	cmd.AddCommand(list, app.userFlagsCommand())
+	cmd.AddCommand(list, app.userFlagsCommand(), app.userImportCommand(), app.userExportCommand())
 	return cmd
 }
 

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -231,51 +230,6 @@ func (s *Store) trash(dir, name string) (string, error) {
 		return "", err
 	}
 	return target, nil
-}
-
-// NewUser is a user to be added; Password is the stored form.
-type NewUser struct {
-	Name, Domain, Password, Gecos string
-}
-
-// AddUser adds a user and makes the home with its Maildir. ErrNoDomain, ErrExists.
-func (s *Store) AddUser(ctx context.Context, n NewUser) error {
-	n.Name = strings.ToLower(n.Name)
-	if err := validName(n.Name, maxName); err != nil {
-		return fmt.Errorf("user: %w", err)
-	}
-	d, err := s.Domain(ctx, n.Domain)
-	if err != nil {
-		return fmt.Errorf("domain %s: %w", n.Domain, err)
-	}
-	limits, err := s.Limits(ctx, d.Name)
-	if err != nil {
-		return err
-	}
-	quota := "NOQUOTA"
-	if limits.DefaultQuota > 0 {
-		quota = strconv.FormatInt(limits.DefaultQuota, 10)
-	}
-	if limits.MaxUsers >= 0 {
-		var users int64
-		if err := s.read.QueryRowContext(ctx, s.engine.rebind("SELECT count(*) FROM indimail WHERE pw_domain = ?"), d.Name).Scan(&users); err != nil {
-			return err
-		}
-		if users >= limits.MaxUsers {
-			return fmt.Errorf("domain %s: it has its most, %d users: `indigo limit set %s maxpopaccounts N`", d.Name, limits.MaxUsers, d.Name)
-		}
-	}
-	if len(n.Gecos) > 48 {
-		return errors.New("the person's name must have at most 48 bytes")
-	}
-	home := filepath.Join(d.Dir, n.Name)
-	for _, sub := range []string{"cur", "new", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(home, "Maildir", sub), 0o700); err != nil {
-			return err
-		}
-	}
-	return s.insert(ctx, "user "+n.Name+"@"+d.Name, s.engine.insert("indimail", "pw_name", "pw_domain", "pw_passwd", "pw_uid", "pw_gid", "pw_gecos", "pw_dir", "pw_shell"),
-		n.Name, d.Name, n.Password, 0, 0, n.Gecos, home, quota)
 }
 
 const userColumns = `SELECT pw_name, pw_domain, pw_passwd, coalesce(pw_uid, 0), coalesce(pw_gid, 0), pw_gecos, coalesce(pw_dir, ''),

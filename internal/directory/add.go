@@ -1,0 +1,182 @@
+package directory
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/indigomail/indigo/internal/addr"
+)
+
+// NewUser is a user to be added.
+type NewUser struct {
+	Name, Domain string
+	// Password is the stored form; with "" nobody can log in. Scram is what the column scram holds.
+	Password, Scram string
+	// Gecos is the person's name, at most 48 bytes.
+	Gecos string
+	// Quota is as IndiMail's column pw_shell has it, 52428800, 52428800S,1000C or NOQUOTA; "" takes the domain's default.
+	Quota string
+	Flags Flags
+}
+
+// The widths of IndiMail's columns pw_gecos, pw_shell, pw_passwd and scram.
+const (
+	maxGecos  = 48
+	maxQuota  = 30
+	maxStored = 128
+	maxScram  = 255
+)
+
+var quotaForm = regexp.MustCompile(`^(NOQUOTA|[0-9]{1,18}S?(,[0-9]{1,18}C)?)$`)
+
+// Check tells what is wrong with a user before any is added.
+func (n NewUser) Check() error {
+	var faults []error
+	if err := validName(strings.ToLower(n.Name), maxName); err != nil {
+		faults = append(faults, fmt.Errorf("user: %w", err))
+	}
+	if len(n.Gecos) > maxGecos || strings.ContainsAny(n.Gecos, "\x00\r\n") {
+		faults = append(faults, fmt.Errorf("the person's name must have at most %d bytes and no line end", maxGecos))
+	}
+	if n.Quota != "" && (len(n.Quota) > maxQuota || !quotaForm.MatchString(n.Quota)) {
+		faults = append(faults, fmt.Errorf("quota %q is not of the form 52428800, 52428800S,1000C or NOQUOTA", n.Quota))
+	}
+	if len(n.Password) > maxStored || len(n.Scram) > maxScram {
+		faults = append(faults, fmt.Errorf("the password's stored form must have at most %d bytes, scram %d", maxStored, maxScram))
+	}
+	return errors.Join(faults...)
+}
+
+// Address gives the user's address.
+func (n NewUser) Address() addr.Address { return addr.Address{Local: n.Name, Domain: n.Domain} }
+
+// AddUser adds a user and makes the home with its Maildir. ErrNoDomain, ErrExists.
+func (s *Store) AddUser(ctx context.Context, n NewUser) error {
+	added, err := s.AddUsers(ctx, []NewUser{n})
+	if err == nil && added == 0 {
+		err = fmt.Errorf("user %s: %w", n.Address(), ErrExists)
+	}
+	return err
+}
+
+// AddUsers adds users and makes their homes: all, or after an error none. Those who are there already stay as they are; added counts the
+// others. ErrNoDomain.
+func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err error) {
+	rows := make([][]any, len(users))
+	limited := map[string]int64{}
+	for i, n := range users {
+		d, err := s.Domain(ctx, n.Domain)
+		if err != nil {
+			return 0, fmt.Errorf("domain %s: %w", n.Domain, err)
+		}
+		if err := n.Check(); err != nil {
+			return 0, err
+		}
+		limits, err := s.Limits(ctx, d.Name)
+		if err != nil {
+			return 0, err
+		}
+		if n.Quota == "" {
+			n.Quota = "NOQUOTA"
+			if limits.DefaultQuota > 0 {
+				n.Quota = strconv.FormatInt(limits.DefaultQuota, 10)
+			}
+		}
+		if limits.MaxUsers >= 0 {
+			limited[d.Name] = limits.MaxUsers
+		}
+		name := strings.ToLower(n.Name)
+		home := filepath.Join(d.Dir, name)
+		for _, sub := range []string{"cur", "new", "tmp"} {
+			if err := os.MkdirAll(filepath.Join(home, "Maildir", sub), 0o700); err != nil {
+				return 0, err
+			}
+		}
+		rows[i] = []any{name, d.Name, n.Password, n.Scram, 0, int(n.Flags), n.Gecos, home, n.Quota}
+	}
+	err = s.transaction(ctx, func(tx *sql.Tx) error {
+		domains := slices.Sorted(maps.Keys(limited))
+		for _, domain := range domains {
+			// The row is locked, so that two who add at once do not both take the last place.
+			if _, err := tx.ExecContext(ctx, s.engine.rebind("UPDATE vlimits SET domain = ? WHERE domain = ?"), domain, domain); err != nil {
+				return err
+			}
+		}
+		insert, err := tx.PrepareContext(ctx, s.engine.insert("indimail", "pw_name", "pw_domain", "pw_passwd", "scram", "pw_uid", "pw_gid", "pw_gecos", "pw_dir", "pw_shell"))
+		if err != nil {
+			return err
+		}
+		defer insert.Close()
+		added = 0
+		for _, row := range rows {
+			result, err := insert.ExecContext(ctx, row...)
+			if err != nil {
+				return fmt.Errorf("user %s@%s: %w", row[0], row[1], err)
+			}
+			n, err := result.RowsAffected()
+			if err != nil {
+				return err
+			}
+			added += int(n)
+		}
+		for _, domain := range domains {
+			var n int64
+			if err := tx.QueryRowContext(ctx, s.engine.rebind("SELECT count(*) FROM indimail WHERE pw_domain = ?"), domain).Scan(&n); err != nil {
+				return err
+			}
+			if n > limited[domain] && added > 0 {
+				return fmt.Errorf("domain %s: it has its most, %d users: `indigo limit set %s maxpopaccounts=N` allows more", domain, limited[domain], domain)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return added, nil
+}
+
+// UpdateUser writes what n gives to a user who is there: what is empty stays as it is. ErrNoUser, ErrNoDomain.
+func (s *Store) UpdateUser(ctx context.Context, n NewUser) error {
+	u, err := s.User(ctx, n.Address())
+	if err != nil {
+		return fmt.Errorf("user %s: %w", n.Address(), err)
+	}
+	if err := n.Check(); err != nil {
+		return err
+	}
+	var sets []string
+	var values []any
+	for _, c := range []struct {
+		column, value string
+	}{{"pw_passwd", n.Password}, {"scram", n.Scram}, {"pw_gecos", n.Gecos}, {"pw_shell", n.Quota}} {
+		if c.value != "" {
+			sets, values = append(sets, c.column+" = ?"), append(values, c.value)
+		}
+	}
+	if n.Flags != 0 {
+		sets, values = append(sets, "pw_gid = ?"), append(values, int(n.Flags))
+	}
+	if len(sets) == 0 {
+		return nil
+	}
+	_, err = s.change(ctx, "UPDATE indimail SET "+strings.Join(sets, ", ")+", timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
+		append(values, u.Name, u.Domain)...)
+	return err
+}
+
+// Same tells whether a user is already what n gives; what n leaves empty is not compared.
+func (n NewUser) Same(u User) bool {
+	same := func(given, has string) bool { return given == "" || given == has }
+	return same(n.Password, u.Password) && same(n.Scram, u.Scram) && same(n.Gecos, u.Gecos) && same(n.Quota, u.Quota) &&
+		(n.Flags == 0 || n.Flags == Flags(u.GID))
+}
