@@ -103,7 +103,7 @@ func (app *App) domainCommand() *cobra.Command {
 }
 
 func (app *App) addDomain(ctx context.Context, data, name string, password func() (string, error)) error {
-	return app.withDirectory(ctx, data, func(s *directory.Store) error {
+	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		if err := s.AddDomain(ctx, name); err != nil {
 			return err
 		}
@@ -117,10 +117,14 @@ func (app *App) addDomain(ctx context.Context, data, name string, password func(
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return app.after(ctx, data, "vadddomain", name)
 }
 
 func (app *App) removeDomain(ctx context.Context, data, name string, yes bool) error {
-	return app.withDirectory(ctx, data, func(s *directory.Store) error {
+	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		if _, err := s.Domain(ctx, name); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
@@ -141,6 +145,10 @@ func (app *App) removeDomain(ctx context.Context, data, name string, yes bool) e
 		}
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	return app.after(ctx, data, "vdeldomain", name)
 }
 
 // listedUser is a user without secrets.
@@ -219,12 +227,12 @@ func (app *App) userCommand() *cobra.Command {
 			return w.Flush()
 		})
 	}
-	cmd.AddCommand(list, app.userFlagsCommand(), app.userImportCommand(), app.userExportCommand())
+	cmd.AddCommand(list, app.userModifyCommand(), app.userFlagsCommand(), app.userImportCommand(), app.userExportCommand())
 	return cmd
 }
 
 func (app *App) addUser(ctx context.Context, data string, a addr.Address, gecos string, password func() (string, error)) error {
-	return app.withDirectory(ctx, data, func(s *directory.Store) error {
+	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		if _, err := s.User(ctx, a); err == nil {
 			return fmt.Errorf("%s: %w", a, directory.ErrExists)
 		}
@@ -234,10 +242,14 @@ func (app *App) addUser(ctx context.Context, data string, a addr.Address, gecos 
 		}
 		return s.AddUser(ctx, directory.NewUser{Name: a.Local, Domain: a.Domain, Password: hash, Gecos: gecos})
 	})
+	if err != nil {
+		return err
+	}
+	return app.after(ctx, data, "vadduser", a.String())
 }
 
 func (app *App) setPassword(ctx context.Context, data string, a addr.Address, password func() (string, error)) error {
-	return app.withDirectory(ctx, data, func(s *directory.Store) error {
+	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		if _, err := s.User(ctx, a); err != nil {
 			return fmt.Errorf("%s: %w", a, err)
 		}
@@ -247,6 +259,10 @@ func (app *App) setPassword(ctx context.Context, data string, a addr.Address, pa
 		}
 		return s.SetPassword(ctx, a, hash)
 	})
+	if err != nil {
+		return err
+	}
+	return app.after(ctx, data, "vpasswd", a.String())
 }
 
 func (app *App) userInfo(ctx context.Context, data string, a addr.Address, asJSON bool) error {
@@ -290,7 +306,7 @@ func (app *App) printUser(u directory.User, options map[byte]string) error {
 }
 
 func (app *App) removeUser(ctx context.Context, data string, a addr.Address, yes bool) error {
-	return app.withDirectory(ctx, data, func(s *directory.Store) error {
+	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		if _, err := s.User(ctx, a); err != nil {
 			return fmt.Errorf("%s: %w", a, err)
 		}
@@ -303,6 +319,10 @@ func (app *App) removeUser(ctx context.Context, data string, a addr.Address, yes
 		}
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	return app.after(ctx, data, "vdeluser", a.String())
 }
 
 // oldProgram is one of IndiMail's programs: operands in its order, and those of its one-letter options that have effect
@@ -431,6 +451,10 @@ func (app *App) faces(programs map[string]oldProgram) map[string]func([]string) 
 			}
 			if err == nil {
 				err = p.run(context.Background(), settings.FromEnvironment().Data, operands, options)
+			}
+			var code exitCode
+			if errors.As(err, &code) {
+				return int(code)
 			}
 			if err != nil {
 				fmt.Fprintf(app.Err, "%s: %v\n", name, err)

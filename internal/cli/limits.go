@@ -166,6 +166,47 @@ func setLimits(l *directory.Limits, words []string) error {
 	return errors.Join(faults...)
 }
 
+// userModifyCommand is part of `indigo user`.
+func (app *App) userModifyCommand() *cobra.Command {
+	var name, quota string
+	cmd := &cobra.Command{
+		Use:   "modify USER@DOMAIN",
+		Short: "Change a user's name and quota",
+		Long: `Change the person's name and the quota: bytes, 52428800S,1000C for bytes and messages, or NOQUOTA. To undo, give the old ones, which
+indigo user info shows.`,
+		Example: "  indigo user modify alice@example.org --quota 52428800\n  indigo user modify alice@example.org --name 'Alice Liddell'", Args: cobra.ExactArgs(1),
+	}
+	data := app.dataFlag(cmd)
+	cmd.Flags().StringVar(&name, "name", "", "the person's name")
+	cmd.Flags().StringVar(&quota, "quota", "", "the quota")
+	cmd.MarkFlagsOneRequired("name", "quota")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		a, err := addr.Parse(args[0])
+		if err != nil {
+			return err
+		}
+		return app.modifyUser(cmd.Context(), *data, "vmoduser", directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: name, Quota: quota}, 0, 0)
+	}
+	return cmd
+}
+
+// modifyUser writes what n gives, clears and sets flags, and runs the handle of program.
+func (app *App) modifyUser(ctx context.Context, data, program string, n directory.NewUser, set, clear directory.Flags) error {
+	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
+		if err := s.UpdateUser(ctx, n); err != nil || set == 0 && clear == 0 {
+			return err
+		}
+		if err := s.SetFlags(ctx, n.Address(), 0, clear); err != nil {
+			return err
+		}
+		return s.SetFlags(ctx, n.Address(), set, 0)
+	})
+	if err != nil {
+		return err
+	}
+	return app.after(ctx, data, program, n.Address().String())
+}
+
 // userFlagsCommand is part of `indigo user`.
 func (app *App) userFlagsCommand() *cobra.Command {
 	var set, clear []string
@@ -195,7 +236,7 @@ instance sees a change at once. To undo, clear what was set.`,
 		if err != nil {
 			return err
 		}
-		return app.withDirectory(cmd.Context(), *data, func(s *directory.Store) error {
+		err = app.withDirectory(cmd.Context(), *data, func(s *directory.Store) error {
 			if on != 0 || off != 0 {
 				if err := s.SetFlags(cmd.Context(), a, on, off); err != nil {
 					return err
@@ -213,6 +254,10 @@ instance sees a change at once. To undo, clear what was set.`,
 			}
 			return nil
 		})
+		if err != nil || on == 0 && off == 0 {
+			return err
+		}
+		return app.after(cmd.Context(), *data, "vmoduser", a.String())
 	}
 	return cmd
 }
@@ -271,7 +316,7 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 				return s.SetLimits(ctx, operands[0], func(*directory.Limits) error { return nil })
 			})
 		}},
-		"vmoduser": {"[-udpswirboa] [-x] USER@DOMAIN", 1, 1, "udpswirboax", "qncClDhmMeHT", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vmoduser": {"[-udpswirboa] [-x] [-c NAME] [-q QUOTA] USER@DOMAIN", 1, 1, "udpswirboaxc:q:", "nCDhmMeHTl", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			a, err := addr.Parse(operands[0])
 			if err != nil {
 				return err
@@ -287,17 +332,21 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 					set |= flag
 				}
 			}
-			if set == 0 && clear == 0 {
+			n := directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: options['c'], Quota: options['q']}
+			if set == 0 && clear == 0 && n.Gecos == "" && n.Quota == "" {
 				return errors.New("nothing to do: no option was given")
 			}
-			return app.withDirectory(ctx, data, func(s *directory.Store) error {
-				if clear != 0 {
-					if err := s.SetFlags(ctx, a, 0, clear); err != nil {
-						return err
-					}
-				}
-				return s.SetFlags(ctx, a, set, 0)
-			})
+			return app.modifyUser(ctx, data, "vmoduser", n, set, clear)
+		}},
+		"vsetuserquota": {"USER@DOMAIN QUOTA", 2, 2, "", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+			a, err := addr.Parse(operands[0])
+			if err != nil {
+				return err
+			}
+			if operands[1] == "" {
+				return errors.New("an empty quota; NOQUOTA takes it away")
+			}
+			return app.modifyUser(ctx, data, "vsetuserquota", directory.NewUser{Name: a.Local, Domain: a.Domain, Quota: operands[1]}, 0, 0)
 		}},
 	})
 }

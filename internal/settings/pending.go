@@ -86,7 +86,6 @@ func pendingSettings() []*Setting {
 	flag("DOMAIN_LIMITS", "", "all", "obey the limits of domains", 3442)
 	flag("MIGRATEUSER", "", "all", "bring users over from another system as they log in", 4569)
 	word("BASE_PATH", "", "all", "directory for the homes of virtual users", 4286)
-	word("POST_HANDLE", "", "all", "program that is run after a change of the directory", 2498)
 	word("PWSTRUCT", "", "all", "password entry that a program hands on", 1266)
 	word("VIRTUAL_PKG_LIB", "libindimail", "all", "shared object of the virtual domains; Indigo needs none", 449)
 	word("MYSQL_LIB", "mysql_lib", "all", "shared object of MySQL's client; Indigo needs none", 2980)

@@ -125,6 +125,7 @@ var (
 	ACMEEmail      = text("ACME_EMAIL", "acmeemail", "", "all", "address that the ACME authority writes to", 0)
 	ACMERoots      = text("ACME_ROOTS", "acmeroots", "", "all", "file of authorities in PEM that the ACME server is verified by; empty means the system's", 0)
 	DirectoryDSN   = text("DIRECTORY_DSN", "directorydsn", "", "all", "database of the directory: mysql://USER:PASSWORD@HOST:PORT/DATABASE, with ?socket=PATH and &tls=true, skip-verify or false; postgres://…; sqlite:FILE; empty means host.mysql, or else SQLite in the data directory; read at start", 4114, secret)
+	PostHandle     = text("POST_HANDLE", "posthandle", "", "all", "program that is run after vadddomain, vdeldomain, vadduser, vdeluser, vmoduser, vpasswd and vsetuserquota, and after Indigo's commands for the same; the environment's goes first; empty means the file of the program's name in the data directory's handles, or in /usr/libexec/indimail", 2498)
 	HostMySQL      = lines("HOST_MYSQL", "host.mysql", "all", "database of the directory in IndiMail's form, host:user:password:socket or host:user:password:port, with :ssl or :nossl behind it; read at start", 4114, nil, secret)
 	MySQLDatabase  = text("MYSQL_DATABASE", "mysqldatabase", "indimail", "all", "name of the database that host.mysql means; read at start", 4114)
 	UDPLogDir      = text("UDPLOG_DIR", "udplogdir", "log/udplogger", "udplogger", "directory that udplogger writes what it receives to, as multilog would", 707)
@@ -253,6 +254,7 @@ func built() []*Setting {
 		ACMEEmail.Setting,
 		ACMERoots.Setting,
 		DirectoryDSN.Setting,
+		PostHandle.Setting,
 		HostMySQL.Setting,
 		MySQLDatabase.Setting,
 		UDPLogDir.Setting,
