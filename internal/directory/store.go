@@ -269,7 +269,13 @@ func (s *Store) Users(ctx context.Context, domain, after string, limit int) ([]U
 	if err != nil {
 		return nil, fmt.Errorf("domain %s: %w", domain, err)
 	}
-	rows, err := s.read.QueryContext(ctx, s.engine.rebind(userColumns+"WHERE pw_domain = ? AND pw_name > ? ORDER BY pw_name LIMIT ?"), d.Name, after, limit)
+	where, values := "pw_domain = ?", []any{d.Name, after, limit}
+	if s.engine == mySQL {
+		// MariaDB takes an index's first column alone for an equality, and goes through the domain from its beginning: with 1,000,000 users a
+		// page took 160 ms. For a range it takes both columns; SQLite does the opposite.
+		where, values = "pw_domain >= ? AND pw_domain <= ?", append([]any{d.Name}, values...)
+	}
+	rows, err := s.read.QueryContext(ctx, s.engine.rebind(userColumns+"WHERE "+where+" AND pw_name > ? ORDER BY pw_domain, pw_name LIMIT ?"), values...)
 	if err != nil {
 		return nil, err
 	}

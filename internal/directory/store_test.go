@@ -38,7 +38,7 @@ func onEngines(t *testing.T, test func(t *testing.T, dsn string)) {
 	}
 }
 
-func server(t *testing.T, kind string) *database.Server {
+func server(t testing.TB, kind string) *database.Server {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -291,17 +291,5 @@ func TestDatabaseFailureIsNotNoUser(t *testing.T) {
 	s.read.Close()
 	if _, err := s.User(t.Context(), addr.Address{Local: "a", Domain: "b"}); err == nil || errors.Is(err, ErrNoUser) || errors.Is(err, ErrNoDomain) {
 		t.Fatalf("a closed database says %v", err)
-	}
-}
-
-func BenchmarkUserCached(b *testing.B) {
-	s := open(b, b.TempDir(), time.Now)
-	if err := errors.Join(s.AddDomain(b.Context(), "d.example"), s.AddUser(b.Context(), NewUser{Name: "u", Domain: "d.example"})); err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		if _, err := s.User(b.Context(), addr.Address{Local: "u", Domain: "d.example"}); err != nil {
-			b.Fatal(err)
-		}
 	}
 }
