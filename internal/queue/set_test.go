@@ -147,6 +147,8 @@ func TestSplit(t *testing.T) {
 		if n, err := s.Move(t.Context(), Filter{Queue: "side"}, "queue2", false, nil); n != 11 || err != nil {
 			t.Error(n, err)
 		}
+		// What was moved is tried at once. Who is asked for meanwhile is being tried already, and is not tried again.
+		synctest.Wait()
 		local.mu.Lock()
 		remote.mu.Lock()
 		local.do, remote.do = nil, nil
