@@ -22,12 +22,14 @@ type App struct {
 	Out, Err io.Writer
 	// opened is the file with a password, opened before root was given up.
 	opened *os.File
+	// uid is who called, before root was given up.
+	uid int
 }
 
 // Main runs the command named by args and gives the exit code. args[0], or else the first word, may be one of
 // IndiMail's program names.
 func Main(args []string, in io.Reader, out, errOut io.Writer) int {
-	app := &App{In: in, Out: out, Err: errOut}
+	app := &App{In: in, Out: out, Err: errOut, uid: os.Getuid()}
 	programs := app.programs()
 	for i := range min(2, len(args)) {
 		if run, ok := programs[filepath.Base(args[i])]; ok {

@@ -1,17 +1,94 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os/user"
 	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/service"
+	"github.com/indigomail/indigo/internal/settings"
 )
+
+// who names the one who called: who became root by sudo or doas is known by the name before.
+func (app *App) who() string {
+	if app.uid == 0 {
+		e := settings.FromEnvironment()
+		if name := cmp.Or(e.Get("SUDO_USER"), e.Get("DOAS_USER")); name != "" {
+			return name
+		}
+	}
+	id := strconv.Itoa(app.uid)
+	if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return "uid " + id
+}
+
+func (app *App) dbLogCommand() *cobra.Command {
+	var most int
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "log [DOMAIN|USER@DOMAIN]",
+		Short: "Tell who changed what in the directory, the latest first",
+		Long: `Tell who changed what in the directory: of all, of a domain, or of one user. Each change by Indigo's commands is written down in the same
+transaction, in IndiMail's table vlog, with the host's name of who called the command (before sudo); passwords never are.`,
+		Example: "  indigo db log\n  indigo db log alice@example.org --json -n 1000", Args: cobra.MaximumNArgs(1),
+	}
+	data := app.dataFlag(cmd)
+	cmd.Flags().IntVarP(&most, "lines", "n", 50, "at most so many")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object a line")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		name, domain := "", ""
+		if len(args) > 0 {
+			domain = args[0]
+			if before, after, found := strings.Cut(domain, "@"); found {
+				name, domain = before, after
+			}
+		}
+		return app.withDirectory(cmd.Context(), *data, func(s *directory.Store) error {
+			for before := int64(0); most > 0; {
+				page := min(most, 1000)
+				changes, next, err := s.Changes(cmd.Context(), name, domain, before, page)
+				if err != nil {
+					return err
+				}
+				for _, c := range changes {
+					if asJSON {
+						err = json.NewEncoder(app.Out).Encode(c)
+					} else {
+						_, err = fmt.Fprintf(app.Out, "%s %s %s %s\n", c.Time.Local().Format(time.DateTime), c.Who, strings.TrimPrefix(c.User+"@"+c.Domain, "@"),
+							strings.Map(func(r rune) rune {
+								if unicode.IsControl(r) {
+									return '?'
+								}
+								return r
+							}, c.What))
+					}
+					if err != nil {
+						return err
+					}
+				}
+				if before, most = next, most-page; len(changes) < page {
+					break
+				}
+			}
+			return nil
+		})
+	}
+	return cmd
+}
 
 func (app *App) dbCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -131,7 +208,7 @@ was. --to - reads the DSN, which may hold a password, from standard input.`,
 		fmt.Fprintf(app.Out, "%d rows of %d tables copied and compared; set DIRECTORY_DSN and restart to use them\n", total, len(rows))
 		return nil
 	}
-	cmd.AddCommand(status, migrate, copyTo)
+	cmd.AddCommand(status, migrate, copyTo, app.dbLogCommand())
 	return cmd
 }
 

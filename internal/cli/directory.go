@@ -21,7 +21,7 @@ import (
 
 // withDirectory opens the directory of data for one command. A running instance sees what changed within 0.1 s.
 func (app *App) withDirectory(ctx context.Context, data string, use func(*directory.Store) error) error {
-	store, err := service.OpenDirectory(ctx, data)
+	store, err := service.OpenDirectory(ctx, data, app.who())
 	if err != nil {
 		return err
 	}

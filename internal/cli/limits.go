@@ -196,10 +196,7 @@ func (app *App) modifyUser(ctx context.Context, data, program string, n director
 		if err := s.UpdateUser(ctx, n); err != nil || set == 0 && clear == 0 {
 			return err
 		}
-		if err := s.SetFlags(ctx, n.Address(), 0, clear); err != nil {
-			return err
-		}
-		return s.SetFlags(ctx, n.Address(), set, 0)
+		return s.SetFlags(ctx, n.Address(), set, clear&^set)
 	})
 	if err != nil {
 		return err

@@ -126,7 +126,13 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 			if err != nil {
 				return err
 			}
-			added += int(n)
+			if n == 0 {
+				continue
+			}
+			added++
+			if err := s.record(ctx, tx, row[0].(string), row[1].(string), "user added"); err != nil {
+				return err
+			}
 		}
 		for _, domain := range domains {
 			var n int64
@@ -154,22 +160,22 @@ func (s *Store) UpdateUser(ctx context.Context, n NewUser) error {
 	if err := n.Check(); err != nil {
 		return err
 	}
-	var sets []string
+	var sets, what []string
 	var values []any
 	for _, c := range []struct {
-		column, value string
-	}{{"pw_passwd", n.Password}, {"scram", n.Scram}, {"pw_gecos", n.Gecos}, {"pw_shell", n.Quota}} {
+		column, value, what string
+	}{{"pw_passwd", n.Password, "password set"}, {"scram", n.Scram, "scram set"}, {"pw_gecos", n.Gecos, "name " + n.Gecos}, {"pw_shell", n.Quota, "quota " + n.Quota}} {
 		if c.value != "" {
-			sets, values = append(sets, c.column+" = ?"), append(values, c.value)
+			sets, values, what = append(sets, c.column+" = ?"), append(values, c.value), append(what, c.what)
 		}
 	}
 	if n.Flags != 0 {
-		sets, values = append(sets, "pw_gid = ?"), append(values, int(n.Flags))
+		sets, values, what = append(sets, "pw_gid = ?"), append(values, int(n.Flags)), append(what, "flags "+strings.Join(n.Flags.Names(), " "))
 	}
 	if len(sets) == 0 {
 		return nil
 	}
-	_, err = s.change(ctx, "UPDATE indimail SET "+strings.Join(sets, ", ")+", timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
+	_, err = s.change(ctx, u.Name, u.Domain, strings.Join(what, ", "), "UPDATE indimail SET "+strings.Join(sets, ", ")+", timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
 		append(values, u.Name, u.Domain)...)
 	return err
 }

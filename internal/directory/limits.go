@@ -149,6 +149,29 @@ func (l *Limits) fields() (names []string, numbers []*int64, small []*int) {
 	return names, numbers, small
 }
 
+// changes tells in words what l has in the place of before.
+func (l *Limits) changes(before Limits) string {
+	var words []string
+	names, numbers, small := l.fields()
+	_, oldNumbers, oldSmall := before.fields()
+	for i, n := range numbers {
+		if *n != *oldNumbers[i] {
+			words = append(words, fmt.Sprintf("%s=%d", names[i], *n))
+		}
+	}
+	for i, n := range small {
+		if *n != *oldSmall[i] {
+			words = append(words, fmt.Sprintf("%s=%d", names[len(numbers)+i], *n))
+		}
+	}
+	for _, c := range disableColumns() {
+		if (l.Disabled^before.Disabled)&c.flag != 0 {
+			words = append(words, fmt.Sprintf("%s=%d", c.flag.Names()[0], min(1, l.Disabled&c.flag)))
+		}
+	}
+	return strings.Join(words, " ")
+}
+
 // Limits gives a domain's limits; NoLimits when it has none. ErrNoDomain.
 func (s *Store) Limits(ctx context.Context, domain string) (Limits, error) {
 	domain = strings.ToLower(domain)
@@ -219,8 +242,14 @@ func (s *Store) SetLimits(ctx context.Context, domain string, change func(*Limit
 		if err != nil {
 			return err
 		}
+		before := l
 		if err := change(&l); err != nil {
 			return err
+		}
+		if what := l.changes(before); what != "" {
+			if err := s.record(ctx, tx, "", d.Name, "limits set: "+what); err != nil {
+				return err
+			}
 		}
 		names, numbers, small := l.fields()
 		var values []any
@@ -258,7 +287,7 @@ func (s *Store) ClearLimits(ctx context.Context, domain string) error {
 	if err != nil {
 		return fmt.Errorf("domain %s: %w", domain, err)
 	}
-	_, err = s.change(ctx, "DELETE FROM vlimits WHERE domain = ?", d.Name)
+	_, err = s.change(ctx, "", d.Name, "limits cleared", "DELETE FROM vlimits WHERE domain = ?", d.Name)
 	return err
 }
 
@@ -271,7 +300,17 @@ func (s *Store) SetFlags(ctx context.Context, a addr.Address, set, clear Flags) 
 	return s.transaction(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, s.engine.rebind("UPDATE indimail SET pw_gid = ((coalesce(pw_gid, 0) | ?) & ?), timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?"),
 			int(set), int(^clear&0x7fffffff), u.Name, u.Domain)
-		return err
+		if err != nil {
+			return err
+		}
+		var what []string
+		if set != 0 {
+			what = append(what, "flags set: "+strings.Join(set.Names(), " "))
+		}
+		if clear != 0 {
+			what = append(what, "flags cleared: "+strings.Join(clear.Names(), " "))
+		}
+		return s.record(ctx, tx, u.Name, u.Domain, strings.Join(what, "; "))
 	})
 }
 

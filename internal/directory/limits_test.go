@@ -1,6 +1,9 @@
 package directory
 
 import (
+	"errors"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -114,5 +117,77 @@ func testLimits(t *testing.T, dsn string) {
 	}
 	if l, err := s.Limits(ctx, "example.org"); err != nil || l != NoLimits() {
 		t.Errorf("%+v %v", l, err)
+	}
+}
+
+// TestChanges: each change is written down with who made it, in its transaction; what changed nothing is not.
+func TestChanges(t *testing.T) { onEngines(t, testChanges) }
+
+func testChanges(t *testing.T, dsn string) {
+	s := openOn(t, dsn, t.TempDir(), time.Now)
+	s.config.Who = "a name that is longer than ä column is wide"
+	ctx := t.Context()
+	a := addr.Address{Local: "a", Domain: "example.org"}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(s.AddDomain(ctx, "example.org"))
+	if s.AddDomain(ctx, "example.org") == nil {
+		t.Error("added twice")
+	}
+	must(s.AddUser(ctx, NewUser{Name: "a", Domain: "example.org", Password: "$6$secret"}))
+	must(s.SetPassword(ctx, a, "$6$another-secret"))
+	must(s.UpdateUser(ctx, NewUser{Name: "a", Domain: "example.org", Quota: "5S", Gecos: strings.Repeat("ä", 24), Password: "$6$a-third"}))
+	must(s.SetFlags(ctx, a, NoPOP|NoIMAP, NoSMTP))
+	must(s.SetLimits(ctx, "example.org", func(l *Limits) error { l.DefaultQuota, l.Disabled = 5, NoPOP; return nil }))
+	if s.SetLimits(ctx, "example.org", func(l *Limits) error { l.DefaultQuota = 7; return errors.New("no") }) == nil {
+		t.Error("no error")
+	}
+	must(s.ClearLimits(ctx, "example.org"))
+	must(s.ClearLimits(ctx, "example.org"))
+	_, err := s.RemoveUser(ctx, a)
+	must(err)
+	_, err = s.RemoveDomain(ctx, "example.org")
+	must(err)
+	var got []string
+	for before, more := int64(0), true; more; {
+		changes, next, err := s.Changes(ctx, "", "Example.ORG", before, 3)
+		must(err)
+		for _, c := range changes {
+			got = append(got, c.User+"@"+c.Domain+" "+c.What)
+			if c.Who != "a name that is longer than ä co" && c.Who != "a name that is longer than ä col" {
+				t.Errorf("by %q", c.Who)
+			}
+			if age := time.Since(c.Time); age < -time.Minute || age > time.Minute {
+				t.Errorf("at %v", c.Time)
+			}
+		}
+		before, more = next, len(changes) == 3
+	}
+	want := []string{
+		"@example.org domain removed with its users", "a@example.org user removed", "@example.org limits cleared", "@example.org limits set: defaultquota=5 NO_POP=1",
+		"a@example.org flags set: NO_POP NO_IMAP; flags cleared: NO_SMTP", "a@example.org password set, name " + strings.Repeat("ä", 24) + ", quota 5S",
+		"a@example.org password set", "a@example.org user added", "@example.org domain added",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if changes, _, err := s.Changes(ctx, "A", "example.org", 0, 10); err != nil || len(changes) != 5 {
+		t.Errorf("%v %v", changes, err)
+	}
+}
+
+func TestCut(t *testing.T) {
+	for _, c := range []struct {
+		text  string
+		width int
+		want  string
+	}{{"abc", 3, "abc"}, {"abcd", 3, "abc"}, {"aäb", 2, "a"}, {"ää", 3, "ä"}, {"\xff\xff", 1, ""}} {
+		if got := cut(c.text, c.width); got != c.want {
+			t.Errorf("%q to %d: %q, want %q", c.text, c.width, got, c.want)
+		}
 	}
 }

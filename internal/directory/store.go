@@ -22,6 +22,8 @@ type Config struct {
 	// Path is the SQLite file, MailRoot the directory of the domains' directories.
 	Path, MailRoot string
 	Now            func() time.Time
+	// Who is written down with each change (Changes); at most 32 bytes count.
+	Who string
 }
 
 // Store is the directory on SQLite, MariaDB or MySQL, or PostgreSQL. It is safe for concurrent use, and several processes
@@ -96,30 +98,28 @@ func (s *Store) AddDomain(ctx context.Context, name string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return s.insert(ctx, "domain "+name, s.engine.insert("indigo_domain", "domain", "dir"), name, dir)
-}
-
-// insert runs a statement that must change one row; none means that the row exists.
-func (s *Store) insert(ctx context.Context, what, statement string, args ...any) error {
-	n, err := s.change(ctx, statement, args...)
+	n, err := s.change(ctx, "", name, "domain added", s.engine.insert("indigo_domain", "domain", "dir"), name, dir)
 	if err == nil && n == 0 {
 		err = ErrExists
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		return fmt.Errorf("domain %s: %w", name, err)
 	}
 	return nil
 }
 
-// change runs a statement that writes, and lets the caches of other hosts know.
-func (s *Store) change(ctx context.Context, statement string, args ...any) (n int64, err error) {
+// change runs a statement that writes, writes down who did it, and lets the caches of other hosts know. Where nothing changes nothing is
+// written down.
+func (s *Store) change(ctx context.Context, user, domain, what, statement string, args ...any) (n int64, err error) {
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
 		result, err := tx.ExecContext(ctx, s.engine.rebind(statement), args...)
 		if err != nil {
 			return err
 		}
-		n, err = result.RowsAffected()
-		return err
+		if n, err = result.RowsAffected(); err != nil || n == 0 {
+			return err
+		}
+		return s.record(ctx, tx, user, domain, what)
 	})
 	return n, err
 }
@@ -205,6 +205,9 @@ func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, er
 			if _, err := tx.ExecContext(ctx, s.engine.rebind(statement), d.Name); err != nil {
 				return err
 			}
+		}
+		if err := s.record(ctx, tx, "", d.Name, "domain removed with its users"); err != nil {
+			return err
 		}
 		// Moved before the commit: a failure to move leaves everything as it was.
 		trash, err = s.trash(d.Dir, d.Name)
@@ -297,7 +300,7 @@ func (s *Store) SetPassword(ctx context.Context, a addr.Address, hash string) er
 	if err != nil {
 		return err
 	}
-	_, err = s.change(ctx, "UPDATE indimail SET pw_passwd = ?, scram = NULL, timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?", hash, u.Name, u.Domain)
+	_, err = s.change(ctx, u.Name, u.Domain, "password set", "UPDATE indimail SET pw_passwd = ?, scram = NULL, timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?", hash, u.Name, u.Domain)
 	return err
 }
 
@@ -310,6 +313,6 @@ func (s *Store) RemoveUser(ctx context.Context, a addr.Address) (trash string, e
 	if trash, err = s.trash(u.Dir, u.Name+"@"+u.Domain); err != nil {
 		return "", err
 	}
-	_, err = s.change(ctx, "DELETE FROM indimail WHERE pw_name = ? AND pw_domain = ?", u.Name, u.Domain)
+	_, err = s.change(ctx, u.Name, u.Domain, "user removed", "DELETE FROM indimail WHERE pw_name = ? AND pw_domain = ?", u.Name, u.Domain)
 	return trash, err
 }

@@ -62,7 +62,7 @@ func Create(ctx context.Context, n NewHouse) (*Created, error) {
 	if err := tlsx.SelfSigned(filepath.Join(n.Data, "certs", "servercert.pem"), hosts, time.Now()); err != nil {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
-	store, err := openDirectory(ctx, n.Data)
+	store, err := openDirectory(ctx, n.Data, "indigo")
 	if err != nil {
 		return nil, err
 	}
@@ -125,19 +125,20 @@ func Complete(data string) error {
 	return tlsx.SelfSigned(path, []string{settings.Me.Get(all), "localhost", "127.0.0.1", "::1"}, time.Now())
 }
 
-// OpenDirectory opens the directory of a data directory that exists, for commands.
-func OpenDirectory(ctx context.Context, data string) (*directory.Store, error) {
+// OpenDirectory opens the directory of a data directory that exists, for commands; who is written down with what it changes.
+func OpenDirectory(ctx context.Context, data, who string) (*directory.Store, error) {
 	if !Exists(data) {
 		return nil, fmt.Errorf("%s is not an Indigo data directory: make one with `indigo up --data %s`", data, data)
 	}
-	return openDirectory(ctx, data)
+	return openDirectory(ctx, data, who)
 }
 
-func openDirectory(ctx context.Context, data string) (*directory.Store, error) {
+func openDirectory(ctx context.Context, data, who string) (*directory.Store, error) {
 	config, err := DirectoryConfig(data)
 	if err != nil {
 		return nil, err
 	}
+	config.Who = who
 	return directory.Open(ctx, config)
 }
 

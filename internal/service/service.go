@@ -220,7 +220,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	}); err != nil {
 		return fmt.Errorf("trace: %w", err)
 	}
-	if h.directory, err = openDirectory(ctx, h.config.Data); err != nil {
+	if h.directory, err = openDirectory(ctx, h.config.Data, "indigo"); err != nil {
 		return fmt.Errorf("directory: %w", err)
 	}
 	if h.verifier, err = auth.NewVerifier(auth.Config{Directory: h.directory, Denied: h.directory.Denied, DefaultDomain: defaultDomain, Now: time.Now}); err != nil {
