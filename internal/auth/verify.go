@@ -36,7 +36,7 @@ type Users interface {
 type Config struct {
 	Directory Users
 	// Denied tells what keeps a user from a service, "" when nothing does; nil asks nobody.
-	Denied func(ctx context.Context, u directory.User, service directory.Flags, now time.Time) (why string, err error)
+	Denied func(ctx context.Context, u directory.User, service directory.Flags) (why string, err error)
 	// DefaultDomain completes a name without a domain.
 	DefaultDomain string
 	// Workers bounds how many hashes are computed at once, because an argon2id hash takes 19 MiB; 0 means one a CPU.
@@ -152,7 +152,7 @@ func (p *Password) denied(ctx context.Context, user directory.User, service stri
 	if p.config.Denied == nil || flag == 0 {
 		return nil
 	}
-	why, err := p.config.Denied(ctx, user, flag, p.config.Now())
+	why, err := p.config.Denied(ctx, user, flag)
 	if err != nil {
 		return errUnavailable.Because(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
 )
@@ -316,7 +315,8 @@ func (s *Store) SetFlags(ctx context.Context, a addr.Address, set, clear Flags) 
 
 // Denied tells what keeps a user from a service that flag stands for: the user's own flags, those of the domain unless the
 // user overrides them, or an expiry; "" when nothing does.
-func (s *Store) Denied(ctx context.Context, u User, flag Flags, now time.Time) (why string, err error) {
+func (s *Store) Denied(ctx context.Context, u User, flag Flags) (why string, err error) {
+	now := s.config.Now()
 	if Flags(u.GID)&flag != 0 {
 		return strings.Join((Flags(u.GID)&flag).Names(), " ") + " is set for the user", nil
 	}

@@ -48,7 +48,7 @@ func testLimits(t *testing.T, dsn string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if why, err := s.Denied(ctx, u, flag, now); err != nil || why != want {
+		if why, err := s.Denied(ctx, u, flag); err != nil || why != want {
 			t.Errorf("%s %v: %q %v, want %q", a, flag.Names(), why, err, want)
 		}
 	}

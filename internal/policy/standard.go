@@ -5,7 +5,6 @@ import (
 	"errors"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
@@ -360,7 +359,7 @@ func (p *Standard) relay(ctx context.Context, s *Session, from, to addr.Address)
 
 // Denier is a Directory that has limits of domains.
 type Denier interface {
-	Denied(ctx context.Context, u directory.User, service directory.Flags, now time.Time) (why string, err error)
+	Denied(ctx context.Context, u directory.User, service directory.Flags) (why string, err error)
 }
 
 // userRelays decides on an authenticated user who sends to others than local users: NO_RELAY may keep him from it.
@@ -373,7 +372,7 @@ func (p *Standard) userRelays(ctx context.Context, s *Session) Verdict {
 	u, err := p.config.Directory.User(ctx, a)
 	var why string
 	if err == nil {
-		why, err = limits.Denied(ctx, u, directory.NoRelay, time.Now())
+		why, err = limits.Denied(ctx, u, directory.NoRelay)
 	}
 	switch {
 	case errors.Is(err, directory.ErrNoUser), errors.Is(err, directory.ErrNoDomain):
