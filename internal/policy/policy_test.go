@@ -58,6 +58,14 @@ func (b book) User(_ context.Context, a addr.Address) (directory.User, error) {
 	return directory.User{Name: a.Local, Domain: a.Domain}, nil
 }
 
+// Denied keeps postmaster from relaying.
+func (b book) Denied(_ context.Context, u directory.User, flag directory.Flags) (string, error) {
+	if u.Name == "postmaster" && flag == directory.NoRelay {
+		return "NO_RELAY is set for the user", nil
+	}
+	return "", nil
+}
+
 func TestRelayEntry(t *testing.T) {
 	entries := []string{"192.168.1.:", "10.0.0.7:", "172.16.0.0/12:", "2001:db8::/32:", "::1:", "127.0.0.1", "fe80::2", "9.9.9.9:suffix", ".", "junk:"}
 	for ip, want := range map[string]string{
@@ -94,6 +102,7 @@ func TestRcpt(t *testing.T) {
 		{name: "postmaster", to: "postmaster", check: "local-user"},
 		{name: "relay", to: "x@far.example", action: Reject, code: 550, check: "relay", setting: "RELAYCLIENTS"},
 		{name: "relay for a user", to: "x@far.example", user: "ann@here.example", check: "relay"},
+		{name: "no relay for a user", to: "x@far.example", user: "postmaster@here.example", action: Reject, code: 550, check: "relay"},
 		{name: "relay for a network", to: "x@far.example", view: relaying, check: "relay", setting: "RELAYCLIENTS"},
 		{name: "directory down", to: "ann@here.example", fault: errors.New("disk on fire"), action: Defer, code: 451, check: "local-user"},
 		{name: "directory down, relay", to: "x@far.example", user: "ann@here.example", fault: errors.New("disk on fire"), action: Defer, code: 451, check: "local-user"},

@@ -18,6 +18,8 @@ import (
 type Directory interface {
 	Domain(ctx context.Context, name string) (directory.Domain, error)
 	User(ctx context.Context, a addr.Address) (directory.User, error)
+	// Denied tells what keeps a user from what a flag stands for; "" when nothing does.
+	Denied(ctx context.Context, u directory.User, flag directory.Flags) (why string, err error)
 }
 
 // Lists looks keys up in a control file that may be a text, a constant database or a table of SQL; see lists.Finder.
@@ -357,22 +359,16 @@ func (p *Standard) relay(ctx context.Context, s *Session, from, to addr.Address)
 	return refuse("relay", s.Client.Addr().String(), errRelay).by(s, settings.RelayClients.Setting)
 }
 
-// Denier is a Directory that has limits of domains.
-type Denier interface {
-	Denied(ctx context.Context, u directory.User, service directory.Flags) (why string, err error)
-}
-
 // userRelays decides on an authenticated user who sends to others than local users: NO_RELAY may keep him from it.
 func (p *Standard) userRelays(ctx context.Context, s *Session) Verdict {
-	limits, ok := p.config.Directory.(Denier)
 	a, err := addr.Parse(s.User)
-	if !ok || err != nil {
+	if err != nil {
 		return Verdict{Check: "relay", Input: "user " + s.User}
 	}
 	u, err := p.config.Directory.User(ctx, a)
 	var why string
 	if err == nil {
-		why, err = limits.Denied(ctx, u, directory.NoRelay)
+		why, err = p.config.Directory.Denied(ctx, u, directory.NoRelay)
 	}
 	switch {
 	case errors.Is(err, directory.ErrNoUser), errors.Is(err, directory.ErrNoDomain):

@@ -161,3 +161,7 @@ func TestContentIsKept(t *testing.T) {
 		t.Errorf("%q", m.messages)
 	}
 }
+
+func (people) Denied(context.Context, directory.User, directory.Flags) (string, error) {
+	return "", nil
+}

@@ -55,7 +55,7 @@ func missing(t *testing.T, why string) {
 	if os.Getenv("INDIGO_REQUIRE_PEERS") != "" {
 		t.Fatalf("%s, and INDIGO_REQUIRE_PEERS forbids skipping", why)
 	}
-	t.Skipf("%s: `make test` as root installs it", why)
+	t.Skipf("%s: `make test` as root installs and does what it can", why)
 }
 
 // need skips unless every program is installed.

@@ -72,7 +72,7 @@ const nobody = 65534
 // and without a way to get any, holds no file that it should not, and can write only where mail lies.
 func TestRootGivesUpRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can give root up")
+		missing(t, "only root can give root up")
 	}
 	program := readable(t)
 	data := filepath.Join(folder(t), "data")
@@ -165,7 +165,7 @@ func TestRootGivesUpRoot(t *testing.T) {
 // user could.
 func TestHardening(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can give root up")
+		missing(t, "only root can give root up")
 	}
 	program := readable(t)
 	// /tmp stays writable, so that the test's directories lie elsewhere.
@@ -211,7 +211,7 @@ func TestHardening(t *testing.T) {
 	}
 	_, err = os.Stat(filepath.Join(outside, "file"))
 	if strings.Contains(in.Log(), "Landlock is not in force") {
-		t.Skip("this kernel has no Landlock")
+		missing(t, "this kernel has no Landlock")
 	}
 	if err == nil {
 		t.Errorf("the program could write outside\n%s", in.Log())
@@ -221,7 +221,7 @@ func TestHardening(t *testing.T) {
 // TestProcessOne runs as process 1 of a namespace: it collects the orphans that programs leave, and ends when it is asked.
 func TestProcessOne(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can make a process namespace")
+		missing(t, "only root can make a process namespace")
 	}
 	need(t, "unshare")
 	dir := folder(t)
