@@ -94,5 +94,7 @@ func (app *App) programs() map[string]func([]string) int {
 		}
 	}
 	maps.Copy(all, app.injectPrograms())
+	// It gives root up itself, for a part of its work.
+	all["vchkpass"] = app.vchkpass
 	return all
 }

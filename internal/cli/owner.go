@@ -23,16 +23,21 @@ func asOwner(data string) error {
 	if !ok || owner.Uid == 0 {
 		return nil
 	}
-	if err := syscall.Setgroups([]int{int(owner.Gid)}); err != nil {
-		return fmt.Errorf("working as the owner of %s: %w", data, err)
-	}
-	if err := syscall.Setgid(int(owner.Gid)); err != nil {
-		return fmt.Errorf("working as the owner of %s: %w", data, err)
-	}
-	if err := syscall.Setuid(int(owner.Uid)); err != nil {
+	if err := becomeUser(owner.Uid, owner.Gid); err != nil {
 		return fmt.Errorf("working as the owner of %s: %w", data, err)
 	}
 	return nil
+}
+
+// becomeUser gives root up for good.
+func becomeUser(uid, gid uint32) error {
+	if err := syscall.Setgroups([]int{int(gid)}); err != nil {
+		return err
+	}
+	if err := syscall.Setgid(int(gid)); err != nil {
+		return err
+	}
+	return syscall.Setuid(int(uid))
 }
 
 // dropRoot does so for a command, unless it is one that needs root or writes elsewhere.

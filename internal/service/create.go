@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -140,6 +141,26 @@ func openDirectory(ctx context.Context, data, who string) (*directory.Store, err
 	}
 	config.Who = who
 	return directory.Open(ctx, config)
+}
+
+// OpenVerifier opens the directory of a data directory and what checks passwords with it as the running instance does, for commands.
+func OpenVerifier(ctx context.Context, data, who string) (*directory.Store, *auth.Password, error) {
+	store, err := OpenDirectory(ctx, data, who)
+	if err != nil {
+		return nil, nil, err
+	}
+	snapshot, _ := settings.Inspect(data)
+	verifier, err := newVerifier(snapshot.View("all"), store)
+	if err != nil {
+		return nil, nil, errors.Join(err, store.Close())
+	}
+	return store, verifier, nil
+}
+
+func newVerifier(all *settings.View, store *directory.Store) (*auth.Password, error) {
+	return auth.NewVerifier(auth.Config{
+		Directory: store, Denied: store.Denied, DefaultDomain: cmp.Or(settings.DefaultDomain.Get(all), settings.Me.Get(all)), Now: time.Now,
+	})
 }
 
 // DirectoryConfig gives where the directory's database is: what DIRECTORY_DSN names, or host.mysql, or else the data

@@ -210,10 +210,6 @@ func (h *House) view(service string) *settings.View {
 func (h *House) openStations(ctx context.Context) (err error) {
 	all := h.view("all")
 	me := settings.Me.Get(all)
-	defaultDomain := settings.DefaultDomain.Get(all)
-	if defaultDomain == "" {
-		defaultDomain = me
-	}
 	if h.trace, err = trace.Open(trace.Config{
 		Dir: filepath.Join(h.config.Data, "trace"), MaxBytes: int64(settings.TraceBytes.Get(all)),
 		MaxAge: time.Duration(settings.TraceDays.Get(all)) * 24 * time.Hour, Now: time.Now, Logger: h.log,
@@ -223,7 +219,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	if h.directory, err = openDirectory(ctx, h.config.Data, "indigo"); err != nil {
 		return fmt.Errorf("directory: %w", err)
 	}
-	if h.verifier, err = auth.NewVerifier(auth.Config{Directory: h.directory, Denied: h.directory.Denied, DefaultDomain: defaultDomain, Now: time.Now}); err != nil {
+	if h.verifier, err = newVerifier(all, h.directory); err != nil {
 		return err
 	}
 	dialer := &net.Dialer{}

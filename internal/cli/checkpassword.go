@@ -1,0 +1,283 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/service"
+	"github.com/indigomail/indigo/internal/settings"
+)
+
+// The exit codes of the checkpassword interface; noUser is Dovecot's, for a look-up without a password.
+const (
+	passwordWrong   exitCode = 1
+	passwordMisused exitCode = 2
+	passwordNoUser  exitCode = 3
+	passwordUnknown exitCode = 111
+)
+
+const (
+	// maxCredentials is how much checkpassword reads from descriptor 3: Dovecot gives more than the interface's 512 bytes.
+	maxCredentials = 4096
+	// checkTime bounds a check: the directory may be on a server that does not answer.
+	checkTime = 30 * time.Second
+)
+
+// checkedUser is who was found, with the uid and gid that own the mail.
+type checkedUser struct {
+	User string `json:"user"`
+	Home string `json:"home"`
+	UID  uint32 `json:"uid"`
+	GID  uint32 `json:"gid"`
+}
+
+// vchkpass checks a name and a password that it reads from descriptor 3, as NAME NUL PASSWORD NUL (the checkpassword interface; wiki
+// 2728-2731, 2994-3039, 3563-3580). When they fit, it runs the program that its operands name, with USER, HOME and Dovecot's EXTRA set,
+// as who owns the mail. Operands that end in /bin/false are IndiMail's chain: then it exits with 0 when they fit, and hands them to the next
+// module when they do not. AUTHORIZED=1 asks for the user alone, as Dovecot does. -j prints what was found and runs nothing.
+func (app *App) vchkpass(args []string) int {
+	err := app.checkAndRun(args)
+	var code exitCode
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	}
+	fmt.Fprintln(app.Err, "vchkpass:", err)
+	return int(passwordUnknown)
+}
+
+func (app *App) checkAndRun(args []string) error {
+	environment := settings.FromEnvironment()
+	print := len(args) > 0 && args[0] == "-j"
+	if print {
+		args = args[1:]
+	}
+	if !print && len(args) == 0 {
+		fmt.Fprintln(app.Err, "vchkpass: usage: vchkpass PROGRAM..., with NAME NUL PASSWORD NUL on descriptor 3")
+		return passwordMisused
+	}
+	credentials, err := readCredentials()
+	if err != nil {
+		fmt.Fprintln(app.Err, "vchkpass:", err)
+		return passwordMisused
+	}
+	// The chain's own modules get the credentials that this one had.
+	chain := !print && environment.Get("NATIVE_PASSWORD") == "" && strings.HasSuffix(args[len(args)-1], "/false")
+	user, err := app.checkApart(environment, credentials)
+	switch {
+	case chain && errors.Is(err, passwordWrong) && len(args) > 1:
+		if err := again(credentials); err != nil {
+			return err
+		}
+		return run(args, environment.All())
+	case err != nil || chain:
+		return err
+	case print:
+		return json.NewEncoder(app.Out).Encode(user)
+	}
+	return user.run(args, environment)
+}
+
+// readCredentials reads what the caller wrote to descriptor 3.
+func readCredentials() ([]byte, error) {
+	in := os.NewFile(3, "descriptor 3")
+	defer in.Close()
+	text, err := io.ReadAll(io.LimitReader(in, maxCredentials+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("nothing was given: %w", err)
+	case len(text) > maxCredentials:
+		return nil, fmt.Errorf("more than %d bytes were given on descriptor 3", maxCredentials)
+	case bytes.Count(text, []byte{0}) < 2:
+		return nil, errors.New("descriptor 3 must give NAME NUL PASSWORD NUL")
+	}
+	return text, nil
+}
+
+// again makes descriptor 3 give the credentials once more, to the program that this process becomes.
+func again(credentials []byte) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	// It fits: a pipe takes 64 KiB.
+	if _, err := w.Write(credentials); err != nil {
+		return err
+	}
+	w.Close()
+	if r.Fd() == 3 {
+		_, err := unix.FcntlInt(3, unix.F_SETFD, 0)
+		return err
+	}
+	defer r.Close()
+	return unix.Dup3(int(r.Fd()), 3, 0)
+}
+
+// checkApart checks as who owns the data directory: root does so in a process of its own, because a SQLite database that root opens may leave
+// files behind that its owner cannot write, and because Dovecot wants what it runs to keep its user.
+func (app *App) checkApart(environment settings.Environment, credentials []byte) (user checkedUser, err error) {
+	owner, err := ownerOf(environment.Data)
+	if err != nil {
+		return user, err
+	}
+	if os.Geteuid() != 0 || owner.Uid == 0 {
+		return app.check(environment, credentials, owner)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return user, err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return user, err
+	}
+	defer r.Close()
+	_, err = w.Write(credentials)
+	w.Close()
+	if err != nil {
+		return user, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), checkTime+time.Second)
+	defer cancel()
+	child := exec.CommandContext(ctx, self, "vchkpass", "-j")
+	child.Env = environment.All()
+	child.ExtraFiles = []*os.File{r}
+	child.Stderr = app.Err
+	child.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: owner.Uid, Gid: owner.Gid}, Pdeathsig: syscall.SIGKILL}
+	text, err := child.Output()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit) && exit.Exited():
+		return user, exitCode(exit.ExitCode())
+	case err != nil:
+		return user, fmt.Errorf("checking as the owner of %s: %w", environment.Data, err)
+	}
+	return user, json.Unmarshal(text, &user)
+}
+
+func ownerOf(data string) (*syscall.Stat_t, error) {
+	info, err := os.Stat(data)
+	if err != nil {
+		return nil, fmt.Errorf("no data directory: %w: INDIGO_DATA or /etc/indigo/data must name it", err)
+	}
+	return info.Sys().(*syscall.Stat_t), nil
+}
+
+// check looks the user up and compares the password; the error is an exitCode where it says something about either.
+func (app *App) check(environment settings.Environment, credentials []byte, owner *syscall.Stat_t) (user checkedUser, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), checkTime)
+	defer cancel()
+	fields := bytes.SplitN(credentials, []byte{0}, 3)
+	name, password := string(fields[0]), string(fields[1])
+	store, verifier, err := service.OpenVerifier(ctx, environment.Data, app.who())
+	if err != nil {
+		return user, err
+	}
+	defer store.Close()
+	var identity auth.Identity
+	if environment.Get("AUTHORIZED") == "1" {
+		identity, err = known(ctx, store, name)
+	} else {
+		client, _ := netip.ParseAddr(environment.Get("TCPREMOTEIP"))
+		identity, err = verifier.Verify(ctx, auth.Attempt{User: name, Password: password, Service: doorOf(environment), Client: client, Mechanism: "checkpassword"})
+	}
+	var refused *mailerr.Error
+	switch {
+	case errors.Is(err, directory.ErrNoUser), errors.Is(err, directory.ErrNoDomain):
+		if environment.Get("AUTHORIZED") == "1" {
+			return user, passwordNoUser
+		}
+		return user, passwordWrong
+	case errors.As(err, &refused) && refused.Code == 535:
+		return user, passwordWrong
+	case err != nil:
+		return user, err
+	}
+	return checkedUser{identity.Address.String(), identity.Home, owner.Uid, owner.Gid}, nil
+}
+
+func known(ctx context.Context, store *directory.Store, name string) (auth.Identity, error) {
+	a, err := addr.Parse(name)
+	if err != nil {
+		return auth.Identity{}, directory.ErrNoUser
+	}
+	u, err := store.User(ctx, a)
+	return auth.Identity{Address: u.Address(), Home: u.Dir}, err
+}
+
+// doorOf gives the service whose switches count for the user: Dovecot names it, tcpserver its port.
+func doorOf(environment settings.Environment) string {
+	switch environment.Get("SERVICE") {
+	case "imap":
+		return "imapd"
+	case "pop3":
+		return "pop3d"
+	case "smtp", "submission":
+		return "smtpd"
+	}
+	switch environment.Get("TCPLOCALPORT") {
+	case "143", "993":
+		return "imapd"
+	case "110", "995":
+		return "pop3d"
+	case "25", "465", "587":
+		return "smtpd"
+	}
+	return ""
+}
+
+// run becomes the program, with what the interface and Dovecot say about the user in the environment.
+func (u checkedUser) run(args []string, environment settings.Environment) error {
+	set := map[string]string{
+		"USER": u.User, "HOME": u.Home, "SHELL": "/bin/false", "userdb_uid": fmt.Sprint(u.UID), "userdb_gid": fmt.Sprint(u.GID), "EXTRA": "userdb_uid userdb_gid",
+	}
+	if environment.Get("AUTHORIZED") == "1" {
+		set["AUTHORIZED"] = "2"
+	}
+	all := slices.DeleteFunc(environment.All(), func(one string) bool {
+		name, _, _ := strings.Cut(one, "=")
+		_, ours := set[name]
+		return ours
+	})
+	for name, value := range set {
+		all = append(all, name+"="+value)
+	}
+	// Dovecot names its own user, takes the mail's from EXTRA, and refuses a program that changed its user.
+	if os.Geteuid() == 0 && u.UID != 0 && environment.Get("ORIG_UID") == "" {
+		if err := becomeUser(u.UID, u.GID); err != nil {
+			return err
+		}
+		if err := os.Chdir(u.Home); err != nil {
+			return err
+		}
+	}
+	return run(args, all)
+}
+
+// run becomes a program.
+func run(args, environment []string) error {
+	path, err := exec.LookPath(args[0])
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w", path, syscall.Exec(path, args, environment))
+}
