@@ -14,10 +14,13 @@ type Attempt struct {
 	// User is the name as the client gave it; a bare name belongs to the default domain.
 	User     string
 	Password string
-	// Service, Client and Mechanism are for the trace and for limits.
+	// Service is the door's name, smtpd.587: a user's flags and an app password's services are judged by it. Client and Mechanism are for
+	// the trace and for limits.
 	Service   string
 	Client    netip.Addr
 	Mechanism string
+	// EnableCRAM is the door's setting ENABLE_CRAM: passwords that stand alone in pw_passwd serve CRAM (wiki 2591).
+	EnableCRAM bool
 }
 
 // Identity is who logged in.

@@ -7,29 +7,24 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/go-crypt/crypt"
-	"github.com/go-crypt/crypt/algorithm"
-	"github.com/go-crypt/crypt/algorithm/argon2"
-	"github.com/go-crypt/crypt/algorithm/bcrypt"
-	"github.com/go-crypt/crypt/algorithm/md5crypt"
-	"github.com/go-crypt/crypt/algorithm/shacrypt"
-
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/auth/sasl"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/mailerr"
 )
 
-// maxPassword bounds a password in octets.
-const maxPassword = 1024
-
-// Users is what the verifier needs of the directory.
+// Users is what the verifier needs of the directory; see directory.Store.
 type Users interface {
 	User(ctx context.Context, a addr.Address) (directory.User, error)
+	AppPasswords(ctx context.Context, a addr.Address) ([]directory.AppPassword, error)
+	AppPasswordUsed(ctx context.Context, a addr.Address, name string) error
+	RenewPassword(ctx context.Context, u directory.User, passwd, scram, what string) (renewed bool, err error)
 }
 
 // Config says how a Password verifier works.
@@ -37,20 +32,28 @@ type Config struct {
 	Directory Users
 	// Denied tells what keeps a user from a service, "" when nothing does; nil asks nobody.
 	Denied func(ctx context.Context, u directory.User, service directory.Flags) (why string, err error)
+	// Renew gives the form that weaker ones are replaced by when their users log in, and whether they are; nil replaces none.
+	Renew func() (form Form, wanted bool)
 	// DefaultDomain completes a name without a domain.
 	DefaultDomain string
 	// Workers bounds how many hashes are computed at once, because an argon2id hash takes 19 MiB; 0 means one a CPU.
 	Workers int
 	Now     func() time.Time
+	// Logger is told what goes wrong behind a login's back; nil tells nobody.
+	Logger *slog.Logger
 }
 
-// Password is the Verifier over the directory's stored forms: $argon2id$, $2a$ $2b$ $2y$ (bcrypt), $6$, $5$, $1$.
+// Password is the Verifier over the directory's stored forms (ParseStored) and app passwords. Close ends it.
 type Password struct {
 	config  Config
-	decoder *crypt.Decoder
 	workers chan struct{}
 	// dummy is what a password for an unknown user is checked against, so that both take the same time.
-	dummy algorithm.Digest
+	dummy Stored
+
+	// later is what is done when a login is over: forms renewed, uses of app passwords written down.
+	later  chan func(context.Context)
+	cancel context.CancelFunc
+	done   sync.WaitGroup
 
 	mu     sync.Mutex
 	tokens map[string]token
@@ -61,78 +64,118 @@ type token struct {
 	until  time.Time
 }
 
+const (
+	// maxLater bounds what waits; what comes on top is left out, and done at another login.
+	maxLater = 64
+	// laterTime bounds one such piece of work.
+	laterTime = 30 * time.Second
+	// usedEvery is how exactly the last use of an app password is written down.
+	usedEvery = time.Hour
+)
+
 var errFailed = mailerr.New(535, mailerr.Enhanced{5, 7, 8}, "authorization failed (#5.7.8)")
 var errDenied = mailerr.New(535, mailerr.Enhanced{5, 7, 8}, "this service is switched off for your account (#5.7.8)")
+var errOtherService = mailerr.New(535, mailerr.Enhanced{5, 7, 8}, "this app password is for other services (#5.7.8)")
 var errUnavailable = mailerr.New(454, mailerr.Enhanced{4, 7, 0}, "temporary authentication failure (#4.7.0)")
-
-// newDecoder knows the forms in which passwords are stored.
-func newDecoder() (*crypt.Decoder, error) {
-	d := crypt.NewDecoder()
-	// One by one: the library's collection of all decoders also takes $plaintext$.
-	for _, register := range []func(algorithm.DecoderRegister) error{
-		argon2.RegisterDecoder, bcrypt.RegisterDecoder, md5crypt.RegisterDecoder, shacrypt.RegisterDecoder,
-	} {
-		if err := register(d); err != nil {
-			return nil, fmt.Errorf("password decoders: %w", err)
-		}
-	}
-	return d, nil
-}
-
-// StoredForms gives a check of stored passwords: whether NewVerifier's verifier can compare a password with one.
-func StoredForms() (check func(stored string) error, err error) {
-	d, err := newDecoder()
-	return func(stored string) error {
-		if _, err := d.Decode(stored); err != nil {
-			// The library's error may repeat what it was given.
-			return errors.New("the password is in no form that is known: it must begin with $argon2id$, $2b$, $6$, $5$ or $1$")
-		}
-		return nil
-	}, err
-}
 
 // NewVerifier makes a Password.
 func NewVerifier(config Config) (*Password, error) {
-	p := &Password{config: config, tokens: map[string]token{}}
-	p.workers = make(chan struct{}, cmp.Or(config.Workers, runtime.NumCPU()))
-	var err error
-	if p.decoder, err = newDecoder(); err != nil {
-		return nil, err
-	}
 	stored, err := HashPassword(rand.Text())
 	if err != nil {
 		return nil, err
 	}
-	p.dummy, err = p.decoder.Decode(stored)
-	return p, err
+	dummy, err := ParseStored(stored, "")
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &Password{
+		config: config, dummy: dummy, workers: make(chan struct{}, cmp.Or(config.Workers, runtime.NumCPU())),
+		later: make(chan func(context.Context), maxLater), cancel: cancel, tokens: map[string]token{},
+	}
+	p.done.Go(func() { p.work(ctx) })
+	return p, nil
 }
 
-// Verify checks a password; see Verifier.
-func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
-	name := a.User
+// Close waits for what is being written, and leaves out what waits.
+func (p *Password) Close() {
+	p.cancel()
+	p.done.Wait()
+}
+
+func (p *Password) work(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case run := <-p.later:
+			one, cancel := context.WithTimeout(ctx, laterTime)
+			run(one)
+			cancel()
+		}
+	}
+}
+
+// afterwards has something done when the login is over, never in its way.
+func (p *Password) afterwards(run func(context.Context)) {
+	select {
+	case p.later <- run:
+	default:
+	}
+}
+
+func (p *Password) warn(text string, user directory.User, err error) {
+	if p.config.Logger != nil {
+		p.config.Logger.Warn(text, "user", user.Address().String(), "error", err)
+	}
+}
+
+// find gives the user whom a name that a client gave means.
+func (p *Password) find(ctx context.Context, name string) (directory.User, error) {
 	if !strings.Contains(name, "@") {
 		name += "@" + p.config.DefaultDomain
 	}
 	address, err := addr.Parse(name)
-	if err != nil || a.Password == "" || len(a.Password) > maxPassword || strings.ContainsRune(a.Password, 0) {
-		return Identity{}, p.refuse(ctx, fmt.Errorf("name or password malformed: %v", err))
+	if err != nil {
+		return directory.User{}, errFailed.Because(fmt.Errorf("name malformed: %w", err))
 	}
 	user, err := p.config.Directory.User(ctx, address)
 	if errors.Is(err, directory.ErrNoUser) || errors.Is(err, directory.ErrNoDomain) {
+		return user, errFailed.Because(err)
+	}
+	if err != nil {
+		return user, errUnavailable.Because(err)
+	}
+	return user, nil
+}
+
+// Verify checks a password; see Verifier.
+func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
+	if a.Password == "" || len(a.Password) > maxPassword || strings.ContainsRune(a.Password, 0) {
+		return Identity{}, p.refuse(ctx, errFailed.Because(errors.New("password malformed")))
+	}
+	user, err := p.find(ctx, a.User)
+	if err != nil {
 		return Identity{}, p.refuse(ctx, err)
 	}
-	if err != nil {
-		return Identity{}, errUnavailable.Because(err)
-	}
 	identity := Identity{Address: user.Address(), Home: user.Dir}
-	if p.tokenFits(address.Key(), a.Password) {
+	if p.tokenFits(user.Address().Key(), a.Password) {
 		return identity, nil
 	}
-	digest, err := p.decoder.Decode(user.Password)
-	if err != nil {
-		return Identity{}, p.refuse(ctx, fmt.Errorf("stored form of %s: %w", address, err))
+	if fits, err := p.appPasswordFits(ctx, user, a); fits || err != nil {
+		if err == nil {
+			err = p.denied(ctx, user, a.Service)
+		}
+		if err != nil {
+			return Identity{}, err
+		}
+		return identity, nil
 	}
-	ok, err := p.match(ctx, digest, a.Password)
+	stored, err := ParseStored(user.Password, user.Scram)
+	if !stored.usable() {
+		return Identity{}, p.refuse(ctx, errFailed.Because(fmt.Errorf("stored form of %s: %w", user.Address(), cmp.Or(err, errBare))))
+	}
+	ok, err := p.match(ctx, stored, a.Password)
 	if err != nil {
 		return Identity{}, err
 	}
@@ -142,7 +185,34 @@ func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
 	if err := p.denied(ctx, user, a.Service); err != nil {
 		return Identity{}, err
 	}
+	p.renew(user, stored, a.Password)
 	return identity, nil
+}
+
+var errBare = errors.New("it is the password itself, which is for challenge and response only (ENABLE_CRAM)")
+
+// Secrets gives who a user is and what is kept of the password for mechanisms of challenge and response; nothing is checked. An unknown user
+// is a 535 as Verify's, which the mechanism must hide behind secrets of its own making. When the exchange has succeeded, ask Admit.
+func (p *Password) Secrets(ctx context.Context, a Attempt) (Identity, sasl.Secrets, error) {
+	user, err := p.find(ctx, a.User)
+	if err != nil {
+		return Identity{}, sasl.Secrets{}, err
+	}
+	stored, err := ParseStored(user.Password, user.Scram)
+	secrets := stored.Secrets(a.EnableCRAM)
+	if secrets.Clear == "" && len(secrets.SCRAM) == 0 {
+		return Identity{}, sasl.Secrets{}, errFailed.Because(cmp.Or(err, errors.New("nothing is kept of the password that challenge and response could use")))
+	}
+	return Identity{Address: user.Address(), Home: user.Dir}, secrets, nil
+}
+
+// Admit tells whether flags and limits let a user in who has proved to be one by challenge and response; the errors are Verify's.
+func (p *Password) Admit(ctx context.Context, identity Identity, a Attempt) error {
+	user, err := p.find(ctx, identity.Address.String())
+	if err != nil {
+		return err
+	}
+	return p.denied(ctx, user, a.Service)
 }
 
 // denied is asked when the password was right: who has it may know why it is not enough.
@@ -162,22 +232,94 @@ func (p *Password) denied(ctx context.Context, user directory.User, service stri
 	return nil
 }
 
-// refuse takes as long as a wrong password does.
+// appPasswordFits tells whether an app password was given. What does not look like one costs nothing.
+func (p *Password) appPasswordFits(ctx context.Context, user directory.User, a Attempt) (bool, error) {
+	hash, ok := appPasswordHash(a.Password)
+	if !ok {
+		return false, nil
+	}
+	all, err := p.config.Directory.AppPasswords(ctx, user.Address())
+	if err != nil {
+		return false, errUnavailable.Because(err)
+	}
+	for _, one := range all {
+		if subtle.ConstantTimeCompare([]byte(one.Hash), []byte(hash)) != 1 {
+			continue
+		}
+		kind, _, _ := strings.Cut(a.Service, ".")
+		if !one.Allows(strings.TrimSuffix(kind, "d")) {
+			return false, errOtherService.Because(fmt.Errorf("app password %s is for %s", one.Name, strings.Join(one.Services, ", ")))
+		}
+		if p.config.Now().Sub(one.Used) >= usedEvery {
+			p.afterwards(func(ctx context.Context) {
+				if err := p.config.Directory.AppPasswordUsed(ctx, user.Address(), one.Name); err != nil {
+					p.warn("the use of an app password was not written down", user, err)
+				}
+			})
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+// renew has a weaker stored form replaced by what Renew gives.
+func (p *Password) renew(user directory.User, stored Stored, password string) {
+	if p.config.Renew == nil {
+		return
+	}
+	form, wanted := p.config.Renew()
+	form = form.renewing(stored)
+	if !wanted || !form.weaker(stored) {
+		return
+	}
+	p.afterwards(func(ctx context.Context) {
+		passwd, kept, err := p.store(ctx, form, password)
+		if err == nil {
+			_, err = p.config.Directory.RenewPassword(ctx, user, passwd, kept, fmt.Sprintf("password's form renewed at a login: %s", strings.Join(form.names(), " ")))
+		}
+		if err != nil {
+			p.warn("a password's stored form was not renewed", user, err)
+		}
+	})
+}
+
+func (p *Password) store(ctx context.Context, form Form, password string) (passwd, kept string, err error) {
+	release, err := p.slot(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	defer release()
+	return form.Store(password)
+}
+
+// refuse takes as long as a wrong password does, unless the directory did not answer.
 func (p *Password) refuse(ctx context.Context, cause error) error {
+	if mailerr.From(cause).Code != errFailed.Code {
+		return cause
+	}
 	if _, err := p.match(ctx, p.dummy, "no password"); err != nil {
 		return err
 	}
-	return errFailed.Because(cause)
+	return cause
 }
 
-func (p *Password) match(ctx context.Context, digest algorithm.Digest, password string) (bool, error) {
+// slot waits for one of the workers.
+func (p *Password) slot(ctx context.Context) (release func(), err error) {
 	select {
 	case p.workers <- struct{}{}:
+		return func() { <-p.workers }, nil
 	case <-ctx.Done():
-		return false, errUnavailable.Because(ctx.Err())
+		return nil, errUnavailable.Because(ctx.Err())
 	}
-	defer func() { <-p.workers }()
-	return digest.Match(password), nil
+}
+
+func (p *Password) match(ctx context.Context, stored Stored, password string) (bool, error) {
+	release, err := p.slot(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	return stored.matches(password), nil
 }
 
 // IssueToken gives a made-up password that works for user until ttl has passed, for `indigo try`. It lives in memory
@@ -201,29 +343,4 @@ func (p *Password) tokenFits(user, password string) bool {
 	t, ok := p.tokens[user]
 	p.mu.Unlock()
 	return ok && p.config.Now().Before(t.until) && subtle.ConstantTimeCompare([]byte(t.secret), []byte(password)) == 1
-}
-
-// ValidPassword tells what keeps a password from being stored.
-func ValidPassword(password string) error {
-	if password == "" || len(password) > maxPassword || strings.ContainsAny(password, "\x00\r\n") {
-		return fmt.Errorf("a password must have 1 to %d bytes and no NUL or line end", maxPassword)
-	}
-	return nil
-}
-
-// HashPassword gives the form in which a new password is stored: argon2id with 19 MiB and two passes, which fits the
-// column pw_passwd.
-func HashPassword(password string) (string, error) {
-	if err := ValidPassword(password); err != nil {
-		return "", err
-	}
-	h, err := argon2.New(argon2.WithVariantID(), argon2.WithM(19456), argon2.WithT(2), argon2.WithP(1), argon2.WithS(16), argon2.WithK(32))
-	if err != nil {
-		return "", err
-	}
-	digest, err := h.Hash(password)
-	if err != nil {
-		return "", err
-	}
-	return digest.Encode(), nil
 }

@@ -11,7 +11,16 @@ import (
 	"github.com/indigomail/indigo/internal/mailerr"
 )
 
+// users is a directory in memory: stored forms by address.
 type users map[string]string
+
+func (u users) AppPasswords(context.Context, addr.Address) ([]directory.AppPassword, error) {
+	return nil, nil
+}
+func (u users) AppPasswordUsed(context.Context, addr.Address, string) error { return nil }
+func (u users) RenewPassword(context.Context, directory.User, string, string, string) (bool, error) {
+	return false, nil
+}
 
 func (u users) User(_ context.Context, a addr.Address) (directory.User, error) {
 	if a.Local == "broken" {
@@ -42,6 +51,7 @@ func TestVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer v.Close()
 	code := func(user, password string) int {
 		_, err := v.Verify(t.Context(), Attempt{User: user, Password: password})
 		if err == nil {

@@ -193,6 +193,7 @@ func (app *App) check(environment settings.Environment, credentials []byte, owne
 		return user, err
 	}
 	defer store.Close()
+	defer verifier.Close()
 	var identity auth.Identity
 	if environment.Get("AUTHORIZED") == "1" {
 		identity, err = known(ctx, store, name)

@@ -3,7 +3,6 @@ package cli
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,32 +40,18 @@ func (app *App) confirm(yes bool, question string) error {
 	return nil
 }
 
-// newPassword reads a password, or makes one up and says so; the hash is what is stored.
-func (app *App) newPassword(file, who string) (hash string, err error) {
-	password := ""
-	if file != "" {
-		if password, err = app.readPassword(file); err != nil {
-			return "", err
-		}
-	} else {
-		password = rand.Text()
-		fmt.Fprintf(app.Out, "password of %s: %s\n", who, password)
-	}
-	return auth.HashPassword(password)
-}
-
 func (app *App) domainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "domain",
 		Short:   "Add, list and remove virtual domains",
 		Example: "  indigo domain add example.org\n  indigo domain list --json\n  indigo domain remove example.org",
 	}
-	var passwordFile string
+	var postmaster password
 	add := &cobra.Command{Use: "add DOMAIN", Short: "Add a domain and its postmaster", Example: "  indigo domain add example.org --password-file pw", Args: cobra.ExactArgs(1)}
 	addData := app.dataFlag(add)
-	add.Flags().StringVar(&passwordFile, "password-file", "", "file with postmaster's password, - for standard input (default: one is made up and printed)")
+	passwordFlags(add, &postmaster)
 	add.RunE = func(cmd *cobra.Command, args []string) error {
-		return app.addDomain(cmd.Context(), *addData, args[0], func() (string, error) { return app.newPassword(passwordFile, "postmaster@"+args[0]) })
+		return app.addDomain(cmd.Context(), *addData, args[0], postmaster)
 	}
 	var asJSON bool
 	list := &cobra.Command{Use: "list", Short: "List the domains", Example: "  indigo domain list", Args: cobra.NoArgs}
@@ -102,14 +87,15 @@ func (app *App) domainCommand() *cobra.Command {
 	return cmd
 }
 
-func (app *App) addDomain(ctx context.Context, data, name string, password func() (string, error)) error {
+func (app *App) addDomain(ctx context.Context, data, name string, postmaster password) error {
+	who := addr.Address{Local: "postmaster", Domain: name}
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		if err := s.AddDomain(ctx, name); err != nil {
 			return err
 		}
-		hash, err := password()
+		passwd, kept, err := app.forms(ctx, data, who, postmaster)()
 		if err == nil {
-			err = s.AddUser(ctx, directory.NewUser{Name: "postmaster", Domain: name, Password: hash, Gecos: "Postmaster"})
+			err = s.AddUser(ctx, directory.NewUser{Name: who.Local, Domain: name, Password: passwd, Scram: kept, Gecos: "Postmaster"})
 		}
 		if err != nil {
 			_, undo := s.RemoveDomain(ctx, name)
@@ -165,7 +151,8 @@ func (app *App) userCommand() *cobra.Command {
 		Short:   "Add, list, show and remove users, and set their passwords",
 		Example: "  indigo user add alice@example.org\n  indigo user passwd alice@example.org --password-file -\n  indigo user list example.org",
 	}
-	var passwordFile, gecos string
+	var gecos string
+	var added, changed password
 	var yes, asJSON bool
 	sub := func(use, short, example string, run func(ctx context.Context, data string, a addr.Address) error) *cobra.Command {
 		c := &cobra.Command{Use: use, Short: short, Example: example, Args: cobra.ExactArgs(1)}
@@ -181,15 +168,14 @@ func (app *App) userCommand() *cobra.Command {
 		return c
 	}
 	add := sub("add ADDRESS", "Add a user", "  indigo user add alice@example.org --password-file pw", func(ctx context.Context, data string, a addr.Address) error {
-		return app.addUser(ctx, data, a, gecos, func() (string, error) { return app.newPassword(passwordFile, a.String()) })
+		return app.addUser(ctx, data, a, gecos, added)
 	})
 	add.Flags().StringVar(&gecos, "name", "", "the person's name")
 	passwd := sub("passwd ADDRESS", "Set a user's password", "  indigo user passwd alice@example.org --password-file -", func(ctx context.Context, data string, a addr.Address) error {
-		return app.setPassword(ctx, data, a, func() (string, error) { return app.newPassword(passwordFile, a.String()) })
+		return app.setPassword(ctx, data, a, changed)
 	})
-	for _, c := range []*cobra.Command{add, passwd} {
-		c.Flags().StringVar(&passwordFile, "password-file", "", "file with the password, - for standard input (default: one is made up and printed)")
-	}
+	passwordFlags(add, &added)
+	passwordFlags(passwd, &changed)
 	info := sub("info ADDRESS", "Show a user", "  indigo user info alice@example.org --json", func(ctx context.Context, data string, a addr.Address) error {
 		return app.userInfo(ctx, data, a, asJSON)
 	})
@@ -227,20 +213,23 @@ func (app *App) userCommand() *cobra.Command {
 			return w.Flush()
 		})
 	}
-	cmd.AddCommand(list, app.userModifyCommand(), app.userFlagsCommand(), app.userImportCommand(), app.userExportCommand())
+	cmd.AddCommand(list, app.userModifyCommand(), app.userFlagsCommand(), app.userImportCommand(), app.userExportCommand(), app.appPasswordCommand())
 	return cmd
 }
 
-func (app *App) addUser(ctx context.Context, data string, a addr.Address, gecos string, password func() (string, error)) error {
+func (app *App) addUser(ctx context.Context, data string, a addr.Address, gecos string, p password) error {
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		if _, err := s.User(ctx, a); err == nil {
 			return fmt.Errorf("%s: %w", a, directory.ErrExists)
 		}
-		hash, err := password()
+		if _, err := s.Domain(ctx, a.Domain); err != nil {
+			return fmt.Errorf("domain %s: %w", a.Domain, err)
+		}
+		passwd, kept, err := app.forms(ctx, data, a, p)()
 		if err != nil {
 			return err
 		}
-		return s.AddUser(ctx, directory.NewUser{Name: a.Local, Domain: a.Domain, Password: hash, Gecos: gecos})
+		return s.AddUser(ctx, directory.NewUser{Name: a.Local, Domain: a.Domain, Password: passwd, Scram: kept, Gecos: gecos})
 	})
 	if err != nil {
 		return err
@@ -248,16 +237,16 @@ func (app *App) addUser(ctx context.Context, data string, a addr.Address, gecos 
 	return app.after(ctx, data, "vadduser", a.String())
 }
 
-func (app *App) setPassword(ctx context.Context, data string, a addr.Address, password func() (string, error)) error {
+func (app *App) setPassword(ctx context.Context, data string, a addr.Address, p password) error {
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		if _, err := s.User(ctx, a); err != nil {
 			return fmt.Errorf("%s: %w", a, err)
 		}
-		hash, err := password()
+		passwd, kept, err := app.forms(ctx, data, a, p)()
 		if err != nil {
 			return err
 		}
-		return s.SetPassword(ctx, a, hash)
+		return s.SetPassword(ctx, a, passwd, kept)
 	})
 	if err != nil {
 		return err
@@ -272,7 +261,12 @@ func (app *App) userInfo(ctx context.Context, data string, a addr.Address, asJSO
 			return fmt.Errorf("%s: %w", a, err)
 		}
 		if asJSON {
-			return json.NewEncoder(app.Out).Encode(listedUser{u.Address().String(), u.Gecos, u.Dir, u.Quota})
+			stored, _ := auth.ParseStored(u.Password, u.Scram)
+			return json.NewEncoder(app.Out).Encode(struct {
+				listedUser
+				// PasswordForms names what is stored, without it.
+				PasswordForms []string `json:"password_forms"`
+			}{listedUser{u.Address().String(), u.Gecos, u.Dir, u.Quota}, append([]string{}, stored.Forms()...)})
 		}
 		return app.printUser(u, nil)
 	})
@@ -294,8 +288,9 @@ func (app *App) printUser(u directory.User, options map[byte]string) error {
 		letter byte
 		label  string
 		value  any
-	}{{0, "email", u.Address()}, {'u', "uid", u.UID}, {'g', "gid", u.GID}, {'c', "gecos", u.Gecos}, {'d', "userdir", u.Dir}, {'q', "quota", u.Quota}} {
-		if _, wanted := options[field.letter]; len(options) > 0 && !wanted {
+	}{{0, "email", u.Address()}, {'u', "uid", u.UID}, {'g', "gid", u.GID}, {'c', "gecos", u.Gecos}, {'d', "userdir", u.Dir}, {'q', "quota", u.Quota}, {'p', "passwd", storedText(u)}} {
+		// Secrets are shown when they are asked for.
+		if _, wanted := options[field.letter]; (len(options) > 0 || field.letter == 'p') && !wanted {
 			continue
 		}
 		if _, err := fmt.Fprintf(app.Out, "%-12s: %v\n", field.label, field.value); err != nil {
@@ -303,6 +298,16 @@ func (app *App) printUser(u directory.User, options map[byte]string) error {
 		}
 	}
 	return nil
+}
+
+// storedText gives the stored forms as vuserinfo shows them, with their names behind them (wiki 2667).
+func storedText(u directory.User) string {
+	stored, _ := auth.ParseStored(u.Password, u.Scram)
+	text := u.Password
+	if u.Scram != "" {
+		text = u.Scram + "," + u.Password
+	}
+	return text + " (" + strings.Join(stored.Forms(), ", ") + ")"
 }
 
 func (app *App) removeUser(ctx context.Context, data string, a addr.Address, yes bool) error {
@@ -369,36 +374,13 @@ func parseOldOptions(args []string, known, later string) (options map[byte]strin
 	return options, args, nil
 }
 
-// stored checks a password that is given in its stored form.
-func stored(form string) (string, error) {
-	for _, prefix := range []string{"$argon2id$", "$2a$", "$2b$", "$2y$", "$6$", "$5$", "$1$"} {
-		if strings.HasPrefix(form, prefix) {
-			return form, nil
-		}
-	}
-	return "", errors.New("with -e the password must be in a stored form: $6$, $5$, $1$, bcrypt or argon2id")
-}
-
 // directoryPrograms are IndiMail's names for the commands on domains and users.
 func (app *App) directoryPrograms() map[string]func([]string) int {
-	password := func(operands []string, options map[byte]string, who string) func() (string, error) {
-		return func() (string, error) {
-			_, isStored := options['e']
-			_, random := options['r']
-			switch {
-			case isStored && len(operands) < 2:
-				return "", errors.New("with -e the stored form of the password must be given")
-			case random && len(operands) > 1:
-				return "", errors.New("with -r there must be no password")
-			case isStored:
-				return stored(operands[1])
-			case len(operands) < 2:
-				return app.newPassword("", who)
-			case operands[1] == "-":
-				return app.newPassword("-", who)
-			}
-			return auth.HashPassword(operands[1])
+	operand := func(operands []string) string {
+		if len(operands) > 1 {
+			return operands[1]
 		}
+		return ""
 	}
 	type userRun func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error
 	onUser := func(run userRun) func(context.Context, string, []string, map[byte]string) error {
@@ -411,25 +393,40 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 		}
 	}
 	programs := map[string]oldProgram{
-		"vadddomain": {"[-e] [-r] DOMAIN [PASSWORD|-]", 1, 2, "er", "abBdDfghimoOpqRtTu", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
-			return app.addDomain(ctx, data, operands[0], password(operands, options, "postmaster@"+operands[0]))
+		"vadddomain": {passwordUsage + " DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions, "abBdDfgioOpqRtTu", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+			p, err := oldPassword(operand(operands), options)
+			if err != nil {
+				return err
+			}
+			return app.addDomain(ctx, data, operands[0], p)
 		}},
 		"vdeldomain": {"DOMAIN", 1, 1, "", "acp", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			return app.removeDomain(ctx, data, operands[0], true)
 		}},
-		"vadduser": {"[-e] [-r] [-c NAME] USER@DOMAIN [PASSWORD|-]", 1, 2, "erc:", "aBdDfghikmnoqsStT", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
+		"vadduser": {passwordUsage + " [-c NAME] USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions + "c:", "aBdDfgiknoqstT", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
 			name, given := options['c']
 			if !given {
 				name = a.Local
 			}
-			return app.addUser(ctx, data, a, name, password(operands, options, a.String()))
+			p, err := oldPassword(operand(operands), options)
+			if err != nil {
+				return err
+			}
+			return app.addUser(ctx, data, a, name, p)
 		})},
-		"vpasswd": {"[-e] [-r] USER@DOMAIN [PASSWORD|-]", 1, 2, "er", "CDhimS", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
-			return app.setPassword(ctx, data, a, password(operands, options, a.String()))
+		"vpasswd": {passwordUsage + " USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions, "Di", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
+			p, err := oldPassword(operand(operands), options)
+			if err != nil {
+				return err
+			}
+			return app.setPassword(ctx, data, a, p)
 		})},
-		"vuserinfo": {"[-cdgqu] USER@DOMAIN", 1, 1, "cdgqu", "aADfhilmpPxX", onUser(func(ctx context.Context, data string, a addr.Address, _ []string, options map[byte]string) error {
+		"vuserinfo": {"[-cdgpqu] USER@DOMAIN", 1, 1, "cdgpqu", "aADfhilmPxX", onUser(func(ctx context.Context, data string, a addr.Address, _ []string, options map[byte]string) error {
 			return app.userFields(ctx, data, a, options)
 		})},
+		"incrypt": {"[-h HASH] [-S SALT] PASSWORD|-", 1, 1, "h:S:", "", func(_ context.Context, _ string, operands []string, options map[byte]string) error {
+			return app.incrypt(operands[0], options)
+		}},
 		"install_tables": {"", 0, 0, "", "d", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
 			return app.installTables(ctx, data)
 		}},

@@ -17,6 +17,9 @@ import (
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/lists"
+	"github.com/indigomail/indigo/internal/service"
+	"github.com/indigomail/indigo/internal/settings"
 )
 
 // userImport is one run of `indigo user import`.
@@ -26,10 +29,12 @@ type userImport struct {
 	file   io.ReadSeeker
 	name   string
 	format directory.Format
-	stored func(string) error
+	// form is how passwords in clear text are stored, policy which are refused.
+	form   auth.Form
+	policy auth.Policy
 
-	dryRun, update, skipBad bool
-	report                  importReport
+	dryRun, update, skipBad, force bool
+	report                         importReport
 }
 
 // importReport counts lines of the file.
@@ -45,12 +50,12 @@ const importBatch = 1000
 
 func (app *App) userImportCommand() *cobra.Command {
 	var format string
-	var dryRun, update, skipBad, asJSON bool
+	var dryRun, update, skipBad, force, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "import FILE",
 		Short: "Add users from a file of CSV or JSON lines",
 		Long: `Add the users of a file. The first line of CSV names its columns, and the objects of JSON lines have the same names: address, password
-(a stored form, $argon2id$…, $2b$…, $6$…, $5$…, $1$…), cleartext (hashed here, which takes a processor some 30 ms each), name, quota
+(a stored form, $argon2id$…, $2b$…, $y$…, $6$…, $5$…, $1$…, {SSHA}… and others that Dovecot writes), cleartext (hashed here, which takes a processor some 30 ms each), name, quota
 (52428800, 52428800S,1000C or NOQUOTA), flags (NO_POP NO_IMAP …), scram. Only address is needed; without a password nobody can log in.
 
 The whole file is looked at first. Each bad line is named, and then nothing is added, unless --skip-bad. Users who are there with what
@@ -64,9 +69,12 @@ a bad line, unless --update. A cleartext password is not compared with the store
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "look at the file, change nothing")
 	cmd.Flags().BoolVar(&update, "update", false, "change users who are there to what the file says")
 	cmd.Flags().BoolVar(&skipBad, "skip-bad", false, "add the others although lines are bad")
+	cmd.Flags().BoolVar(&force, "force", false, "take clear-text passwords that the policy refuses")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the counts as a JSON object")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		stored, err := auth.StoredForms()
+		snapshot, _ := settings.Inspect(*data)
+		view := snapshot.View("all")
+		form, err := password{}.form(view)
 		if err != nil {
 			return err
 		}
@@ -75,8 +83,10 @@ a bad line, unless --update. A cleartext password is not compared with the store
 			return err
 		}
 		defer file.Close()
+		finder := lists.New(*data)
+		defer finder.Close()
 		return app.withDirectory(cmd.Context(), *data, func(s *directory.Store) error {
-			run := &userImport{app: app, store: s, file: file, name: args[0], format: formatOf(format, args[0]), stored: stored, dryRun: dryRun, update: update, skipBad: skipBad}
+			run := &userImport{app: app, store: s, file: file, name: args[0], format: formatOf(format, args[0]), form: form, policy: service.PasswordPolicy(view, finder), dryRun: dryRun, update: update, skipBad: skipBad, force: force}
 			if err := run.run(cmd.Context()); err != nil {
 				return err
 			}
@@ -143,13 +153,13 @@ func (run *userImport) look(ctx context.Context, record directory.Record, seen m
 		return n, 0, fmt.Errorf("%s is in line %d already", key, line)
 	}
 	seen[key] = record.Line
-	if n.Password != "" {
-		if err := run.stored(n.Password); err != nil {
+	if n.Password != "" || n.Scram != "" {
+		if err := auth.CheckStored(n.Password, n.Scram); err != nil {
 			return n, 0, err
 		}
 	}
 	if record.Cleartext != "" {
-		if err := auth.ValidPassword(record.Cleartext); err != nil {
+		if err := run.policy.Check(ctx, key, record.Cleartext); err != nil && !(run.force && errors.Is(err, auth.ErrPolicy)) {
 			return n, 0, err
 		}
 	}
@@ -230,7 +240,7 @@ func (run *userImport) run(ctx context.Context) error {
 	var batch []directory.NewUser
 	var clear []string
 	flush := func() error {
-		if err := hashAll(ctx, batch, clear); err != nil {
+		if err := hashAll(ctx, run.form, batch, clear); err != nil {
 			return err
 		}
 		added, err := run.store.AddUsers(ctx, batch)
@@ -258,7 +268,7 @@ func (run *userImport) run(ctx context.Context) error {
 			return nil
 		case action == importUpdate:
 			one := []directory.NewUser{n}
-			if err := hashAll(ctx, one, []string{record.Cleartext}); err != nil {
+			if err := hashAll(ctx, run.form, one, []string{record.Cleartext}); err != nil {
 				return err
 			}
 			run.report.Updated++
@@ -277,7 +287,7 @@ func (run *userImport) run(ctx context.Context) error {
 }
 
 // hashAll fills in the stored forms of the passwords that were given in clear text.
-func hashAll(ctx context.Context, users []directory.NewUser, clear []string) error {
+func hashAll(ctx context.Context, form auth.Form, users []directory.NewUser, clear []string) error {
 	if !slices.ContainsFunc(clear, func(s string) bool { return s != "" }) {
 		return nil
 	}
@@ -291,7 +301,9 @@ func hashAll(ctx context.Context, users []directory.NewUser, clear []string) err
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			users[i].Password, err = auth.HashPassword(clear[i])
+			if users[i].Password, users[i].Scram, err = form.Store(clear[i]); err != nil {
+				err = fmt.Errorf("password of %s: %w", users[i].Address(), err)
+			}
 			return err
 		})
 	}

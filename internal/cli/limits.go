@@ -313,7 +313,7 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 				return s.SetLimits(ctx, operands[0], func(*directory.Limits) error { return nil })
 			})
 		}},
-		"vmoduser": {"[-udpswirboa] [-x] [-c NAME] [-q QUOTA] USER@DOMAIN", 1, 1, "udpswirboaxc:q:", "nCDhmMeHTl", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vmoduser": {"[-udpswirboa] [-x] [-c NAME] [-q QUOTA] [-P PASSWORD|- [-e] [-h HASH] [-C] [-m SCRAM] [-S SALT] [-I ITERATIONS]] USER@DOMAIN", 1, 1, "udpswirboaxc:q:P:eh:Cm:S:I:", "nDMHTl", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			a, err := addr.Parse(operands[0])
 			if err != nil {
 				return err
@@ -330,7 +330,28 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 				}
 			}
 			n := directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: options['c'], Quota: options['q']}
-			if set == 0 && clear == 0 && n.Gecos == "" && n.Quota == "" {
+			if text, given := options['P']; given {
+				p, err := oldPassword(text, options)
+				if err != nil {
+					return err
+				}
+				if text == "" {
+					return errors.New("an empty password")
+				}
+				if n.Password, n.Scram, err = app.forms(ctx, data, a, p)(); err != nil {
+					return err
+				}
+				if n.Password == "" {
+					return errors.New("keys without a hash would leave the one that is there: `vpasswd -e` takes them")
+				}
+			} else {
+				for _, letter := range "ehCmSI" {
+					if _, given := options[byte(letter)]; given {
+						return fmt.Errorf("option -%c says how a password is stored, and -P gives none", letter)
+					}
+				}
+			}
+			if set == 0 && clear == 0 && n.Gecos == "" && n.Quota == "" && n.Password == "" && n.Scram == "" {
 				return errors.New("nothing to do: no option was given")
 			}
 			return app.modifyUser(ctx, data, "vmoduser", n, set, clear)

@@ -101,7 +101,7 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 				return 0, err
 			}
 		}
-		rows[i] = []any{name, d.Name, n.Password, n.Scram, 0, int(n.Flags), n.Gecos, home, n.Quota}
+		rows[i] = []any{name, d.Name, n.Password, null(n.Scram), 0, int(n.Flags), n.Gecos, home, n.Quota}
 	}
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
 		domains := slices.Sorted(maps.Keys(limited))
@@ -162,6 +162,10 @@ func (s *Store) UpdateUser(ctx context.Context, n NewUser) error {
 	}
 	var sets, what []string
 	var values []any
+	if n.Password != "" && n.Scram == "" {
+		// Keys of the password before would still let in who knows that.
+		sets, values = append(sets, "scram = ?"), append(values, nil)
+	}
 	for _, c := range []struct {
 		column, value, what string
 	}{{"pw_passwd", n.Password, "password set"}, {"scram", n.Scram, "scram set"}, {"pw_gecos", n.Gecos, "name " + n.Gecos}, {"pw_shell", n.Quota, "quota " + n.Quota}} {

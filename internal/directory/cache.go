@@ -33,6 +33,7 @@ type cache struct {
 	users      answers[addr.Address, User]
 	domains    answers[string, Domain]
 	limits     answers[string, Limits]
+	apps       answers[addr.Address, []AppPassword]
 }
 
 const (
@@ -91,6 +92,7 @@ func (c *cache) clear() {
 func (c *cache) forget() {
 	c.generation++
 	c.users, c.domains, c.limits = answers[addr.Address, User]{}, answers[string, Domain]{}, answers[string, Limits]{}
+	c.apps = answers[addr.Address, []AppPassword]{}
 }
 
 // fresh is called with mu held.

@@ -90,6 +90,9 @@ func (r Record) User() (NewUser, error) {
 	if r.Password != "" && r.Cleartext != "" {
 		faults = append(faults, errors.New("both password and cleartext are given"))
 	}
+	if r.Scram != "" && r.Cleartext != "" {
+		faults = append(faults, errors.New("both scram and cleartext are given; PASSWORD_SCRAM has keys made of a cleartext"))
+	}
 	return n, errors.Join(append(faults, n.Check())...)
 }
 

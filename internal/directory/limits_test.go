@@ -139,7 +139,7 @@ func testChanges(t *testing.T, dsn string) {
 		t.Error("added twice")
 	}
 	must(s.AddUser(ctx, NewUser{Name: "a", Domain: "example.org", Password: "$6$secret"}))
-	must(s.SetPassword(ctx, a, "$6$another-secret"))
+	must(s.SetPassword(ctx, a, "$6$another-secret", ""))
 	must(s.UpdateUser(ctx, NewUser{Name: "a", Domain: "example.org", Quota: "5S", Gecos: strings.Repeat("ä", 24), Password: "$6$a-third"}))
 	must(s.SetFlags(ctx, a, NoPOP|NoIMAP, NoSMTP))
 	must(s.SetLimits(ctx, "example.org", func(l *Limits) error { l.DefaultQuota, l.Disabled = 5, NoPOP; return nil }))

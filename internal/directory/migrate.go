@@ -34,11 +34,27 @@ func columnsOf(ctx context.Context, db *sql.DB, e engine, table string) (columns
 	if err := db.QueryRowContext(ctx, query, table).Scan(&n); err != nil || n == 0 {
 		return nil, false, err
 	}
-	rows, err := db.QueryContext(ctx, "SELECT * FROM "+e.name(table)+" WHERE 1 = 0")
+	statement, args := "SELECT * FROM "+e.name(table)+" WHERE 1 = 0", []any{}
+	if e == postgreSQL {
+		// Asked again on the same connection when a migration has added a column, PostgreSQL refuses the statement for its new result. Names
+		// are the values of one column, which stays.
+		statement, args = "SELECT column_name FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = $1 ORDER BY ordinal_position", []any{table}
+	}
+	rows, err := db.QueryContext(ctx, statement, args...)
 	if err != nil {
 		return nil, true, err
 	}
 	defer rows.Close()
+	if e == postgreSQL {
+		for rows.Next() {
+			var name string
+			if err := rows.Scan(&name); err != nil {
+				return nil, true, err
+			}
+			columns = append(columns, name)
+		}
+		return columns, true, rows.Err()
+	}
 	columns, err = rows.Columns()
 	return columns, true, errors.Join(err, rows.Err())
 }
@@ -78,6 +94,20 @@ func plan(ctx context.Context, db *sql.DB, e engine) (statements []string, err e
 	return statements, nil
 }
 
+// bringUpToDate makes the tables and columns that are missing.
+func bringUpToDate(ctx context.Context, db *sql.DB, e engine) error {
+	statements, err := plan(ctx, db, e)
+	if err != nil {
+		return err
+	}
+	for _, one := range statements {
+		if _, err := db.ExecContext(ctx, one); err != nil {
+			return fmt.Errorf("%s: %w", one, err)
+		}
+	}
+	return nil
+}
+
 // foreign tells whether the database has users, and no trace of a migration.
 func foreign(ctx context.Context, db *sql.DB, e engine) (bool, error) {
 	_, ours, err := columnsOf(ctx, db, e, versionTable)
@@ -103,21 +133,23 @@ func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
 		return ErrForeign
 	}
 	rest := goose.NewGoMigration(2, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error {
-		statements, err := plan(ctx, db, e)
-		if err != nil {
+		if err := bringUpToDate(ctx, db, e); err != nil {
 			return err
-		}
-		for _, one := range statements {
-			if _, err := db.ExecContext(ctx, one); err != nil {
-				return fmt.Errorf("%s: %w", one, err)
-			}
 		}
 		if _, err := db.ExecContext(ctx, e.insert("indigo_change", "id", "version"), 1, 1); err != nil {
 			return err
 		}
 		return adoptDomains(ctx, db, e)
 	}}, nil)
-	options := []goose.ProviderOption{goose.WithGoMigrations(rest)}
+	appPasswords := goose.NewGoMigration(3, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error {
+		if err := bringUpToDate(ctx, db, e); err != nil {
+			return err
+		}
+		// IndiMail takes an empty column scram, which Indigo wrote before, for one with keys.
+		_, err := db.ExecContext(ctx, "UPDATE indimail SET scram = NULL, timestamp = timestamp WHERE scram = ''")
+		return err
+	}}, nil)
+	options := []goose.ProviderOption{goose.WithGoMigrations(rest, appPasswords)}
 	var scripts fs.FS
 	if e == sqLite {
 		if scripts, err = fs.Sub(migrations, "migrations"); err != nil {
@@ -126,7 +158,7 @@ func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
 	} else {
 		// The first one is SQLite's own; its tables are among the rest.
 		first := goose.NewGoMigration(1, &goose.GoFunc{RunDB: func(context.Context, *sql.DB) error { return nil }}, nil)
-		options = []goose.ProviderOption{goose.WithGoMigrations(first, rest)}
+		options = []goose.ProviderOption{goose.WithGoMigrations(first, rest, appPasswords)}
 	}
 	provider, err := goose.NewProvider(e.dialect(), db, scripts, options...)
 	if err != nil {

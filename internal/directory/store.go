@@ -201,7 +201,7 @@ func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, er
 		return "", err
 	}
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
-		for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM vlimits WHERE domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
+		for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM indigo_app_password WHERE pw_domain = ?", "DELETE FROM vlimits WHERE domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
 			if _, err := tx.ExecContext(ctx, s.engine.rebind(statement), d.Name); err != nil {
 				return err
 			}
@@ -294,13 +294,17 @@ func (s *Store) Users(ctx context.Context, domain, after string, limit int) ([]U
 	return users, rows.Err()
 }
 
-// SetPassword stores the hashed form of a user's new password.
-func (s *Store) SetPassword(ctx context.Context, a addr.Address, hash string) error {
+// SetPassword stores the forms of a user's new password; scram is "" for none (auth.Form). ErrNoUser, ErrNoDomain.
+func (s *Store) SetPassword(ctx context.Context, a addr.Address, passwd, scram string) error {
+	if len(passwd) > maxStored || len(scram) > maxScram {
+		return fmt.Errorf("user %s: the password's stored form must have at most %d bytes, scram %d", a, maxStored, maxScram)
+	}
 	u, err := s.User(ctx, a)
 	if err != nil {
 		return err
 	}
-	_, err = s.change(ctx, u.Name, u.Domain, "password set", "UPDATE indimail SET pw_passwd = ?, scram = NULL, timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?", hash, u.Name, u.Domain)
+	_, err = s.change(ctx, u.Name, u.Domain, "password set", "UPDATE indimail SET pw_passwd = ?, scram = ?, timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
+		passwd, null(scram), u.Name, u.Domain)
 	return err
 }
 
@@ -313,6 +317,12 @@ func (s *Store) RemoveUser(ctx context.Context, a addr.Address) (trash string, e
 	if trash, err = s.trash(u.Dir, u.Name+"@"+u.Domain); err != nil {
 		return "", err
 	}
-	_, err = s.change(ctx, u.Name, u.Domain, "user removed", "DELETE FROM indimail WHERE pw_name = ? AND pw_domain = ?", u.Name, u.Domain)
-	return trash, err
+	return trash, s.transaction(ctx, func(tx *sql.Tx) error {
+		for _, table := range []string{"indimail", "indigo_app_password"} {
+			if _, err := tx.ExecContext(ctx, s.engine.rebind("DELETE FROM "+table+" WHERE pw_name = ? AND pw_domain = ?"), u.Name, u.Domain); err != nil {
+				return err
+			}
+		}
+		return s.record(ctx, tx, u.Name, u.Domain, "user removed")
+	})
 }

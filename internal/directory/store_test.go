@@ -90,7 +90,7 @@ func testUsersAndDomains(t *testing.T, dsn string) {
 		t.Error(err)
 	}
 	// What another process writes is seen when the cache has been checked again.
-	if err := other.SetPassword(ctx, a, "h2"); err != nil {
+	if err := other.SetPassword(ctx, a, "h2", ""); err != nil {
 		t.Fatal(err)
 	}
 	now = now.Add(checkServer)

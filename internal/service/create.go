@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -84,7 +85,7 @@ func Create(ctx context.Context, n NewHouse) (*Created, error) {
 		}
 		err = store.AddUser(ctx, directory.NewUser{Name: name, Domain: domain, Password: hash, Gecos: name})
 		if errors.Is(err, directory.ErrExists) {
-			err = store.SetPassword(ctx, addr.Address{Local: name, Domain: domain}, hash)
+			err = store.SetPassword(ctx, addr.Address{Local: name, Domain: domain}, hash, "")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("user %s: %w", name, err)
@@ -143,23 +144,24 @@ func openDirectory(ctx context.Context, data, who string) (*directory.Store, err
 	return directory.Open(ctx, config)
 }
 
-// OpenVerifier opens the directory of a data directory and what checks passwords with it as the running instance does, for commands.
+// OpenVerifier opens the directory of a data directory and what checks passwords with it as the running instance does, for commands; no stored form is
+// renewed. Close the verifier before the directory.
 func OpenVerifier(ctx context.Context, data, who string) (*directory.Store, *auth.Password, error) {
 	store, err := OpenDirectory(ctx, data, who)
 	if err != nil {
 		return nil, nil, err
 	}
 	snapshot, _ := settings.Inspect(data)
-	verifier, err := newVerifier(snapshot.View("all"), store)
+	verifier, err := newVerifier(snapshot.View("all"), store, nil, nil)
 	if err != nil {
 		return nil, nil, errors.Join(err, store.Close())
 	}
 	return store, verifier, nil
 }
 
-func newVerifier(all *settings.View, store *directory.Store) (*auth.Password, error) {
+func newVerifier(all *settings.View, store *directory.Store, renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
 	return auth.NewVerifier(auth.Config{
-		Directory: store, Denied: store.Denied, DefaultDomain: cmp.Or(settings.DefaultDomain.Get(all), settings.Me.Get(all)), Now: time.Now,
+		Directory: store, Denied: store.Denied, Renew: renew, DefaultDomain: cmp.Or(settings.DefaultDomain.Get(all), settings.Me.Get(all)), Now: time.Now, Logger: logger,
 	})
 }
 

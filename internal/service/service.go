@@ -219,7 +219,12 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	if h.directory, err = openDirectory(ctx, h.config.Data, "indigo"); err != nil {
 		return fmt.Errorf("directory: %w", err)
 	}
-	if h.verifier, err = newVerifier(all, h.directory); err != nil {
+	renew := func() (auth.Form, bool) {
+		v := h.view("all")
+		form, err := PasswordForm(v, "")
+		return form, err == nil && settings.PasswordRehash.Get(v)
+	}
+	if h.verifier, err = newVerifier(all, h.directory, renew, h.log); err != nil {
 		return err
 	}
 	dialer := &net.Dialer{}
@@ -385,6 +390,9 @@ func (h *House) closeStations() {
 	}
 	if h.lists != nil {
 		h.lists.Close()
+	}
+	if h.verifier != nil {
+		h.verifier.Close()
 	}
 	if h.directory != nil {
 		h.directory.Close()

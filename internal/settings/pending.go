@@ -64,7 +64,6 @@ func pendingSettings() []*Setting {
 	word("AUTHMODULES", "", "smtpd,pop3d,imapd", "programs that check passwords, tried in this order", 434)
 	word("IMAPMODULES", "", "pop3d,imapd", "programs that check passwords for IMAP and POP3", 3027)
 	word("IMAPAUTHMODULES", "", "pop3d,imapd", "programs that check passwords for IMAP and POP3", 3026)
-	flag("ENABLE_CRAM", "", "smtpd", "store what the CRAM mechanisms need", 2591)
 	flag("DISABLE", "", "smtpd", "mechanisms of AUTH that are not offered", 2729)
 	for _, mechanism := range []string{"PLAIN", "LOGIN", "CRAM_MD5", "CRAM_SHA1", "CRAM_SHA224", "CRAM_SHA256", "CRAM_SHA384", "CRAM_SHA512", "CRAM_RIPEMD", "DIGEST_MD5", "SCRAM_SHA1", "SCRAM_SHA256", "SCRAM_SHA512", "SCRAM_SHA1_PLUS", "SCRAM_SHA256_PLUS", "SCRAM_SHA512_PLUS"} {
 		line := 2729
@@ -80,7 +79,6 @@ func pendingSettings() []*Setting {
 	word("INFIFO", "", "all", "name of inlookup's FIFO; Indigo has no inlookup", 421)
 	word("INFIFODIR", "", "all", "directory of inlookup's FIFO; Indigo has no inlookup", 431)
 	word("FIFO_MODE", "", "all", "mode of inlookup's FIFO; Indigo has no inlookup", 2915)
-	word("PASSWORD_HASH", "", "all", "how new passwords are hashed", 2283)
 	flag("USE_GETPW", "", "all", "ask the C library for users; Indigo reads the files of the system", 4700)
 	flag("USE_QPWGR", "", "all", "read the files of users without the C library; Indigo does", 1900)
 	flag("DOMAIN_LIMITS", "", "all", "obey the limits of domains", 3442)

@@ -126,6 +126,12 @@ var (
 	ACMERoots      = text("ACME_ROOTS", "acmeroots", "", "all", "file of authorities in PEM that the ACME server is verified by; empty means the system's", 0)
 	DirectoryDSN   = text("DIRECTORY_DSN", "directorydsn", "", "all", "database of the directory: mysql://USER:PASSWORD@HOST:PORT/DATABASE, with ?socket=PATH and &tls=true, skip-verify or false; postgres://…; sqlite:FILE; empty means host.mysql, or else SQLite in the data directory; read at start", 4114, secret)
 	PostHandle     = text("POST_HANDLE", "posthandle", "", "all", "program that is run after vadddomain, vdeldomain, vadduser, vdeluser, vmoduser, vpasswd and vsetuserquota, and after Indigo's commands for the same; the environment's goes first; empty means the file of the program's name in the data directory's handles, or in /usr/libexec/indimail", 2498)
+	PasswordHash   = text("PASSWORD_HASH", "passwordhash", "", "all", "how new passwords are hashed: ARGON2ID, BCRYPT, SHA512 (or 3), SHA256 (2) or MD5 (1); empty means ARGON2ID, but SHA512 beside what is kept for SCRAM or CRAM; the environment's goes first", 2283, valid(passwordHash))
+	PasswordSCRAM  = oneOf("PASSWORD_SCRAM", "passwordscram", "none", []string{"none", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-512"}, "all", "mechanism whose keys are kept with new passwords, so that their users can log in by it; keys are easier to guess against than ARGON2ID", 2664)
+	PasswordRehash = boolean("PASSWORD_REHASH", "passwordrehash", "0", "all", "replace weaker stored forms by what PASSWORD_HASH and PASSWORD_SCRAM say when their users log in by PLAIN or LOGIN; an IndiMail on the same database reads none but SHA512, SHA256 and MD5", 0)
+	PasswordLength = number("PASSWORD_MIN_LENGTH", "passwordminlength", "0", 0, 128, "all", "least number of letters of new passwords", 0)
+	BadPasswords   = list("BADPASSWORDS", "badpasswords", "all", "passwords that are refused in any case of their letters, one a line", 0)
+	EnableCRAM     = boolean("ENABLE_CRAM", "", "0", "smtpd,pop3d,imapd", "let a password that stands alone in pw_passwd, in clear text or hashed by the client, serve the CRAM mechanisms", 2591)
 	HostMySQL      = lines("HOST_MYSQL", "host.mysql", "all", "database of the directory in IndiMail's form, host:user:password:socket or host:user:password:port, with :ssl or :nossl behind it; read at start", 4114, nil, secret)
 	MySQLDatabase  = text("MYSQL_DATABASE", "mysqldatabase", "indimail", "all", "name of the database that host.mysql means; read at start", 4114)
 	UDPLogDir      = text("UDPLOG_DIR", "udplogdir", "log/udplogger", "udplogger", "directory that udplogger writes what it receives to, as multilog would", 707)
@@ -255,6 +261,12 @@ func built() []*Setting {
 		ACMERoots.Setting,
 		DirectoryDSN.Setting,
 		PostHandle.Setting,
+		PasswordHash.Setting,
+		PasswordSCRAM.Setting,
+		PasswordRehash.Setting,
+		PasswordLength.Setting,
+		BadPasswords.Setting,
+		EnableCRAM.Setting,
 		HostMySQL.Setting,
 		MySQLDatabase.Setting,
 		UDPLogDir.Setting,

@@ -166,3 +166,14 @@ func httpsURL(s string) error {
 	}
 	return nil
 }
+
+// passwordHash takes the names and numbers of hashes; package auth, which this one must not know, has the same.
+func passwordHash(s string) error {
+	switch strings.ToUpper(s) {
+	case "ARGON2ID", "BCRYPT", "SHA512", "SHA-512", "3", "SHA256", "SHA-256", "2", "MD5", "1":
+		return nil
+	case "DES", "0":
+		return errors.New("DES is not made any more; SHA512 or ARGON2ID")
+	}
+	return fmt.Errorf("%q is none of ARGON2ID, BCRYPT, SHA512, SHA256 and MD5", s)
+}
