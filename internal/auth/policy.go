@@ -33,8 +33,7 @@ func (p Policy) Check(ctx context.Context, user addr.Address, password string) e
 	// alice, Alice1 and alice2027! are the first that are tried.
 	name := strings.TrimRight(lower, "0123456789!.-_")
 	local, domain := strings.ToLower(user.Local), strings.ToLower(user.Domain)
-	first, _, _ := strings.Cut(domain, ".")
-	for _, own := range []string{local, domain, first, local + "@" + domain} {
+	for _, own := range []string{local, domain, local + "@" + domain} {
 		if own != "" && (lower == own || name == own) {
 			return fmt.Errorf("%w: it is made of the user's own name or domain", ErrPolicy)
 		}

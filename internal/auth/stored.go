@@ -161,7 +161,7 @@ func SplitStored(form string) (passwd, kept string) {
 func CheckStored(passwd, kept string) error {
 	s, err := ParseStored(passwd, kept)
 	if err == nil && s.Bare {
-		err = errors.New("the password is in no stored form; " + knownForms)
+		err = errors.New("the password is in no form that is known; " + knownForms)
 	}
 	return err
 }

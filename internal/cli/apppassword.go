@@ -71,7 +71,7 @@ some services; one that got lost is revoked and the others stay. A user's flags 
 			}
 			in := "all services"
 			if len(p.Services) > 0 {
-				in = strings.Join(p.Services, ",")
+				in = strings.Join(p.Services, " ")
 			}
 			fmt.Fprintf(w, "%s\t%s\tmade %s\t%s\n", p.Name, in, p.Created.Format(time.DateTime), used)
 		}

@@ -61,11 +61,11 @@ func testAppPasswords(t *testing.T, dsn string) {
 		}
 		return names
 	}
-	if got := names(); !slices.Equal(got, []string{"phone[]truetruefalse", "scanner[smtp]falsetruefalse"}) {
+	if got := names(); !slices.Equal(got, []string{"phone[] true true false", "scanner[smtp] false true false"}) {
 		t.Error(got)
 	}
 	must(s.AppPasswordUsed(ctx, a, "phone"))
-	if got := names(); got[0] != "phone[]truetruetrue" {
+	if got := names(); got[0] != "phone[] true true true" {
 		t.Error(got)
 	}
 	must(other.RevokeAppPassword(ctx, a, "Phone"))

@@ -131,7 +131,7 @@ var (
 	PasswordRehash = boolean("PASSWORD_REHASH", "passwordrehash", "0", "all", "replace weaker stored forms by what PASSWORD_HASH and PASSWORD_SCRAM say when their users log in by PLAIN or LOGIN; an IndiMail on the same database reads none but SHA512, SHA256 and MD5", 0)
 	PasswordLength = number("PASSWORD_MIN_LENGTH", "passwordminlength", "0", 0, 128, "all", "least number of letters of new passwords", 0)
 	BadPasswords   = list("BADPASSWORDS", "badpasswords", "all", "passwords that are refused in any case of their letters, one a line", 0)
-	EnableCRAM     = boolean("ENABLE_CRAM", "", "0", "smtpd,pop3d,imapd", "let a password that stands alone in pw_passwd, in clear text or hashed by the client, serve the CRAM mechanisms", 2591)
+	EnableCRAM     = boolean("ENABLE_CRAM", "", "0", "smtpd,pop3d,imapd", "let a password that stands alone in pw_passwd, in clear text or hashed by the client, serve the CRAM mechanisms", 2591, pending)
 	HostMySQL      = lines("HOST_MYSQL", "host.mysql", "all", "database of the directory in IndiMail's form, host:user:password:socket or host:user:password:port, with :ssl or :nossl behind it; read at start", 4114, nil, secret)
 	MySQLDatabase  = text("MYSQL_DATABASE", "mysqldatabase", "indimail", "all", "name of the database that host.mysql means; read at start", 4114)
 	UDPLogDir      = text("UDPLOG_DIR", "udplogdir", "log/udplogger", "udplogger", "directory that udplogger writes what it receives to, as multilog would", 707)

@@ -1,0 +1,241 @@
+package auth
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/mailerr"
+)
+
+// opened gives a directory with the user a@d.example, and a verifier over it that replaces weak forms by form.
+func opened(t *testing.T, form Form) (*directory.Store, *Password) {
+	t.Helper()
+	dir := t.TempDir()
+	s, err := directory.Open(context.Background(), directory.Config{Path: dir + "/db", MailRoot: dir + "/domains", Now: time.Now, Who: "indigo"})
+	if err == nil {
+		err = s.AddDomain(t.Context(), "d.example")
+	}
+	if err == nil {
+		err = s.AddUser(t.Context(), directory.NewUser{Name: "a", Domain: "d.example", Password: wikiCrypt})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := NewVerifier(Config{Directory: s, Denied: s.Denied, Renew: func() (Form, bool) { return form, true }, DefaultDomain: "d.example", Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, p
+}
+
+func code(err error) int {
+	if err == nil {
+		return 235
+	}
+	return mailerr.From(err).Code
+}
+
+var user = addr.Address{Local: "a", Domain: "d.example"}
+
+func TestRenew(t *testing.T) {
+	s, p := opened(t, Form{SCRAM: "SCRAM-SHA-256"})
+	defer s.Close()
+	ctx := t.Context()
+	if err := verify(p, "wrong", "imapd.143"); code(err) != 535 {
+		t.Error(err)
+	}
+	if err := verify(p, "supersecret", "imapd.143"); err != nil {
+		t.Fatal(err)
+	}
+	// What waits is done in the order in which it came.
+	done := make(chan struct{})
+	p.later <- func(context.Context) { close(done) }
+	<-done
+	u, err := s.User(ctx, user)
+	stored, parseErr := ParseStored(u.Password, u.Scram)
+	if err != nil || parseErr != nil || strings.Join(stored.Forms(), " ") != "SHA512 SCRAM-SHA-256" || !stored.matches("supersecret") {
+		t.Errorf("%+v %v %v", u, err, parseErr)
+	}
+	if err := verify(p, "supersecret", "imapd.143"); err != nil {
+		t.Error(err)
+	}
+	done = make(chan struct{})
+	p.later <- func(context.Context) { close(done) }
+	<-done
+	changes, _, err := s.Changes(ctx, "a", "d.example", 0, 10)
+	if err != nil || len(changes) != 2 || changes[0].What != "password's form renewed at a login: SHA512 SCRAM-SHA-256" {
+		t.Errorf("%+v %v", changes, err)
+	}
+	// A password that is changed while a renewal waits stays; so does the login that it came from.
+	if err := s.SetPassword(ctx, user, wikiCrypt, ""); err != nil {
+		t.Fatal(err)
+	}
+	hold := make(chan struct{})
+	p.later <- func(context.Context) { <-hold }
+	if err := verify(p, "supersecret", "imapd.143"); err != nil {
+		t.Fatal(err)
+	}
+	changed, err := HashPassword("another")
+	if err == nil {
+		err = s.SetPassword(ctx, user, changed, "")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(hold)
+	done = make(chan struct{})
+	p.later <- func(context.Context) { close(done) }
+	<-done
+	if u, err := s.User(ctx, user); err != nil || u.Password != changed || u.Scram != "" {
+		t.Errorf("%+v %v", u, err)
+	}
+	p.Close()
+	// A login never waits for what is full, or closed.
+	if err := s.SetPassword(ctx, user, wikiCrypt, ""); err != nil {
+		t.Fatal(err)
+	}
+	for range maxLater + 2 {
+		if err := verify(p, "supersecret", "imapd.143"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func verify(p *Password, password, service string) error {
+	_, err := p.Verify(context.Background(), Attempt{User: "a", Password: password, Service: service})
+	return err
+}
+
+func TestAppPasswordLogin(t *testing.T) {
+	s, p := opened(t, Form{})
+	defer s.Close()
+	defer p.Close()
+	ctx := t.Context()
+	all, allHash := NewAppPassword()
+	smtp, smtpHash := NewAppPassword()
+	if len(all) != 23 || all == smtp {
+		t.Error(all, smtp)
+	}
+	for _, one := range []directory.AppPassword{{Name: "phone", Hash: allHash}, {Name: "scanner", Hash: smtpHash, Services: []string{"smtp"}}} {
+		if err := s.AddAppPassword(ctx, user, one); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other, _ := NewAppPassword()
+	for _, c := range []struct {
+		password, service string
+		code              int
+	}{
+		{all, "imapd.143", 235}, {all, "pop3d.110", 235}, {all, "smtpd.587", 235}, {strings.ToUpper(strings.ReplaceAll(all, "-", " ")), "imapd.143", 235}, {strings.ReplaceAll(all, "-", ""), "imapd.143", 235},
+		{smtp, "smtpd.587", 235}, {smtp, "imapd.143", 535}, {other, "smtpd.587", 535}, {allHash, "imapd.143", 535}, {all[1:], "imapd.143", 535}, {"supersecret", "imapd.143", 235},
+	} {
+		if got := code(verify(p, c.password, c.service)); got != c.code {
+			t.Errorf("%s %s: %d, want %d", c.password, c.service, got, c.code)
+		}
+	}
+	done := make(chan struct{})
+	p.later <- func(context.Context) { close(done) }
+	<-done
+	if list, err := s.AppPasswords(ctx, user); err != nil || list[0].Used.IsZero() {
+		t.Errorf("%+v %v", list, err)
+	}
+	if err := s.SetFlags(ctx, user, directory.NoIMAP, 0); err != nil {
+		t.Fatal(err)
+	}
+	if got := code(verify(p, all, "imapd.143")); got != 535 {
+		t.Errorf("switched off: %d", got)
+	}
+	if err := s.RevokeAppPassword(ctx, user, "phone"); err != nil {
+		t.Fatal(err)
+	}
+	if got := code(verify(p, all, "smtpd.587")); got != 535 {
+		t.Errorf("revoked: %d", got)
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	s, p := opened(t, Form{})
+	defer s.Close()
+	defer p.Close()
+	ctx := t.Context()
+	for _, c := range []struct {
+		form       string
+		enable     bool
+		clear      string
+		mechanisms int
+		code       int
+	}{
+		{wikiCrypt, true, "", 0, 535}, {wikiCRAM, false, "pass3", 0, 235}, {wikiSCRAM, false, "", 1, 235}, {wikiBoth, false, "supersecret", 1, 235},
+		{"supersecret", false, "", 0, 535}, {"supersecret", true, "supersecret", 0, 235}, {"!supersecret", true, "", 0, 535},
+	} {
+		passwd, kept := SplitStored(c.form)
+		if err := s.SetPassword(ctx, user, passwd, kept); err != nil {
+			t.Fatal(err)
+		}
+		identity, secrets, err := p.Secrets(ctx, Attempt{User: "A", EnableCRAM: c.enable})
+		if code(err) != c.code || secrets.Clear != c.clear || len(secrets.SCRAM) != c.mechanisms || err == nil && identity.Address != user {
+			t.Errorf("%s: %+v %+v %v", c.form, identity, secrets, err)
+		}
+	}
+	if _, _, err := p.Secrets(ctx, Attempt{User: "nobody"}); code(err) != 535 {
+		t.Error(err)
+	}
+	in := Attempt{User: "a", Service: "pop3d.110"}
+	if err := p.Admit(ctx, Identity{Address: user}, in); err != nil {
+		t.Error(err)
+	}
+	if err := s.SetFlags(ctx, user, directory.NoPOP, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Admit(ctx, Identity{Address: user}, in); code(err) != 535 {
+		t.Error(err)
+	}
+}
+
+func TestPolicy(t *testing.T) {
+	bad := func(_ context.Context, password string) (bool, error) { return password == "qwertyuiop", nil }
+	alice := addr.Address{Local: "Alice", Domain: "example.org"}
+	for _, c := range []struct {
+		password string
+		refused  bool
+	}{
+		{"alice", true}, {"ALICE", true}, {"Alice2027!", true}, {"alice@example.org", true}, {"example.org", true}, {"QwertyUiop", true}, {"short", true}, {"é€üöäß", true},
+		{"supersecret", false}, {"alice in wonderland", false}, {"2027-2027", false},
+	} {
+		err := (Policy{MinLength: 7, Bad: bad}).Check(t.Context(), alice, c.password)
+		if (err != nil) != c.refused {
+			t.Errorf("%q: %v", c.password, err)
+		}
+		if err != nil && strings.Contains(err.Error(), c.password) {
+			t.Errorf("the error repeats it: %v", err)
+		}
+	}
+	if err := (Policy{}).Check(t.Context(), alice, "x"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCloseWaits: what runs when the verifier is closed is given the end of its context, and waited for.
+func TestCloseWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, err := NewVerifier(Config{Directory: users{}, Now: time.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := false
+		p.later <- func(ctx context.Context) {
+			<-ctx.Done()
+			ended = true
+		}
+		synctest.Wait()
+		p.Close()
+		if !ended {
+			t.Error("not waited for")
+		}
+	})
+}
