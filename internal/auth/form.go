@@ -79,6 +79,10 @@ func (f Form) Store(password string) (passwd, kept string, err error) {
 	if err := errors.Join(ValidPassword(password), f.Check()); err != nil {
 		return "", "", err
 	}
+	if f.KeepClear && strings.TrimRight(password, " ") != password {
+		// Databases cut blanks off the end of a CHAR.
+		return "", "", errors.New("a password that is kept itself must not end with a blank")
+	}
 	if passwd, err = Crypt(f.method(), password, "", cryptRounds); err != nil {
 		return "", "", err
 	}

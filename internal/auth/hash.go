@@ -94,7 +94,7 @@ func argon2Cost(groups []string) (int, error) {
 func yescryptCost(groups []string) (int, error) {
 	const letters = "./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 	n, r := strings.IndexByte(letters, groups[1][0])+1, strings.IndexByte(letters, groups[1][1])+1
-	if n < 1 || n > 24 || r < 1 || r<<7<<n > maxHashMemory {
+	if n < 1 || n > 24 || r < 1 || int64(r)<<7<<n > maxHashMemory {
 		return 0, errors.New("more memory than is used here")
 	}
 	return r << 7 << n, nil
@@ -116,7 +116,6 @@ var cryptForms = []cryptForm{
 const knownForms = "known are $argon2id$, $argon2i$, $2b$ (also $2a$ and $2y$), $y$, $6$, $5$ and $1$, these behind {CRYPT} and Dovecot's names for them, {SSHA}, {SSHA256}, {SSHA512}, {SHA}, {SHA256}, {SHA512}, {CRAM} and {SCRAM-SHA-1}, {SCRAM-SHA-256}, {SCRAM-SHA-512}"
 
 var schemePattern = regexp.MustCompile(`^\{([A-Za-z0-9.-]{1,20})\}`)
-var desPattern = regexp.MustCompile(`^[./A-Za-z0-9]{13}$`)
 
 // parseHashed reads a one-way form. Errors never repeat it.
 func parseHashed(stored string) (*hashed, error) {

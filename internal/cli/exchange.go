@@ -19,7 +19,6 @@ import (
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/lists"
 	"github.com/indigomail/indigo/internal/service"
-	"github.com/indigomail/indigo/internal/settings"
 )
 
 // userImport is one run of `indigo user import`.
@@ -72,8 +71,10 @@ a bad line, unless --update. A cleartext password is not compared with the store
 	cmd.Flags().BoolVar(&force, "force", false, "take clear-text passwords that the policy refuses")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the counts as a JSON object")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		snapshot, _ := settings.Inspect(*data)
-		view := snapshot.View("all")
+		view, err := passwordSettings(*data)
+		if err != nil {
+			return err
+		}
 		form, err := password{}.form(view)
 		if err != nil {
 			return err

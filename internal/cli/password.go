@@ -10,6 +10,7 @@ import (
 	"math/big"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -46,8 +47,10 @@ func (app *App) forms(ctx context.Context, data string, who addr.Address, p pass
 		if p.stored {
 			return app.storedForms(who, p)
 		}
-		snapshot, _ := settings.Inspect(data)
-		view := snapshot.View("all")
+		view, err := passwordSettings(data)
+		if err != nil {
+			return "", "", err
+		}
 		form, err := p.form(view)
 		if err != nil {
 			return "", "", err
@@ -66,13 +69,26 @@ func (app *App) forms(ctx context.Context, data string, who addr.Address, p pass
 			return "", "", err
 		}
 		if p.keepClear {
-			fmt.Fprintf(app.Err, "%s: the password itself is kept in the database, for CRAM; who gets at the database has it. To undo, set it again without -C.\n", who)
+			fmt.Fprintf(app.Err, "%s: the password itself is kept in the database, for CRAM; who gets at the database has it. To undo, set it again without -C or --keep-clear.\n", who)
 		}
 		if madeUp {
 			fmt.Fprintf(app.Out, "password of %s: %s\n", who, text)
 		}
 		return passwd, kept, nil
 	}
+}
+
+// passwordSettings gives the settings of data; what is wrong with those of passwords is an error, and with others none of the command's.
+func passwordSettings(data string) (*settings.View, error) {
+	snapshot, problems := settings.Inspect(data)
+	for _, p := range problems {
+		for _, one := range []*settings.Setting{settings.PasswordHash.Setting, settings.PasswordSCRAM.Setting, settings.PasswordLength.Setting, settings.BadPasswords.Setting} {
+			if strings.HasPrefix(filepath.Base(p.File), one.File) {
+				return nil, fmt.Errorf("settings: %s", p)
+			}
+		}
+	}
+	return snapshot.View("all"), nil
 }
 
 // form gives what options, the environment and the settings say of how a password is stored, in this order.
@@ -115,7 +131,7 @@ func (app *App) judge(ctx context.Context, data string, view *settings.View, who
 // storedForms takes a stored form as it is, when it is one.
 func (app *App) storedForms(who addr.Address, p password) (passwd, kept string, err error) {
 	if p.hash != "" || p.scram != "" || p.salt != "" || p.iterations != 0 || p.keepClear || p.length != 0 {
-		return "", "", errors.New("a stored form is taken as it is: -e goes with no other option for the password")
+		return "", "", errors.New("a stored form is taken as it is: -e and --stored go with no other option for the password")
 	}
 	form := p.operand
 	switch {
@@ -124,7 +140,7 @@ func (app *App) storedForms(who addr.Address, p password) (passwd, kept string, 
 			return "", "", err
 		}
 	case form == "":
-		return "", "", errors.New("with -e the stored form of the password must be given")
+		return "", "", errors.New("the stored form of the password must be given, as an operand behind -e or in a --password-file")
 	}
 	passwd, kept = auth.SplitStored(form)
 	s, err := auth.ParseStored(passwd, kept)
