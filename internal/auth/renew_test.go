@@ -94,15 +94,21 @@ func TestRenew(t *testing.T) {
 	if u, err := s.User(ctx, user); err != nil || u.Password != changed || u.Scram != "" {
 		t.Errorf("%+v %v", u, err)
 	}
-	p.Close()
-	// A login never waits for what is full, or closed.
+	// A login never waits for what is full. What waits is done at the end.
 	if err := s.SetPassword(ctx, user, wikiCrypt, ""); err != nil {
 		t.Fatal(err)
 	}
+	hold = make(chan struct{})
+	p.later <- func(context.Context) { <-hold }
 	for range maxLater + 2 {
 		if err := verify(p, "supersecret", "imapd.143"); err != nil {
 			t.Fatal(err)
 		}
+	}
+	close(hold)
+	p.Close()
+	if u, err := s.User(ctx, user); err != nil || u.Scram == "" {
+		t.Errorf("%+v %v", u, err)
 	}
 }
 
@@ -220,21 +226,21 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
-// TestCloseWaits: what runs when the verifier is closed is given the end of its context, and waited for.
+// TestCloseWaits: what runs too long when the verifier is closed is given the end of its context, and waited for; the rest is left out.
 func TestCloseWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, err := NewVerifier(Config{Directory: users{}, Now: time.Now})
 		if err != nil {
 			t.Fatal(err)
 		}
-		ended := false
+		ended, another := false, false
 		p.later <- func(ctx context.Context) {
 			<-ctx.Done()
 			ended = true
 		}
-		synctest.Wait()
+		p.later <- func(context.Context) { another = true }
 		p.Close()
-		if !ended {
+		if !ended || another {
 			t.Error("not waited for")
 		}
 	})

@@ -51,9 +51,10 @@ type Password struct {
 	dummy Stored
 
 	// later is what is done when a login is over: forms renewed, uses of app passwords written down.
-	later  chan func(context.Context)
-	cancel context.CancelFunc
-	done   sync.WaitGroup
+	later   chan func(context.Context)
+	closing chan struct{}
+	cancel  context.CancelFunc
+	done    sync.WaitGroup
 
 	mu     sync.Mutex
 	tokens map[string]token
@@ -69,6 +70,8 @@ const (
 	maxLater = 64
 	// laterTime bounds one such piece of work.
 	laterTime = 30 * time.Second
+	// closeTime bounds all that waits at the end.
+	closeTime = 5 * time.Second
 	// usedEvery is how exactly the last use of an app password is written down.
 	usedEvery = time.Hour
 )
@@ -91,27 +94,43 @@ func NewVerifier(config Config) (*Password, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Password{
 		config: config, dummy: dummy, workers: make(chan struct{}, cmp.Or(config.Workers, runtime.NumCPU())),
-		later: make(chan func(context.Context), maxLater), cancel: cancel, tokens: map[string]token{},
+		later: make(chan func(context.Context), maxLater), closing: make(chan struct{}), cancel: cancel, tokens: map[string]token{},
 	}
 	p.done.Go(func() { p.work(ctx) })
 	return p, nil
 }
 
-// Close waits for what is being written, and leaves out what waits.
+// Close has what waits done, for at most closeTime, and waits for it. It is called once, when the doors are closed.
 func (p *Password) Close() {
-	p.cancel()
+	end := time.AfterFunc(closeTime, p.cancel)
+	defer end.Stop()
+	close(p.closing)
 	p.done.Wait()
+	p.cancel()
 }
 
 func (p *Password) work(ctx context.Context) {
+	do := func(run func(context.Context)) {
+		one, cancel := context.WithTimeout(ctx, laterTime)
+		defer cancel()
+		if one.Err() == nil {
+			run(one)
+		}
+	}
+	for closing := false; !closing; {
+		select {
+		case run := <-p.later:
+			do(run)
+		case <-p.closing:
+			closing = true
+		}
+	}
 	for {
 		select {
-		case <-ctx.Done():
-			return
 		case run := <-p.later:
-			one, cancel := context.WithTimeout(ctx, laterTime)
-			run(one)
-			cancel()
+			do(run)
+		default:
+			return
 		}
 	}
 }
