@@ -142,7 +142,8 @@ func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
 		return adoptDomains(ctx, db, e)
 	}}, nil)
 	appPasswords := goose.NewGoMigration(3, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error {
-		if err := bringUpToDate(ctx, db, e); err != nil {
+		if err := bringUpToDate(ctx, db, e); err != nil || strange {
+			// No row of IndiMail's is changed.
 			return err
 		}
 		// IndiMail takes an empty column scram, which Indigo wrote before, for one with keys.
