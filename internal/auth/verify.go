@@ -246,7 +246,7 @@ func (p *Password) denied(ctx context.Context, user directory.User, service stri
 		return errUnavailable.Because(err)
 	}
 	if why != "" {
-		return errDenied.Because(errors.New(why))
+		return errDenied.Because(fmt.Errorf("%w: %s", errSwitchedOff, why))
 	}
 	return nil
 }

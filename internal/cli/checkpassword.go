@@ -53,7 +53,14 @@ type checkedUser struct {
 // as who owns the mail. Operands that end in /bin/false are IndiMail's chain: then it exits with 0 when they fit, and hands them to the next
 // module when they do not. AUTHORIZED=1 asks for the user alone, as Dovecot does. -j prints what was found and runs nothing.
 func (app *App) vchkpass(args []string) int {
-	err := app.checkAndRun(args)
+	return app.checkpassword("vchkpass", args, app.checkApart)
+}
+
+// checker finds the user of credentials; the error is an exitCode where it says something about them.
+type checker func(environment settings.Environment, credentials []byte) (checkedUser, error)
+
+func (app *App) checkpassword(program string, args []string, check checker) int {
+	err := app.checkAndRun(program, args, check)
 	var code exitCode
 	switch {
 	case err == nil:
@@ -61,28 +68,28 @@ func (app *App) vchkpass(args []string) int {
 	case errors.As(err, &code):
 		return int(code)
 	}
-	fmt.Fprintln(app.Err, "vchkpass:", err)
+	fmt.Fprintf(app.Err, "%s: %v\n", program, err)
 	return int(passwordUnknown)
 }
 
-func (app *App) checkAndRun(args []string) error {
+func (app *App) checkAndRun(program string, args []string, check checker) error {
 	environment := settings.FromEnvironment()
 	print := len(args) > 0 && args[0] == "-j"
 	if print {
 		args = args[1:]
 	}
 	if !print && len(args) == 0 {
-		fmt.Fprintln(app.Err, "vchkpass: usage: vchkpass PROGRAM..., with NAME NUL PASSWORD NUL on descriptor 3")
+		fmt.Fprintf(app.Err, "%s: usage: %[1]s PROGRAM..., with NAME NUL PASSWORD NUL on descriptor 3\n", program)
 		return passwordMisused
 	}
 	credentials, err := readCredentials()
 	if err != nil {
-		fmt.Fprintln(app.Err, "vchkpass:", err)
+		fmt.Fprintf(app.Err, "%s: %v\n", program, err)
 		return passwordMisused
 	}
 	// The chain's own modules get the credentials that this one had.
 	chain := !print && environment.Get("NATIVE_PASSWORD") == "" && strings.HasSuffix(args[len(args)-1], "/false")
-	user, err := app.checkApart(environment, credentials)
+	user, err := check(environment, credentials)
 	switch {
 	case chain && errors.Is(err, passwordWrong) && len(args) > 1:
 		if err := again(credentials); err != nil {
@@ -95,6 +102,22 @@ func (app *App) checkAndRun(args []string) error {
 		return json.NewEncoder(app.Out).Encode(user)
 	}
 	return user.run(args, environment)
+}
+
+// sysCheckpwd is vchkpass for the host's users (wiki 2731, 3003): it must be run by root, whom the file shadow belongs to.
+func (app *App) sysCheckpwd(args []string) int {
+	return app.checkpassword("sys-checkpwd", args, app.checkSystem)
+}
+
+// checkpasswordReply writes to descriptor 4 whom a password program has let in, for the instance that runs it.
+func (app *App) checkpasswordReply([]string) int {
+	environment := settings.FromEnvironment()
+	out := os.NewFile(4, "descriptor 4")
+	if _, err := fmt.Fprintf(out, "%s\x00%s\x00", environment.Get("USER"), environment.Get("HOME")); err != nil {
+		fmt.Fprintln(app.Err, "checkpassword-reply: it is run by password programs of AUTHMODULES only:", err)
+		return int(passwordMisused)
+	}
+	return 0
 }
 
 // readCredentials reads what the caller wrote to descriptor 3.
@@ -180,6 +203,30 @@ func ownerOf(data string) (*syscall.Stat_t, error) {
 		return nil, fmt.Errorf("no data directory: %w: INDIGO_DATA or /etc/indigo/data must name it", err)
 	}
 	return info.Sys().(*syscall.Stat_t), nil
+}
+
+// checkSystem is the check of sys-checkpwd. AUTHORIZED=1 is for the account's name alone.
+func (app *App) checkSystem(environment settings.Environment, credentials []byte) (user checkedUser, err error) {
+	fields := bytes.SplitN(credentials, []byte{0}, 3)
+	name, password := string(fields[0]), string(fields[1])
+	system := auth.System{Now: time.Now}
+	var found auth.SystemUser
+	var refused error
+	only := environment.Get("AUTHORIZED") == "1"
+	if only {
+		found, refused, err = system.Find(name)
+	} else {
+		found, refused, err = system.Check(name, password)
+	}
+	switch {
+	case err != nil:
+		return user, err
+	case refused != nil && only:
+		return user, passwordNoUser
+	case refused != nil:
+		return user, passwordWrong
+	}
+	return checkedUser{found.Name, found.Home, found.UID, found.GID}, nil
 }
 
 // check looks the user up and compares the password; the error is an exitCode where it says something about either.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
@@ -94,7 +95,7 @@ func (app *App) programs() map[string]func([]string) int {
 		}
 	}
 	maps.Copy(all, app.injectPrograms())
-	// It gives root up itself, for a part of its work.
-	all["vchkpass"] = app.vchkpass
+	// They give root up themselves, for a part of their work.
+	all["vchkpass"], all["sys-checkpwd"], all[auth.ReplyProgram] = app.vchkpass, app.sysCheckpwd, app.checkpasswordReply
 	return all
 }

@@ -225,7 +225,7 @@ func (app *App) serve(ctx context.Context, config service.Config, child *service
 			logger.Warn("services run as root: set RUNAS to a user of their own (docs/services.md)")
 		}
 	} else {
-		config.Listener = child.Listen
+		config.Listener, config.Child = child.Listen, child
 		known, err := child.First()
 		if err == nil {
 			err = json.Unmarshal(known, &first)

@@ -94,6 +94,29 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			wrong = append(wrong, at(all, settings.RunAs.Setting, "%v", err))
 		}
 	}
+	for _, name := range instances(snapshot) {
+		v := snapshot.View(name)
+		for _, word := range moduleWords(kindOf(name), v) {
+			setting := settings.AuthModules.Setting
+			if v.IsSet(settings.IMAPAuthModules.Setting) {
+				setting = settings.IMAPAuthModules.Setting
+			} else if v.IsSet(settings.IMAPModules.Setting) {
+				setting = settings.IMAPModules.Setting
+			}
+			switch {
+			case isDirectory(word):
+			case isSystem(word) && settings.RunAs.Get(all) == "":
+				warnings = appendOnce(warnings, at(v, setting, "%s: the host's users are known only to an instance that root starts, with RUNAS", word))
+			case isSystem(word):
+			case later(word):
+				warnings = appendOnce(warnings, at(v, setting, "%s: there is no such program, and Indigo has nothing for it yet: it is passed over", word))
+			default:
+				if err := programThere(word); err != nil {
+					wrong = appendOnce(wrong, at(v, setting, "%v", err))
+				}
+			}
+		}
+	}
 	for _, name := range append(instances(snapshot), "queue", "inject") {
 		v := snapshot.View(name)
 		for _, program := range []settings.Key[string]{settings.QMailQueue, settings.BounceQueue, settings.BounceProcessor, settings.OnSuccessRemote, settings.OnFailureRemote} {
@@ -115,6 +138,13 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 		}
 	}
 	return wrong, warnings
+}
+
+func appendOnce(all settings.Problems, p settings.Problem) settings.Problems {
+	if slices.Contains(all, p) {
+		return all
+	}
+	return append(all, p)
 }
 
 // certificatePath gives where a service's certificates are: TLS_CERT, or as with IndiMail SERVERCERT in CERTDIR.

@@ -161,8 +161,13 @@ func OpenVerifier(ctx context.Context, data, who string) (*directory.Store, *aut
 
 func newVerifier(all *settings.View, store *directory.Store, renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
 	return auth.NewVerifier(auth.Config{
-		Directory: store, Denied: store.Denied, Renew: renew, DefaultDomain: cmp.Or(settings.DefaultDomain.Get(all), settings.Me.Get(all)), Now: time.Now, Logger: logger,
+		Directory: store, Denied: store.Denied, Renew: renew, DefaultDomain: defaultDomain(all), Now: time.Now, Logger: logger,
 	})
+}
+
+// defaultDomain completes a user's name without a domain.
+func defaultDomain(all *settings.View) string {
+	return cmp.Or(settings.DefaultDomain.Get(all), settings.Me.Get(all))
 }
 
 // DirectoryConfig gives where the directory's database is: what DIRECTORY_DSN names, or host.mysql, or else the data

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,8 +24,9 @@ import (
 )
 
 // The parent keeps what the services must not have: root. It starts the child, which serves, as the account of RUNAS, and
-// answers one kind of question of it: to listen on the port of a service. It reads nothing that comes from the network. As
-// process 1 of a container it also collects what orphans leave (architecture, section 7).
+// answers two kinds of questions of it: to listen on the port of a service, and whether the password of one of the host's
+// users is right, where a service's AUTHMODULES ask for those. As process 1 of a container it also collects what orphans
+// leave (architecture, section 7).
 
 // ChildVariable names, in the child's environment, the descriptor that leads to the parent.
 const ChildVariable = "INDIGO_PARENT"
@@ -32,7 +34,7 @@ const ChildVariable = "INDIGO_PARENT"
 // parentFD is the child's end of it.
 const parentFD = 3
 
-// request is what the child asks, answer what it gets; a descriptor comes with the answer to "listen".
+// request is what the child asks, answer what it gets; a descriptor comes with the answers to "listen" and "passwords".
 type request struct {
 	Op      string `json:"op"`
 	Service string `json:"service,omitempty"`
@@ -255,6 +257,9 @@ func unixConn(f *os.File) (*net.UnixConn, error) {
 
 // answer answers the child until it ends. What the child says is checked as if a stranger said it: it may be one.
 func (p *Parent) answer(c *net.UnixConn) {
+	var checking sync.WaitGroup
+	defer checking.Wait()
+	var checkers atomic.Int32
 	b := make([]byte, 4096)
 	for {
 		n, err := c.Read(b)
@@ -270,6 +275,10 @@ func (p *Parent) answer(c *net.UnixConn) {
 			a.First = p.First
 		} else if r.Op == "listen" {
 			if descriptor, err = p.listen(r.Service, r.Address); err != nil {
+				a.Error = err.Error()
+			}
+		} else if r.Op == "passwords" {
+			if descriptor, err = p.checker(&checking, &checkers); err != nil {
 				a.Error = err.Error()
 			}
 		} else {

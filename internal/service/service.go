@@ -46,6 +46,8 @@ type Config struct {
 	// Listener, when set, gives the listener for a service's address in the place of opening it here: from the service
 	// manager, or from a parent that may bind low ports. Nil without an error means that it has none.
 	Listener func(service, address string) (net.Listener, error)
+	// Child, when set, is the way to a parent that has kept root.
+	Child *Child
 	// Log, when set, is where the lines of single services may go to directories of their own.
 	Log *Log
 }
@@ -63,10 +65,14 @@ type House struct {
 	directory *directory.Store
 	lists     *lists.Finder
 	verifier  *auth.Password
-	resolver  *dnsx.Client
-	local     *local.Deliverer
-	remote    *remote.Deliverer
-	queue     *queue.Set
+	// system is the host's users; nil when nobody could ask for them.
+	system *systemUsers
+	// passwordPrograms bounds the programs that check passwords.
+	passwordPrograms chan struct{}
+	resolver         *dnsx.Client
+	local            *local.Deliverer
+	remote           *remote.Deliverer
+	queue            *queue.Set
 
 	// unitsMu guards units; rules are the doors'.
 	unitsMu sync.Mutex
@@ -226,6 +232,10 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	}
 	if h.verifier, err = newVerifier(all, h.directory, renew, h.log); err != nil {
 		return err
+	}
+	h.passwordPrograms = make(chan struct{}, maxPrograms)
+	if h.config.Child != nil || os.Geteuid() == 0 {
+		h.system = newSystemUsers(h.config.Child, func() string { return settings.Me.Get(h.view("all")) })
 	}
 	dialer := &net.Dialer{}
 	if h.resolver, err = dnsx.New(dnsx.Config{Servers: settings.DNSServers.Get(all), Dial: dialer.DialContext, Now: time.Now, Observe: h.observeDNS}); err != nil {

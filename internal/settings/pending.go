@@ -61,9 +61,6 @@ func pendingSettings() []*Setting {
 	flag("DATABYTES_NOTIFY", "", "smtpd", "tell the recipients of a message that was refused for its size", 4446)
 
 	// AUTH.
-	word("AUTHMODULES", "", "smtpd,pop3d,imapd", "programs that check passwords, tried in this order", 434)
-	word("IMAPMODULES", "", "pop3d,imapd", "programs that check passwords for IMAP and POP3", 3027)
-	word("IMAPAUTHMODULES", "", "pop3d,imapd", "programs that check passwords for IMAP and POP3", 3026)
 	flag("DISABLE", "", "smtpd", "mechanisms of AUTH that are not offered", 2729)
 	for _, mechanism := range []string{"PLAIN", "LOGIN", "CRAM_MD5", "CRAM_SHA1", "CRAM_SHA224", "CRAM_SHA256", "CRAM_SHA384", "CRAM_SHA512", "CRAM_RIPEMD", "DIGEST_MD5", "SCRAM_SHA1", "SCRAM_SHA256", "SCRAM_SHA512", "SCRAM_SHA1_PLUS", "SCRAM_SHA256_PLUS", "SCRAM_SHA512_PLUS"} {
 		line := 2729

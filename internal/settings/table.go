@@ -72,6 +72,9 @@ var (
 	Port                  = number("PORT", "", "-1", -1, 65535, "smtpd,pop3d,imapd,metrics,udplogger,acme", "port to listen on; -1 means the number behind the dot of the service's name; PORT_OFFSET is added to either; read at the service's start", 436)
 	SMTPS                 = boolean("SMTPS", "", "0", "smtpd,pop3d,imapd", "begin with a TLS handshake; on by itself for ports 465, 993 and 995; read at the service's start", 424)
 	Submission            = boolean("SUBMISSION", "", "0", "smtpd", "be a door for users (RFC 6409): AUTH first, missing header fields are added; on by itself for ports 587 and 465; read at the service's start", 4610)
+	AuthModules           = text("AUTHMODULES", "authmodules", "", "smtpd,pop3d,imapd", "sources of passwords, tried in this order: vchkpass, the directory; sys-checkpwd, the host's users; programs of the checkpassword interface by their absolute path; empty means the directory", 434)
+	IMAPModules           = text("IMAPMODULES", "imapmodules", "", "pop3d,imapd", "sources of passwords for POP3 and IMAP in the place of AUTHMODULES, with their names there: authindi, authshadow, authpwd", 3027)
+	IMAPAuthModules       = text("IMAPAUTHMODULES", "imapauthmodules", "", "pop3d,imapd", "the same, in the place of IMAPMODULES", 3026)
 	RequireAuth           = boolean("REQUIREAUTH", "requireauth", "0", "smtpd", "take mail from authenticated users only", 2265)
 	AuthAll               = boolean("AUTH_ALL", "auth_all", "0", "smtpd", "take mail for others than local users from authenticated users only, whatever RELAYCLIENT says", 2859)
 	NoRelay               = boolean("NORELAY", "norelay", "0", "smtpd", "take mail for local users only, also from users who authenticated", 2274)
@@ -208,6 +211,9 @@ func built() []*Setting {
 		Port.Setting,
 		SMTPS.Setting,
 		Submission.Setting,
+		AuthModules.Setting,
+		IMAPModules.Setting,
+		IMAPAuthModules.Setting,
 		RequireAuth.Setting,
 		AuthAll.Setting,
 		NoRelay.Setting,

@@ -1,0 +1,139 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/settings"
+)
+
+// maxPrograms bounds how many password programs run at once, for all services.
+const maxPrograms = 16
+
+// sources is the Verifier of a service: the sources of passwords that its settings name, read anew for each attempt.
+type sources struct {
+	h    *House
+	kind string
+	view func() *settings.View
+}
+
+// Verify implements auth.Verifier.
+func (s sources) Verify(ctx context.Context, a auth.Attempt) (auth.Identity, error) {
+	view := s.view()
+	chain, err := s.h.chain(moduleWords(s.kind, view), view)
+	if err != nil {
+		return auth.Identity{}, err
+	}
+	return chain.Verify(ctx, a)
+}
+
+// moduleWords gives the sources that a service's settings name, in their order (wiki 434, 3008-3038): IMAPAUTHMODULES or IMAPMODULES for POP3
+// and IMAP, else AUTHMODULES; the directory alone when none is set.
+func moduleWords(kind string, view *settings.View) []string {
+	var words []string
+	if kind != "smtpd" {
+		if words = strings.Fields(settings.IMAPAuthModules.Get(view)); words == nil {
+			words = strings.Fields(settings.IMAPModules.Get(view))
+		}
+	}
+	if words == nil {
+		words = strings.Fields(settings.AuthModules.Get(view))
+	}
+	if words == nil {
+		words = []string{"vchkpass"}
+	}
+	// IndiMail's run scripts end the chain so.
+	if filepath.Base(words[len(words)-1]) == "false" {
+		words = words[:len(words)-1]
+	}
+	return words
+}
+
+// chain makes the sources that words name: Indigo's own by their names, whatever the directory before them, and programs.
+func (h *House) chain(words []string, view *settings.View) (chain auth.Chain, err error) {
+	for _, word := range words {
+		switch {
+		case isDirectory(word):
+			chain = append(chain, h.verifier)
+		case isSystem(word):
+			// Where nobody could ask, the host's users are as unknown as they were to IndiMail's modules without root.
+			if h.system != nil && !slices.Contains(chain, auth.Verifier(h.system)) {
+				chain = append(chain, h.system)
+			}
+		case later(word):
+		default:
+			program, err := h.passwordProgram(word, view)
+			if err != nil {
+				return nil, err
+			}
+			chain = append(chain, program)
+		}
+	}
+	return chain, nil
+}
+
+// isDirectory tells whether a word names the directory.
+func isDirectory(word string) bool {
+	return slices.Contains([]string{"vchkpass", "authindi"}, filepath.Base(word))
+}
+
+// kindOf gives the kind of a service, "smtpd" of "smtpd.587".
+func kindOf(service string) string {
+	kind, _, _ := strings.Cut(service, ".")
+	return kind
+}
+
+// isSystem tells whether a word names the host's users.
+func isSystem(word string) bool {
+	return slices.Contains([]string{"sys-checkpwd", "authpwd", "authshadow"}, filepath.Base(word))
+}
+
+// later tells whether a word names one of IndiMail's modules that is not here and that Indigo has nothing for.
+func later(word string) bool {
+	if !slices.Contains([]string{"pam-checkpwd", "ldap-checkpwd", "authpam"}, filepath.Base(word)) {
+		return false
+	}
+	_, err := os.Stat(word)
+	return err != nil || !filepath.IsAbs(word)
+}
+
+// passwordProgram is a program of the checkpassword interface, which gets the service's settings in its environment.
+func (h *House) passwordProgram(path string, view *settings.View) (auth.Verifier, error) {
+	if err := programThere(path); err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	data, err := filepath.Abs(h.config.Data)
+	if err != nil {
+		return nil, err
+	}
+	return &auth.Program{
+		Path: path, Self: self, DefaultDomain: defaultDomain(h.view("all")), Running: h.passwordPrograms,
+		Environment: append(view.Environment(), "PATH="+settings.FromEnvironment().Path, "INDIGO_DATA="+data),
+	}, nil
+}
+
+// programThere tells what keeps a password program from being run.
+func programThere(path string) error {
+	if !filepath.IsAbs(path) {
+		return fmt.Errorf("source of passwords %q: neither vchkpass, sys-checkpwd nor the absolute path of a program", path)
+	}
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("source of passwords: %w", err)
+	case !info.Mode().IsRegular() || info.Mode()&0o111 == 0:
+		return fmt.Errorf("source of passwords %s: it is no program (chmod 755)", path)
+	case info.Mode()&0o002 != 0:
+		return fmt.Errorf("source of passwords %s: everyone may write to it (chmod o-w)", path)
+	}
+	return nil
+}

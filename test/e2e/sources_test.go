@@ -1,0 +1,121 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/indigomail/indigo/test/instance"
+)
+
+// TestPasswordSources logs in users of the host, of a program and of the directory, through one chain (wiki 434, 2994-3039), while the serving process
+// has given root up and cannot read the host's passwords itself.
+func TestPasswordSources(t *testing.T) {
+	need(t, "swaks", "unshare")
+	if os.Geteuid() != 0 {
+		missing(t, "only root can read the host's passwords")
+	}
+	if out, err := exec.Command("unshare", "-m", "true").CombinedOutput(); err != nil {
+		missing(t, "no mount namespaces here: "+strings.TrimSpace(string(out)))
+	}
+	program := readable(t)
+	dir := folder(t)
+	file := func(name, text string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	// In a mount namespace of the instance's own the host has these users; "secret" and "wiki" by libxcrypt.
+	file("passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\nsysann:x:4001:4001:Ann:/home/sysann:/bin/sh\nsysbob:x:4002:4002::/home/sysbob:/bin/sh\n", 0o644)
+	const (
+		yescrypt = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$GmcwIgvdUC9qLWcKCi6gklUa1dM3ziD43YxYNURLKy0"
+		sha512   = "$6$saltsalt$TVLlQcbpFVof5W3Yz4DTP6gRstiNuHwwTt6GLc1E5n0U0aDehy0S5knV8wiOQSpT0Y77vwPZN.Pq.H91p5hVO1"
+	)
+	file("shadow", "root:"+sha512+":20000:0:99999:7:::\nnobody:*:20000:0:99999:7:::\nsysann:"+yescrypt+":20000:0:99999:7:::\nsysbob:!"+sha512+":20000:0:99999:7:::\n", 0o600)
+	inside := file("inside", fmt.Sprintf("#!/bin/sh\nexec unshare -m sh -c 'mount --make-rprivate / && mount --bind %[1]s/passwd /etc/passwd && mount --bind %[1]s/shadow /etc/shadow && exec \"$0\" \"$@\"' %[2]s \"$@\"\n", dir, program), 0o755)
+	module := file("module", `#!/bin/sh
+given=$(tr '\0' '|' <&3)
+case $given in
+'down@other.test|'*) exit 111 ;;
+'prog@other.test|theirs||') USER=prog@other.test HOME=/nonexistent; export USER HOME; exec "$@" ;;
+esac
+exit 1
+`, 0o755)
+
+	data := filepath.Join(dir, "data")
+	in, err := instance.Up(within(t, time.Minute), instance.Program(inside), data, "--user", "alice", "--password-file", passwordFile(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop(t, in)
+	control(t, in, "runas", "nobody\n")
+	control(t, in, "authmodules", "/usr/sbin/sys-checkpwd "+module+" /usr/sbin/vchkpass /bin/false\n")
+	if out, err := exec.Command("chown", "-R", "nobody", data).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out := command(t, in, "check"); strings.Contains(out, "AUTHMODULES") {
+		t.Errorf("check: %s", out)
+	}
+	start := func() {
+		t.Helper()
+		if in, err = instance.Up(within(t, time.Minute), instance.Program(inside), data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start()
+	defer func() {
+		if err := in.Stop(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("end of the log:\n%s", in.Log())
+		}
+	}()
+	login := func(user, password string) string {
+		t.Helper()
+		_, out := peer(t, "swaks", "--server", in.Address("smtpd.587"), "--tls", "--auth", "PLAIN", "--auth-user", user, "--auth-password", password, "--quit-after", "AUTH")
+		for line := range strings.Lines(out) {
+			for _, code := range []string{"235", "535", "454"} {
+				if strings.HasPrefix(line, "<~  "+code) || strings.HasPrefix(line, "<~* "+code) {
+					return code
+				}
+			}
+		}
+		return out
+	}
+	me := strings.TrimSpace(command(t, in, "settings", "get", "ME"))
+	for _, c := range []struct{ user, password, code string }{
+		{"sysann", "secret", "235"}, {"sysann@" + me, "secret", "235"}, {"sysann", "wrong", "535"}, {"sysann@other.test", "secret", "535"},
+		{"sysbob", "secret", "535"}, {"root", "secret", "535"}, {"nobody", "*", "535"},
+		{"prog@other.test", "theirs", "235"}, {"prog@other.test", "wrong", "535"}, {"down@other.test", "theirs", "454"},
+		{"alice@indigo.test", password, "235"}, {"alice@indigo.test", "wrong", "535"},
+	} {
+		if got := login(c.user, c.password); got != c.code {
+			t.Errorf("%s %s: %s, want %s", c.user, c.password, got, c.code)
+		}
+	}
+	// A reload takes the host's users away, and brings them back.
+	control(t, in, "authmodules", "vchkpass\n")
+	command(t, in, "reload")
+	if got := login("sysann", "secret"); got != "535" {
+		t.Errorf("without sys-checkpwd: %s", got)
+	}
+	control(t, in, "authmodules", "vchkpass sys-checkpwd\n")
+	command(t, in, "reload")
+	if got := login("sysann", "secret"); got != "235" {
+		t.Errorf("with sys-checkpwd again: %s", got)
+	}
+	// What is wrong is told before a start.
+	control(t, in, "authmodules", "vchkpass /nowhere/module\n")
+	r, err := indigo.Run(within(t, time.Minute), "check", "--data", data)
+	if err != nil || r.Code == 0 || !strings.Contains(r.Out+r.Err, "AUTHMODULES") || !strings.Contains(r.Out+r.Err, "/nowhere/module") {
+		t.Errorf("check of a missing module: %v %d %s%s", err, r.Code, r.Out, r.Err)
+	}
+	control(t, in, "authmodules", "vchkpass\n")
+}
