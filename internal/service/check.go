@@ -95,6 +95,9 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 		}
 	}
 	for _, name := range instances(snapshot) {
+		if !asksPasswords(kindOf(name)) {
+			continue
+		}
 		v := snapshot.View(name)
 		for _, word := range moduleWords(kindOf(name), v) {
 			setting := settings.AuthModules.Setting

@@ -404,6 +404,9 @@ func (h *House) closeStations() {
 	if h.verifier != nil {
 		h.verifier.Close()
 	}
+	if h.system != nil {
+		h.system.close()
+	}
 	if h.directory != nil {
 		h.directory.Close()
 	}

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -37,15 +38,13 @@ func (s sources) Verify(ctx context.Context, a auth.Attempt) (auth.Identity, err
 func moduleWords(kind string, view *settings.View) []string {
 	var words []string
 	if kind != "smtpd" {
-		if words = strings.Fields(settings.IMAPAuthModules.Get(view)); words == nil {
-			words = strings.Fields(settings.IMAPModules.Get(view))
-		}
+		words = strings.Fields(cmp.Or(settings.IMAPAuthModules.Get(view), settings.IMAPModules.Get(view)))
 	}
-	if words == nil {
+	if len(words) == 0 {
 		words = strings.Fields(settings.AuthModules.Get(view))
 	}
-	if words == nil {
-		words = []string{"vchkpass"}
+	if len(words) == 0 {
+		return []string{"vchkpass"}
 	}
 	// IndiMail's run scripts end the chain so.
 	if filepath.Base(words[len(words)-1]) == "false" {
@@ -80,6 +79,11 @@ func (h *House) chain(words []string, view *settings.View) (chain auth.Chain, er
 // isDirectory tells whether a word names the directory.
 func isDirectory(word string) bool {
 	return slices.Contains([]string{"vchkpass", "authindi"}, filepath.Base(word))
+}
+
+// asksPasswords tells whether a kind of service has users who log in.
+func asksPasswords(kind string) bool {
+	return slices.Contains([]string{"smtpd", "pop3d", "imapd"}, kind)
 }
 
 // kindOf gives the kind of a service, "smtpd" of "smtpd.587".

@@ -36,6 +36,9 @@ type systemAnswer struct {
 // asksSystem tells whether some service's settings name the host's users as a source of passwords.
 func asksSystem(snapshot *settings.Snapshot) bool {
 	for _, name := range instances(snapshot) {
+		if !asksPasswords(kindOf(name)) {
+			continue
+		}
 		for _, word := range moduleWords(kindOf(name), snapshot.View(name)) {
 			if isSystem(word) {
 				return true

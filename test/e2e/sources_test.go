@@ -32,7 +32,7 @@ func TestPasswordSources(t *testing.T) {
 		return path
 	}
 	// In a mount namespace of the instance's own the host has these users; "secret" and "wiki" by libxcrypt.
-	file("passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\nsysann:x:4001:4001:Ann:/home/sysann:/bin/sh\nsysbob:x:4002:4002::/home/sysbob:/bin/sh\n", 0o644)
+	file("passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\nsysann:x:4001:4001:Ann:"+dir+":/bin/sh\nsysbob:x:4002:4002::/home/sysbob:/bin/sh\n", 0o644)
 	const (
 		yescrypt = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$GmcwIgvdUC9qLWcKCi6gklUa1dM3ziD43YxYNURLKy0"
 		sha512   = "$6$saltsalt$TVLlQcbpFVof5W3Yz4DTP6gRstiNuHwwTt6GLc1E5n0U0aDehy0S5knV8wiOQSpT0Y77vwPZN.Pq.H91p5hVO1"
@@ -100,6 +100,20 @@ exit 1
 			t.Errorf("%s %s: %s, want %s", c.user, c.password, got, c.code)
 		}
 	}
+	// sys-checkpwd is the same check for others, as the account.
+	run := exec.Command(inside, "sys-checkpwd", "sh", "-c", "echo $USER $HOME $(id -u)")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(w, "sysann\x00secret\x00\x00")
+	w.Close()
+	run.ExtraFiles = []*os.File{r}
+	out, err := run.CombinedOutput()
+	r.Close()
+	if err != nil || string(out) != "sysann "+dir+" 4001\n" {
+		t.Errorf("sys-checkpwd: %v: %q", err, out)
+	}
 	// A reload takes the host's users away, and brings them back.
 	control(t, in, "authmodules", "vchkpass\n")
 	command(t, in, "reload")
@@ -113,9 +127,9 @@ exit 1
 	}
 	// What is wrong is told before a start.
 	control(t, in, "authmodules", "vchkpass /nowhere/module\n")
-	r, err := indigo.Run(within(t, time.Minute), "check", "--data", data)
-	if err != nil || r.Code == 0 || !strings.Contains(r.Out+r.Err, "AUTHMODULES") || !strings.Contains(r.Out+r.Err, "/nowhere/module") {
-		t.Errorf("check of a missing module: %v %d %s%s", err, r.Code, r.Out, r.Err)
+	result, err := indigo.Run(within(t, time.Minute), "check", "--data", data)
+	if err != nil || result.Code == 0 || !strings.Contains(result.Out+result.Err, "AUTHMODULES") || !strings.Contains(result.Out+result.Err, "/nowhere/module") {
+		t.Errorf("check of a missing module: %v %d %s%s", err, result.Code, result.Out, result.Err)
 	}
 	control(t, in, "authmodules", "vchkpass\n")
 }
