@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -71,6 +72,8 @@ type Drop struct {
 	root     int
 	tmp, new int
 	dev, ino uint64
+	// counting lets deliveries wait for each other here, where that costs less than at the lock of maildirsize.
+	counting sync.Mutex
 }
 
 // OpenDrop opens the Maildir at path, and makes it when it is missing.
@@ -157,8 +160,15 @@ func (d *Drop) Complete(p Placed, size int64) bool {
 	return err == nil && st.Mode().IsRegular() && st.Size() == size
 }
 
-// Remove unlinks the file of p.
-func (d *Drop) Remove(p Placed) error { return os.Remove(filepath.Join(d.path, p.Sub, p.Name)) }
+// Remove unlinks the file of p, and takes it out of maildirsize; fs.ErrNotExist when it is gone.
+func (d *Drop) Remove(p Placed) error {
+	path := filepath.Join(d.path, p.Sub, p.Name)
+	if _, err := os.Lstat(path); err != nil {
+		return err
+	}
+	base, _, _ := strings.Cut(p.Name, ":2,")
+	return (&Message{File: path, Base: base}).Remove()
+}
 
 // Placed is a delivered file: its folder, "new" or "cur", and its name there.
 type Placed struct{ Sub, Name string }

@@ -132,14 +132,5 @@ func (m *Message) SetFlags(flags string) error {
 	return nil
 }
 
-// Remove deletes the message.
-func (m *Message) Remove() error {
-	err := os.Remove(m.File)
-	if errors.Is(err, fs.ErrNotExist) {
-		if file, _, ok := Find(filepath.Dir(filepath.Dir(m.File)), m.Base); ok {
-			return os.Remove(file)
-		}
-		return nil
-	}
-	return err
-}
+// Remove deletes the message, as Expunge does.
+func (m *Message) Remove() error { return Expunge(m)[0] }

@@ -1,0 +1,325 @@
+package maildir
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// sizeFlags open a maildirsize; what is no file of our own is not followed, and does not block.
+	sizeFlags = os.O_RDWR | os.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	// staleSizes is the age after which a maildirsize that says "over quota" is not believed.
+	staleSizes = 15 * time.Minute
+	// lockWait is how long a change of a Maildir waits for the lock of its maildirsize. After that it goes on without it, as Courier
+	// and Dovecot always do: the sum may then be wrong until it is made anew.
+	lockWait = 5 * time.Second
+)
+
+// ledger is a Maildir's open, locked maildirsize. The specification has no lock, and says that the sum may be off; two messages
+// that are counted and made anew at once would then be missing or there twice. So whoever of us changes what the file counts holds
+// flock(2) on it meanwhile, which Linux's NFS carries to other hosts; whoever replaces the file locks the new one first.
+type ledger struct {
+	root string
+	file *os.File
+}
+
+// openLedger opens and locks the maildirsize of the Maildir root. Where there is none it gives nil, or makes an empty one with create.
+func openLedger(root string, create bool) (*ledger, error) {
+	path, flags := filepath.Join(root, sizeFile), sizeFlags
+	if create {
+		flags |= os.O_CREATE
+	}
+	for attempt := 0; ; attempt++ {
+		f, err := os.OpenFile(path, flags, 0o600)
+		if errors.Is(err, fs.ErrNotExist) && !create {
+			return nil, nil
+		}
+		var opened os.FileInfo
+		if err == nil {
+			if opened, err = f.Stat(); err == nil && (!opened.Mode().IsRegular() || opened.Sys().(*syscall.Stat_t).Nlink > 1) {
+				err = unix.ELOOP
+			}
+		}
+		if err == nil {
+			lock(f)
+			current, gone := os.Lstat(path)
+			if gone == nil && os.SameFile(opened, current) || attempt > 1000 {
+				return &ledger{root, f}, nil
+			}
+			f.Close() // replaced while we waited
+			continue
+		}
+		if f != nil {
+			f.Close()
+		}
+		// A link, a folder, a device or another account's file in its place is set aside.
+		if attempt > 3 || !errors.Is(err, unix.ELOOP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.EACCES) {
+			return nil, err
+		}
+		if os.Remove(path) != nil {
+			if err := os.Rename(path, filepath.Join(root, "tmp", sizeFile+"."+strconv.FormatInt(time.Now().UnixNano(), 10))); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// lock takes the lock; when that fails the caller goes on without.
+func lock(f *os.File) {
+	end := time.Now().Add(lockWait)
+	for pause := 20 * time.Microsecond; ; pause = min(2*pause, 5*time.Millisecond) {
+		_, err := retry(func() (int, error) { return 0, unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+		if err != unix.EWOULDBLOCK || time.Now().After(end) {
+			return
+		}
+		time.Sleep(pause)
+	}
+}
+
+// close gives the lock back.
+func (l *ledger) close() {
+	if l != nil {
+		_ = l.file.Close() // what matters was written by one write(2), whose error was looked at
+	}
+}
+
+// total gives what the Maildir holds, and sees to it that the file says so under the quota q. It believes the file, but for the cases
+// that the specification names; extra is what is to be added. With more than limit messages to be counted it gives errTooMany.
+func (l *ledger) total(q Quota, extra Use, limit int) (Use, error) {
+	s, err := readSizes(l.file)
+	if err == nil && s.sound && s.quota == q {
+		if q.Fits(s.use.Plus(extra)) {
+			return s.use, nil
+		}
+		// Over quota: believed only while it comes from a count of a short time ago.
+		if st, err := l.file.Stat(); err == nil && s.lines == 1 && fresh(st.ModTime()) {
+			return s.use, nil
+		}
+	}
+	return l.recount(q, limit)
+}
+
+func fresh(t time.Time) bool { age := time.Since(t); return age < staleSizes && age > -staleSizes }
+
+var errTooMany = errors.New("too many messages to be counted now")
+
+// recount counts the messages and replaces the file.
+func (l *ledger) recount(q Quota, limit int) (u Use, err error) {
+	// Programs without our lock, and mail readers who set flags, may change the Maildir while it is read.
+	changed := true
+	for attempt := 0; changed && attempt < 3; attempt++ {
+		before := changes(l.root)
+		var whole bool
+		if u, whole, err = count(l.root, limit); err != nil {
+			return u, err
+		}
+		if !whole {
+			return u, errTooMany
+		}
+		changed = changes(l.root) != before
+	}
+	if changed {
+		// What is known now is used, and the next who asks counts again.
+		if err := os.Remove(filepath.Join(l.root, sizeFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return u, err
+		}
+		return u, nil
+	}
+	f, err := os.CreateTemp(filepath.Join(l.root, "tmp"), sizeFile+".*")
+	if err != nil {
+		return u, err
+	}
+	name := f.Name()
+	_ = f.Close() // made only for its name; opened again to append
+	if f, err = os.OpenFile(name, sizeFlags, 0); err == nil {
+		lock(f)
+		if _, err = fmt.Fprintf(f, "%s\n%d %d\n", q, u.Bytes, u.Messages); err == nil {
+			err = os.Rename(name, filepath.Join(l.root, sizeFile))
+		}
+		if err != nil {
+			f.Close()
+		}
+	}
+	if err != nil {
+		os.Remove(name)
+		return u, err
+	}
+	l.close()
+	l.file = f
+	return u, nil
+}
+
+// changes gives the latest time at which a directory of the Maildir was changed, in nanoseconds since 1970.
+func changes(root string) (latest int64) {
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return 0
+	}
+	folders := []string{""}
+	for _, e := range entries {
+		if e.IsDir() && strings.HasPrefix(e.Name(), ".") && len(folders) < maxFolders {
+			folders = append(folders, e.Name())
+		}
+	}
+	for _, folder := range folders {
+		for _, sub := range []string{"new", "cur"} {
+			if st, err := os.Stat(filepath.Join(root, folder, sub)); err == nil {
+				latest = max(latest, st.ModTime().UnixNano())
+			}
+		}
+	}
+	return latest
+}
+
+// add writes a line, in one write to the file's end.
+func (l *ledger) add(u Use) error {
+	if l == nil || u == (Use{}) {
+		return nil
+	}
+	var b [48]byte
+	line := strconv.AppendInt(b[:0], u.Bytes, 10)
+	line = append(line, ' ')
+	line = strconv.AppendInt(line, u.Messages, 10)
+	_, err := l.file.Write(append(line, '\n'))
+	return err
+}
+
+// rootOf gives the Maildir that a folder belongs to, or the Maildir itself.
+func rootOf(folder string) string {
+	if strings.HasPrefix(filepath.Base(folder), ".") {
+		if _, err := os.Stat(filepath.Join(folder, "maildirfolder")); err == nil {
+			return filepath.Dir(folder)
+		}
+	}
+	return folder
+}
+
+// CommitWithin is Commit for a user with the quota q: the message that does not fit is not delivered, and ErrOverQuota returned; one
+// that does is counted in maildirsize. Deliveries are judged one by one, so that not even a byte too much gets in, as long as everybody
+// who delivers does it here. before and after are what the Maildir held; they are only known with a quota, or where there is a maildirsize.
+//
+// It takes 8 µs more than Commit, and 1 µs where there is neither a quota nor a maildirsize: most of it is open, flock and close, since a
+// file that stays open would have to be asked after each time just as well.
+func (f *File) CommitWithin(q Quota) (p Placed, before, after Use, err error) {
+	root := rootOf(f.d.path)
+	message := Use{f.size, 1}
+	f.d.counting.Lock()
+	defer f.d.counting.Unlock()
+	l, err := openLedger(root, q.Limited())
+	if err == nil && l != nil {
+		defer l.close()
+		before, err = l.total(q, message, math.MaxInt)
+	}
+	if err != nil {
+		f.Abort()
+		return p, before, before, fmt.Errorf("quota of %s: %w", root, err)
+	}
+	if after = before.Plus(message); !q.Fits(after) {
+		f.Abort()
+		return p, before, before, ErrOverQuota
+	}
+	if p, err = f.Commit(); err != nil {
+		return p, before, before, err
+	}
+	if err = l.add(message); err != nil {
+		// The message is there, which counts for more: let the file be made anew.
+		_ = l.file.Truncate(0)
+	}
+	return p, before, after, nil
+}
+
+// Recount counts a Maildir's messages and makes its maildirsize anew, with the quota q in its first line. With no quota, and no
+// maildirsize there, it makes none.
+func Recount(maildir string, q Quota) (Use, error) {
+	l, err := openLedger(maildir, q.Limited())
+	if err != nil {
+		return Use{}, fmt.Errorf("quota of %s: %w", maildir, err)
+	}
+	if l == nil {
+		u, _, err := count(maildir, math.MaxInt)
+		return u, err
+	}
+	defer l.close()
+	return l.recount(q, math.MaxInt)
+}
+
+// maxRoom bounds the messages that Room counts.
+const maxRoom = 50000
+
+// Room tells whether a message of size bytes would fit into a Maildir under the quota q. Mostly it only reads maildirsize; when that is
+// missing, or says "over quota" and is not to be believed, it counts up to 50,000 messages, some 30 ms. When it cannot tell it says yes:
+// the delivery will know.
+func Room(maildir string, q Quota, size int64) bool {
+	if !q.Limited() {
+		return true
+	}
+	message := Use{max(size, 1), 1}
+	if f, err := os.OpenFile(filepath.Join(maildir, sizeFile), sizeFlags&^os.O_RDWR, 0); err == nil {
+		s, err := readSizes(f)
+		if f.Close(); err == nil && s.sound && s.quota == q && q.Fits(s.use.Plus(message)) {
+			return true
+		}
+	}
+	if _, err := os.Stat(filepath.Join(maildir, "tmp")); err != nil {
+		return q.Fits(message)
+	}
+	l, err := openLedger(maildir, true)
+	if err != nil {
+		return true
+	}
+	defer l.close()
+	u, err := l.total(q, message, maxRoom)
+	return err != nil || q.Fits(u.Plus(message))
+}
+
+// Expunge removes messages, all of one folder, and takes them out of the Maildir's maildirsize with one line. The errors have the
+// messages' order; one that was gone already has none.
+func Expunge(messages ...*Message) []error {
+	errs := make([]error, len(messages))
+	if len(messages) == 0 {
+		return errs
+	}
+	// Without the file, or when it cannot be opened, there is nothing to be kept right: it is made anew when it is needed.
+	l, _ := openLedger(rootOf(filepath.Dir(filepath.Dir(messages[0].File))), false)
+	defer l.close()
+	var gone Use
+	for i, m := range messages {
+		var size int64
+		if size, errs[i] = m.unlink(); size >= 0 {
+			gone = gone.Plus(Use{-size, -1})
+		}
+	}
+	if err := l.add(gone); err != nil {
+		_ = l.file.Truncate(0)
+	}
+	return errs
+}
+
+// unlink deletes the file and gives its size on disk, -1 when there was nothing to delete.
+func (m *Message) unlink() (size int64, err error) {
+	for {
+		size, _ = sizeOf(filepath.Dir(m.File), filepath.Base(m.File))
+		err = os.Remove(m.File)
+		if err == nil {
+			return size, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return -1, err
+		}
+		file, _, ok := Find(filepath.Dir(filepath.Dir(m.File)), m.Base)
+		if !ok || file == m.File {
+			return -1, nil
+		}
+		m.File = file // its flags were changed meanwhile
+	}
+}
