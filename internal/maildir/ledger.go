@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +16,7 @@ import (
 
 const (
 	// sizeFlags open a maildirsize; what is no file of our own is not followed, and does not block.
-	sizeFlags = os.O_RDWR | os.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	sizeFlags = unix.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	// staleSizes is the age after which a maildirsize that says "over quota" is not believed.
 	staleSizes = 15 * time.Minute
 	// lockWait is how long a change of a Maildir waits for the lock of its maildirsize. After that it goes on without it, as Courier
@@ -29,44 +28,46 @@ const (
 // that are counted and made anew at once would then be missing or there twice. So whoever of us changes what the file counts holds
 // flock(2) on it meanwhile, which Linux's NFS carries to other hosts; whoever replaces the file locks the new one first.
 type ledger struct {
-	root string
-	file *os.File
+	root     string
+	fd       int
+	size     int64
+	modified time.Time
 }
 
 // openLedger opens and locks the maildirsize of the Maildir root. Where there is none it gives nil, or makes an empty one with create.
 func openLedger(root string, create bool) (*ledger, error) {
-	path, flags := filepath.Join(root, sizeFile), sizeFlags
+	path, flags := filepath.Join(root, sizeFile), sizeFlags|unix.O_RDWR
 	if create {
-		flags |= os.O_CREATE
+		flags |= unix.O_CREAT
 	}
 	for attempt := 0; ; attempt++ {
-		f, err := os.OpenFile(path, flags, 0o600)
-		if errors.Is(err, fs.ErrNotExist) && !create {
+		fd, err := retry(func() (int, error) { return unix.Open(path, flags, 0o600) })
+		if err == unix.ENOENT && !create {
 			return nil, nil
 		}
-		var opened os.FileInfo
+		var opened, current unix.Stat_t
 		if err == nil {
-			if opened, err = f.Stat(); err == nil && (!opened.Mode().IsRegular() || opened.Sys().(*syscall.Stat_t).Nlink > 1) {
+			lock(fd)
+			if err = unix.Fstat(fd, &opened); err == nil && (opened.Mode&unix.S_IFMT != unix.S_IFREG || opened.Nlink > 1) {
 				err = unix.ELOOP
 			}
 		}
 		if err == nil {
-			lock(f)
-			current, gone := os.Lstat(path)
-			if gone == nil && os.SameFile(opened, current) || attempt > 1000 {
-				return &ledger{root, f}, nil
+			gone := unix.Lstat(path, &current)
+			if gone == nil && opened.Dev == current.Dev && opened.Ino == current.Ino || attempt > 1000 {
+				return &ledger{root, fd, opened.Size, time.Unix(opened.Mtim.Unix())}, nil
 			}
-			f.Close() // replaced while we waited
+			unix.Close(fd) // replaced while we waited
 			continue
 		}
-		if f != nil {
-			f.Close()
+		if fd >= 0 {
+			unix.Close(fd)
 		}
 		// A link, a folder, a device or another account's file in its place is set aside.
-		if attempt > 3 || !errors.Is(err, unix.ELOOP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.EACCES) {
-			return nil, err
+		if attempt > 3 || err != unix.ELOOP && err != unix.EISDIR && err != unix.ENXIO && err != unix.EACCES && err != unix.ESTALE {
+			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 		}
-		if os.Remove(path) != nil {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			if err := os.Rename(path, filepath.Join(root, "tmp", sizeFile+"."+strconv.FormatInt(time.Now().UnixNano(), 10))); err != nil {
 				return nil, err
 			}
@@ -75,11 +76,17 @@ func openLedger(root string, create bool) (*ledger, error) {
 }
 
 // lock takes the lock; when that fails the caller goes on without.
-func lock(f *os.File) {
-	end := time.Now().Add(lockWait)
+func lock(fd int) {
+	var end time.Time
 	for pause := 20 * time.Microsecond; ; pause = min(2*pause, 5*time.Millisecond) {
-		_, err := retry(func() (int, error) { return 0, unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
-		if err != unix.EWOULDBLOCK || time.Now().After(end) {
+		_, err := retry(func() (int, error) { return 0, unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+		if err != unix.EWOULDBLOCK {
+			return
+		}
+		now := time.Now()
+		if end.IsZero() {
+			end = now.Add(lockWait)
+		} else if now.After(end) {
 			return
 		}
 		time.Sleep(pause)
@@ -89,27 +96,55 @@ func lock(f *os.File) {
 // close gives the lock back.
 func (l *ledger) close() {
 	if l != nil {
-		_ = l.file.Close() // what matters was written by one write(2), whose error was looked at
+		_ = unix.Close(l.fd) // what matters was written by one write(2), whose error was looked at
 	}
 }
 
 // total gives what the Maildir holds, and sees to it that the file says so under the quota q. It believes the file, but for the cases
 // that the specification names; extra is what is to be added. With more than limit messages to be counted it gives errTooMany.
 func (l *ledger) total(q Quota, extra Use, limit int) (Use, error) {
-	s, err := readSizes(l.file)
-	if err == nil && s.sound && s.quota == q {
-		if q.Fits(s.use.Plus(extra)) {
-			return s.use, nil
-		}
-		// Over quota: believed only while it comes from a count of a short time ago.
-		if st, err := l.file.Stat(); err == nil && s.lines == 1 && fresh(st.ModTime()) {
+	s := readSizes(l.fd, l.size)
+	if s.sound && s.quota == q {
+		// Over quota is believed only while it comes from a count of a short time ago.
+		age := time.Since(l.modified)
+		if q.Fits(s.use.Plus(extra)) || s.lines == 1 && age < staleSizes && age > -staleSizes {
 			return s.use, nil
 		}
 	}
 	return l.recount(q, limit)
 }
 
-func fresh(t time.Time) bool { age := time.Since(t); return age < staleSizes && age > -staleSizes }
+// readSizes reads an open maildirsize of size bytes; what is too long is not read.
+func readSizes(fd int, size int64) sizes {
+	if size <= 0 || size >= maxSizes {
+		return sizes{}
+	}
+	var buf [maxSizes]byte
+	b := buf[:size]
+	for n := 0; n < len(b); {
+		k, err := retry(func() (int, error) { return unix.Pread(fd, b[n:], int64(n)) })
+		if err != nil || k <= 0 {
+			return sizes{}
+		}
+		n += k
+	}
+	return parseSizes(b)
+}
+
+// peekSizes reads the maildirsize of a Maildir without its lock: whole lines are appended, so that it is always right but for those of
+// deliveries that are just under way.
+func peekSizes(maildir string) sizes {
+	fd, err := retry(func() (int, error) { return unix.Open(filepath.Join(maildir, sizeFile), sizeFlags|unix.O_RDONLY, 0) })
+	if err != nil {
+		return sizes{}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return sizes{}
+	}
+	return readSizes(fd, st.Size)
+}
 
 var errTooMany = errors.New("too many messages to be counted now")
 
@@ -141,21 +176,22 @@ func (l *ledger) recount(q Quota, limit int) (u Use, err error) {
 	}
 	name := f.Name()
 	_ = f.Close() // made only for its name; opened again to append
-	if f, err = os.OpenFile(name, sizeFlags, 0); err == nil {
-		lock(f)
-		if _, err = fmt.Fprintf(f, "%s\n%d %d\n", q, u.Bytes, u.Messages); err == nil {
-			err = os.Rename(name, filepath.Join(l.root, sizeFile))
-		}
-		if err != nil {
-			f.Close()
-		}
-	}
+	fd, err := retry(func() (int, error) { return unix.Open(name, sizeFlags|unix.O_RDWR, 0) })
 	if err != nil {
 		os.Remove(name)
-		return u, err
+		return u, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	lock(fd)
+	if _, err = retry(func() (int, error) { return unix.Write(fd, fmt.Appendf(nil, "%s\n%d %d\n", q, u.Bytes, u.Messages)) }); err == nil {
+		err = os.Rename(name, filepath.Join(l.root, sizeFile))
+	}
+	if err != nil {
+		unix.Close(fd)
+		os.Remove(name)
+		return u, fmt.Errorf("write %s: %w", name, err)
 	}
 	l.close()
-	l.file = f
+	l.fd = fd
 	return u, nil
 }
 
@@ -181,7 +217,7 @@ func changes(root string) (latest int64) {
 	return latest
 }
 
-// add writes a line, in one write to the file's end.
+// add writes a line, in one write to the file's end. A file that cannot be written is emptied, so that it is made anew.
 func (l *ledger) add(u Use) error {
 	if l == nil || u == (Use{}) {
 		return nil
@@ -190,8 +226,13 @@ func (l *ledger) add(u Use) error {
 	line := strconv.AppendInt(b[:0], u.Bytes, 10)
 	line = append(line, ' ')
 	line = strconv.AppendInt(line, u.Messages, 10)
-	_, err := l.file.Write(append(line, '\n'))
-	return err
+	line = append(line, '\n')
+	n, err := retry(func() (int, error) { return unix.Write(l.fd, line) })
+	if err != nil || n < len(line) {
+		// The message is what counts: let the file be made anew.
+		return errors.Join(err, unix.Ftruncate(l.fd, 0))
+	}
+	return nil
 }
 
 // rootOf gives the Maildir that a folder belongs to, or the Maildir itself.
@@ -231,10 +272,7 @@ func (f *File) CommitWithin(q Quota) (p Placed, before, after Use, err error) {
 	if p, err = f.Commit(); err != nil {
 		return p, before, before, err
 	}
-	if err = l.add(message); err != nil {
-		// The message is there, which counts for more: let the file be made anew.
-		_ = l.file.Truncate(0)
-	}
+	_ = l.add(message) // the message is there: to report a failure now would have it delivered twice
 	return p, before, after, nil
 }
 
@@ -264,11 +302,8 @@ func Room(maildir string, q Quota, size int64) bool {
 		return true
 	}
 	message := Use{max(size, 1), 1}
-	if f, err := os.OpenFile(filepath.Join(maildir, sizeFile), sizeFlags&^os.O_RDWR, 0); err == nil {
-		s, err := readSizes(f)
-		if f.Close(); err == nil && s.sound && s.quota == q && q.Fits(s.use.Plus(message)) {
-			return true
-		}
+	if s := peekSizes(maildir); s.sound && s.quota == q && q.Fits(s.use.Plus(message)) {
+		return true
 	}
 	if _, err := os.Stat(filepath.Join(maildir, "tmp")); err != nil {
 		return q.Fits(message)
@@ -299,9 +334,7 @@ func Expunge(messages ...*Message) []error {
 			gone = gone.Plus(Use{-size, -1})
 		}
 	}
-	if err := l.add(gone); err != nil {
-		_ = l.file.Truncate(0)
-	}
+	_ = l.add(gone) // the messages are gone, whatever the file says
 	return errs
 }
 

@@ -92,11 +92,8 @@ func (q Quota) Percent(u Use) int {
 // Usage tells what a Maildir with its folders holds: by its file maildirsize, or where that is missing or makes no sense by reading
 // the names of all messages. It writes nothing. A Maildir that is not there holds nothing.
 func Usage(maildir string) (bytes, messages int64, err error) {
-	if f, err := os.OpenFile(filepath.Join(maildir, sizeFile), sizeFlags&^os.O_RDWR, 0); err == nil {
-		s, err := readSizes(f)
-		if err = errors.Join(err, f.Close()); err == nil && s.sound {
-			return s.use.Bytes, s.use.Messages, nil
-		}
+	if s := peekSizes(maildir); s.sound {
+		return s.use.Bytes, s.use.Messages, nil
 	}
 	u, _, err := count(maildir, math.MaxInt)
 	return u.Bytes, u.Messages, err
@@ -126,8 +123,8 @@ func parseSizes(b []byte) (s sizes) {
 		if len(part) == 0 {
 			return sizes{}
 		}
-		n, ok := parseCount(part[:len(part)-1])
-		if !ok || n < 0 {
+		n, left, ok := nextCount(part[:len(part)-1])
+		if !ok || len(left) > 0 || n < 0 {
 			return sizes{}
 		}
 		switch part[len(part)-1] {
@@ -139,16 +136,19 @@ func parseSizes(b []byte) (s sizes) {
 			return sizes{}
 		}
 	}
-	for line := range bytes.Lines(rest) {
-		fields := bytes.Fields(line)
-		if len(fields) != 2 {
+	// No splitting into fields: with 600 lines that costs 40 µs a delivery, and this 4.
+	for len(rest) > 0 {
+		var size, messages int64
+		if size, rest, ok = nextCount(rest); !ok {
 			return sizes{}
 		}
-		size, ok1 := parseCount(fields[0])
-		messages, ok2 := parseCount(fields[1])
-		if !ok1 || !ok2 {
+		if messages, rest, ok = nextCount(rest); !ok {
 			return sizes{}
 		}
+		if rest = bytes.TrimLeft(rest, " \t\r"); len(rest) == 0 || rest[0] != '\n' {
+			return sizes{}
+		}
+		rest = rest[1:]
 		s.use = s.use.Plus(Use{size, messages})
 		s.lines++
 	}
@@ -156,33 +156,26 @@ func parseSizes(b []byte) (s sizes) {
 	return s
 }
 
-// parseCount reads a whole number whose size is at most most.
-func parseCount(b []byte) (int64, bool) {
-	if len(b) == 0 || len(b) > 20 || b[0] == '+' {
-		return 0, false
+// nextCount reads the whole number that b begins with, after blanks, and gives what is behind it.
+func nextCount(b []byte) (n int64, rest []byte, ok bool) {
+	i := 0
+	for i < len(b) && (b[i] == ' ' || b[i] == '\t') {
+		i++
 	}
-	n, err := strconv.ParseInt(string(b), 10, 64)
-	return n, err == nil && n <= most && n >= -most
-}
-
-// readSizes reads an open maildirsize; what is too long or no regular file is not sound.
-func readSizes(f *os.File) (sizes, error) {
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return sizes{}, err
+	negative := i < len(b) && b[i] == '-'
+	if negative {
+		i++
 	}
-	var b [maxSizes]byte
-	n := 0
-	for n < len(b) {
-		k, err := f.ReadAt(b[n:], int64(n))
-		n += k
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return sizes{}, err
+	first := i
+	for ; i < len(b) && b[i]-'0' <= 9; i++ {
+		if n = n*10 + int64(b[i]-'0'); n > most {
+			return 0, b, false
 		}
 	}
-	return parseSizes(b[:n]), nil
+	if negative {
+		n = -n
+	}
+	return n, b[i:], i > first
 }
 
 // maxFolders bounds the folders of one Maildir that are counted.
@@ -258,8 +251,8 @@ func sizeOf(dir, name string) (size int64, ok bool) {
 		}
 		i += j + 3
 		text, _, _ := strings.Cut(base[i:], ",")
-		if n, valid := parseCount([]byte(text)); valid && n >= 0 {
-			return n, true
+		if n, err := strconv.ParseUint(text, 10, 63); err == nil && n <= most {
+			return int64(n), true
 		}
 	}
 	st, err := os.Lstat(filepath.Join(dir, name))
