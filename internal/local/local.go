@@ -52,6 +52,8 @@ type Deliverer struct {
 	disks disks
 	drops drops
 	bufs  sync.Pool
+	// warning keeps two deliveries to a user from warning twice.
+	warning sync.Mutex
 }
 
 var _ queue.Deliverer = (*Deliverer)(nil)
@@ -220,12 +222,12 @@ func (d *Deliverer) write(ctx context.Context, dl *queue.Delivery, i int, body *
 		key.Birth = d.cfg.Now()
 	}
 
-	path := filepath.Join(user.Dir, "Maildir")
+	path, quota := filepath.Join(user.Dir, "Maildir"), d.quotaOf(user)
 	drop, err := d.drops.take(path)
 	if err != nil {
 		return w, d.writeError(err, path)
 	}
-	w, err = d.place(drop, key, header(dl.Envelope.Sender, rcpt), body, dl.Repeat || dl.Attempt > 0)
+	w, err = d.place(drop, key, quota, header(dl.Envelope.Sender, rcpt), body, dl.Repeat || dl.Attempt > 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		// new or tmp was removed under our hands; what is open leads nowhere.
 		d.drops.forget(drop)
@@ -236,7 +238,7 @@ func (d *Deliverer) write(ctx context.Context, dl *queue.Delivery, i int, body *
 		if drop, err = d.drops.take(path); err != nil {
 			return w, d.writeError(err, path)
 		}
-		w, err = d.place(drop, key, header(dl.Envelope.Sender, rcpt), body, true)
+		w, err = d.place(drop, key, quota, header(dl.Envelope.Sender, rcpt), body, true)
 	}
 	if err != nil {
 		d.drops.release(drop)
@@ -250,7 +252,7 @@ func (d *Deliverer) write(ctx context.Context, dl *queue.Delivery, i int, body *
 }
 
 // place writes the file, or finds the one of an earlier attempt.
-func (d *Deliverer) place(drop *held, key maildir.Key, head []byte, body *content, repeat bool) (written, error) {
+func (d *Deliverer) place(drop *held, key maildir.Key, q quota, head []byte, body *content, repeat bool) (written, error) {
 	if repeat {
 		old, found, err := drop.Find(key)
 		if err != nil {
@@ -262,12 +264,17 @@ func (d *Deliverer) place(drop *held, key maildir.Key, head []byte, body *conten
 				return written{}, errRead.Because(err)
 			}
 			if drop.Complete(old, int64(len(head))+size) {
-				return written{drop: drop, entry: old}, nil
+				// The attempt may have ended before it was counted.
+				_, err := maildir.Recount(drop.path, q.Quota)
+				return written{drop: drop, entry: old}, err
 			}
 			if err := drop.Remove(old); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return written{}, err
 			}
 		}
+	}
+	if err := d.fits(drop, q, body.c.Size()); err != nil {
+		return written{}, err
 	}
 	f, err := drop.NewFile(key.Base())
 	if err != nil {
@@ -284,14 +291,18 @@ func (d *Deliverer) place(drop *held, key maildir.Key, head []byte, body *conten
 		f.Abort()
 		return written{}, err
 	}
-	entry, err := f.Commit()
+	entry, holds, err := f.CommitWithin(q.Quota)
 	if errors.Is(err, fs.ErrExist) && !repeat {
 		// A file of this very name: an attempt that the queue does not know of.
-		return d.place(drop, key, head, body, true)
+		return d.place(drop, key, q, head, body, true)
+	}
+	if errors.Is(err, maildir.ErrOverQuota) {
+		return written{}, d.refuse(drop, q, holds, f.Size())
 	}
 	if err != nil {
 		return written{}, err
 	}
+	d.warn(drop, q, holds)
 	return written{drop: drop, entry: entry, fresh: true}, nil
 }
 

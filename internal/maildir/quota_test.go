@@ -112,7 +112,7 @@ func put(t testing.TB, d *Drop, base string, n int, q Quota) (Placed, error) {
 	if err := f.Append([]byte(strings.Repeat("x", n))); err != nil {
 		t.Fatal(err)
 	}
-	p, _, _, err := f.CommitWithin(q)
+	p, _, err := f.CommitWithin(q)
 	return p, err
 }
 

@@ -109,6 +109,12 @@ var (
 	OutgoingIP            = text("OUTGOINGIP", "", "", "queue", "address of this host that remote deliveries come from; empty lets the system choose", 2140, valid(ipAddress))
 	SMTPRoute             = text("SMTPROUTE", "", "", "queue", "the route of a remote delivery in the form of a line of smtproutes, before that file", 2087, secret, valid(staticRoute))
 
+	HardQuota     = text("HARD_QUOTA", "hardquota", "NOQUOTA", "all", "quota of a new user whose domain has no default quota: 52428800, 52428800S,1000C or NOQUOTA; the environment's goes first", 3242, valid(quota))
+	OverQuota     = oneOf("OVERQUOTA", "overquota", "bounce", []string{"bounce", "defer"}, "smtpd,queue", "what becomes of mail that does not fit into its user's quota: it is refused and bounced (552 5.2.2), or deferred (452 4.2.2)", 3240)
+	CheckQuota    = boolean("CHECKQUOTA", "checkquota", "1", "smtpd", "refuse a recipient at RCPT when the message, by the size that MAIL gave, does not fit into the user's quota; 0 leaves it to the delivery", 2864)
+	QuotaWarn     = text("QUOTA_WARN", "quotawarn", "90", "queue", "percent of a quota, with blanks between several, at which the user gets one warning each; empty means none", 0, valid(percentages))
+	QuotaWarnText = lines("QUOTA_WARN_TEXT", "quotawarnmsg", "queue", "text of the warning, a paragraph a line, in which $PERCENT, $USED, $QUOTA and $ADDRESS stand for what they say; a first line with Subject: is its subject; empty means one of Indigo's own", 0, nil)
+
 	LogLevel       = oneOf("LOG_LEVEL", "loglevel", "info", []string{"debug", "info", "warn", "error"}, "all", "least level of the log lines of a service", 0)
 	LogDir         = text("LOG_DIR", "logdir", "", "all", "directory, relative to the data directory, in which each service has one of its own that is written as multilog does; empty means standard error; read at start", 3778)
 	LogSize        = size("LOG_SIZE", "logsize", "16777216", "all", "bytes after which a file of LOG_DIR is closed and the next is begun", 3778)
@@ -247,6 +253,11 @@ func built() []*Setting {
 		SessionTime.Setting,
 		OutgoingIP.Setting,
 		SMTPRoute.Setting,
+		HardQuota.Setting,
+		OverQuota.Setting,
+		CheckQuota.Setting,
+		QuotaWarn.Setting,
+		QuotaWarnText.Setting,
 		LogLevel.Setting,
 		LogDir.Setting,
 		LogSize.Setting,

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/indigomail/indigo/internal/maildir"
 )
 
 // valid adds a check to a setting of one line; the empty text passes.
@@ -176,4 +178,20 @@ func passwordHash(s string) error {
 		return errors.New("DES is not made any more; SHA512 or ARGON2ID")
 	}
 	return fmt.Errorf("%q is none of ARGON2ID, BCRYPT, SHA512, SHA256 and MD5", s)
+}
+
+// quota takes a Maildir++ quota.
+func quota(s string) error {
+	_, err := maildir.ParseQuota(s)
+	return err
+}
+
+// percentages takes whole numbers from 1 to 100.
+func percentages(s string) error {
+	for word := range strings.FieldsSeq(s) {
+		if n, err := strconv.Atoi(word); err != nil || n < 1 || n > 100 {
+			return fmt.Errorf("%q is not a whole number from 1 to 100", word)
+		}
+	}
+	return nil
 }
