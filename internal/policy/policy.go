@@ -36,6 +36,8 @@ type Session struct {
 	RelaySetting *settings.Setting
 	// Held is a refusal of the sender that waits for the recipients, since some are taken from anybody. Mail sets it.
 	Held *Verdict
+	// Size is what the sender of the message now says it has, 0 when it does not. Mail sets it.
+	Size int64
 	// Settings is this session's view; an overlay may replace it.
 	Settings *settings.View
 }

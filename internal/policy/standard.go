@@ -3,12 +3,14 @@ package policy
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/lists"
+	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/settings"
 )
@@ -66,6 +68,8 @@ var (
 	errBadRcpt    = mailerr.New(553, mailerr.Enhanced{5, 7, 1}, "sorry, this recipient is in my badrcptto list (#5.7.1)")
 	errLists      = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "sorry, a list of this system cannot be asked now (#4.3.0)")
 	errNoRelay    = mailerr.New(550, mailerr.Enhanced{5, 7, 1}, "sorry, you may send to users of this system only (#5.7.1)")
+	errFull       = mailerr.New(552, mailerr.Enhanced{5, 2, 2}, "sorry, the mailbox is full (#5.2.2)")
+	errFullNow    = mailerr.New(452, mailerr.Enhanced{4, 2, 2}, "sorry, the mailbox is full now (#4.2.2)")
 	errHops       = mailerr.New(554, mailerr.Enhanced{5, 4, 6}, "too many hops, this message is looping (#5.4.6)")
 )
 
@@ -205,7 +209,7 @@ func (p *Standard) AuthAllowed(_ context.Context, s *Session) Verdict {
 // at RCPT where goodrcptto takes some recipients from anybody). It throws away what blackholedsender names. A user may send
 // under any address.
 func (p *Standard) Mail(ctx context.Context, s *Session, from addr.Address, size int64) Verdict {
-	s.Held = nil
+	s.Held, s.Size = nil, size
 	if s.User == "" {
 		if settings.RequireAuth.Get(s.Settings) {
 			return refuse("require-auth", from.String(), errAuthFirst).by(s, settings.RequireAuth.Setting)
@@ -260,7 +264,7 @@ func (p *Standard) mayRelay(s *Session) bool {
 }
 
 // Rcpt accepts existing users of local domains from anybody and every other address from clients that may relay. It
-// answers 452 4.5.3 beyond MAXRECIPIENTS, 550 5.1.1 for an unknown user, 451 4.3.0 while the directory or a list cannot
+// answers 452 4.5.3 beyond MAXRECIPIENTS, 550 5.1.1 for an unknown user, 552 5.2.2 (by OVERQUOTA 452 4.2.2) for a full mailbox, 451 4.3.0 while the directory or a list cannot
 // answer, 553 5.7.1 for what badrcptto names, and 550 5.7.1 for relaying. It throws away what blackholedrcpt names.
 func (p *Standard) Rcpt(ctx context.Context, s *Session, from, to addr.Address, accepted int) Verdict {
 	if accepted >= settings.MaxRecipients.Get(s.Settings) {
@@ -281,11 +285,29 @@ func (p *Standard) Rcpt(ctx context.Context, s *Session, from, to addr.Address, 
 	case err == nil && directory.Flags(u.GID)&directory.BounceMail != 0:
 		return refuse("local-user", to.String()+" "+directory.BounceMail.Names()[0], errDisabled)
 	case err == nil:
-		return Verdict{Check: "local-user"}
+		return p.room(s, u)
 	case !errors.Is(err, directory.ErrNoDomain):
 		return refuse("local-user", to.String(), errDirectory.Because(err))
 	}
 	return p.relay(ctx, s, from, to)
+}
+
+// room accepts a user whose mailbox has room for the message, as far as its size is known: a sender who hears it here is spared
+// the bounce, and so are those whose addresses are forged.
+func (p *Standard) room(s *Session, u directory.User) Verdict {
+	if !settings.CheckQuota.Get(s.Settings) {
+		return Verdict{Check: "local-user"}
+	}
+	q, err := maildir.ParseQuota(u.Quota)
+	// On disk a message is smaller: a line, of 40 bytes in the mean or more, ends in LF and not in CRLF. The delivery knows better.
+	if err != nil || u.Dir == "" || maildir.Room(filepath.Join(u.Dir, "Maildir"), q, s.Size-s.Size/40) {
+		return Verdict{Check: "local-user"}
+	}
+	e := errFull
+	if settings.OverQuota.Get(s.Settings) == "defer" && (q.Bytes == 0 || s.Size-s.Size/40 <= q.Bytes) {
+		e = errFullNow
+	}
+	return refuse("quota", u.Address().String()+" "+q.String(), e).by(s, settings.CheckQuota.Setting)
 }
 
 // rcptLists asks the lists of recipients; decided is false when none has a word to say.
