@@ -28,6 +28,8 @@ type Identity struct {
 	Address addr.Address
 	// Home is the user's directory; mail is in Home/Maildir.
 	Home string
+	// Quota is the user's, as the directory has it; "" without one.
+	Quota string
 }
 
 // Verifier checks passwords. A wrong password or an unknown user is the *mailerr.Error 535 5.7.8, the same for both and

@@ -177,7 +177,7 @@ func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
 	if err != nil {
 		return Identity{}, p.refuse(ctx, err)
 	}
-	identity := Identity{Address: user.Address(), Home: user.Dir}
+	identity := Identity{Address: user.Address(), Home: user.Dir, Quota: user.Quota}
 	if p.tokenFits(user.Address().Key(), a.Password) {
 		return identity, nil
 	}
@@ -222,7 +222,7 @@ func (p *Password) Secrets(ctx context.Context, a Attempt) (Identity, sasl.Secre
 	if secrets.Clear == "" && len(secrets.SCRAM) == 0 {
 		return Identity{}, sasl.Secrets{}, errFailed.Because(cmp.Or(err, errors.New("nothing is kept of the password that challenge and response could use")))
 	}
-	return Identity{Address: user.Address(), Home: user.Dir}, secrets, nil
+	return Identity{Address: user.Address(), Home: user.Dir, Quota: user.Quota}, secrets, nil
 }
 
 // Admit tells whether flags and limits let a user in who has proved to be one by challenge and response; the errors are Verify's.

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/indigomail/indigo/internal/maildir"
 )
 
 // inMailbox runs a command of the selected state.
@@ -79,15 +81,24 @@ func (c *session) choose(set string, byUID bool) ([]int, bool) {
 }
 
 func (c *session) expunge(tell bool) {
+	var indexes []int
+	var gone []*maildir.Message
 	for i := len(c.box.messages) - 1; i >= 0; i-- {
-		m := &c.box.messages[i]
-		if strings.Contains(m.Flags, "T") && m.Remove() == nil {
-			c.box.messages = slices.Delete(c.box.messages, i, i+1)
+		if m := &c.box.messages[i]; strings.Contains(m.Flags, "T") {
+			indexes, gone = append(indexes, i), append(gone, &m.Message)
+		}
+	}
+	removed := make(map[int]bool, len(indexes))
+	for k, err := range maildir.Expunge(gone...) {
+		if i := indexes[k]; err == nil {
+			removed[i] = true
 			if tell {
 				fmt.Fprintf(c.out, "* %d EXPUNGE\r\n", i+1)
 			}
 		}
 	}
+	i := -1
+	c.box.messages = slices.DeleteFunc(c.box.messages, func(numbered) bool { i++; return removed[i] })
 }
 
 func (c *session) search(tag string, args []word, byUID bool) {

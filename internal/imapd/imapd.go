@@ -20,6 +20,7 @@ import (
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/auth/sasl"
 	"github.com/indigomail/indigo/internal/door"
+	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/trace"
@@ -81,6 +82,7 @@ type session struct {
 	tls    bool
 	user   string
 	home   string
+	quota  maildir.Quota
 	bad    int
 	logins int
 	end    bool
@@ -133,7 +135,7 @@ func (c *session) serve() {
 }
 
 func (c *session) capabilities() string {
-	s := "IMAP4rev1 SASL-IR LITERAL-"
+	s := "IMAP4rev1 SASL-IR LITERAL- QUOTA QUOTA=RES-STORAGE QUOTA=RES-MESSAGE"
 	if !c.tls && c.config.TLS != nil {
 		s += " STARTTLS"
 	}
@@ -275,6 +277,8 @@ func (c *session) command(tag string, words []word) {
 	switch verb {
 	case "LIST", "LSUB":
 		c.list(tag, verb, args)
+	case "GETQUOTA", "GETQUOTAROOT", "SETQUOTA":
+		c.tellQuota(tag, verb, args)
 	case "SELECT", "EXAMINE", "STATUS":
 		if len(args) == 0 || !strings.EqualFold(args[0].text, "INBOX") {
 			c.say(tag, "NO", "[NONEXISTENT] so far there is only INBOX")
@@ -372,6 +376,9 @@ func (c *session) login(tag, user, password, mechanism string) {
 		return
 	}
 	c.user, c.home = identity.Address.String(), identity.Home
+	if c.quota, err = maildir.ParseQuota(identity.Quota); err != nil {
+		c.config.Logger.Warn(fmt.Sprintf("%s: %s: %v", c.config.Service, c.user, err))
+	}
 	c.record("auth", "accept", mechanism)
 	c.say(tag, "OK", "[CAPABILITY %s] logged in", c.capabilities())
 }
@@ -406,6 +413,11 @@ func (c *session) status(tag string, box *mailbox, args []word) {
 			n = int(box.uids.next)
 		case "UIDVALIDITY":
 			n = int(box.uids.validity)
+		case "DELETED", "DELETED-STORAGE":
+			messages, size := box.deleted()
+			if n = messages; len(w.text) > len("DELETED") {
+				n = int(size)
+			}
 		case "(", ")":
 			continue
 		}

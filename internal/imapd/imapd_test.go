@@ -21,7 +21,7 @@ import (
 type anybody string
 
 func (a anybody) Verify(context.Context, auth.Attempt) (auth.Identity, error) {
-	return auth.Identity{Address: addr.Address{Local: "u", Domain: "d.test"}, Home: string(a)}, nil
+	return auth.Identity{Address: addr.Address{Local: "u", Domain: "d.test"}, Home: string(a), Quota: "10240S,10C"}, nil
 }
 
 // talk sends all input and gives every line that comes back. The service takes passwords in clear.
@@ -76,6 +76,21 @@ func TestDialogue(t *testing.T) {
 	for _, want := range []string{
 		"a OK [CAPABILITY", `* LIST () "." INBOX`, "* 2 EXISTS", "[UIDNEXT 3]", "* 1 FETCH (UID 1 FLAGS () RFC822.SIZE 26)", "* 2 FETCH (UID 2 FLAGS () RFC822.SIZE 26)",
 		"* 2 FETCH (BODY[TEXT]<1> {4}\nbody UID 2)", `* 1 FETCH (FLAGS (\Deleted))`, "* SEARCH 2\n", "* 1 EXPUNGE", "i BAD", "j BAD", "* BYE", "k OK",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+}
+
+// TestQuota tells use and limit, and what EXPUNGE frees; one line in maildirsize for all.
+func TestQuota(t *testing.T) {
+	got := strings.Join(talk(t, "a LOGIN u p\r\nb GETQUOTAROOT inbox\r\nc GETQUOTA \"User quota\"\r\nd GETQUOTA x\r\ne SETQUOTA \"\" (STORAGE 5)\r\nf GETQUOTAROOT Sent\r\ng GETQUOTA\r\n"+
+		"h SELECT INBOX\r\ni STORE 1:2 +FLAGS (\\Deleted)\r\nj STATUS INBOX (DELETED DELETED-STORAGE)\r\nk EXPUNGE\r\nl GETQUOTA \"User quota\"\r\nm LOGOUT\r\n"), "\n")
+	for _, want := range []string{
+		"QUOTA=RES-STORAGE", "* QUOTAROOT INBOX \"User quota\"\n* QUOTA \"User quota\" (STORAGE 1 10 MESSAGE 2 10)\nb OK", "(STORAGE 1 10 MESSAGE 2 10)\nc OK",
+		"d NO [NONEXISTENT]", "e NO [NOPERM]", "f NO [NONEXISTENT]", "g BAD", "* STATUS INBOX (DELETED 2 DELETED-STORAGE 52)", "* 2 EXPUNGE\n* 1 EXPUNGE\nk OK",
+		"(STORAGE 0 10 MESSAGE 0 10)\nl OK",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)

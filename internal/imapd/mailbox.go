@@ -96,6 +96,19 @@ func (b *mailbox) unseen() (n int) {
 	return n
 }
 
+// deleted tells how many messages are marked as deleted, and their size in bytes (RFC 9208 section 4.1.4).
+func (b *mailbox) deleted() (messages int, size int64) {
+	for i := range b.messages {
+		if m := &b.messages[i]; strings.ContainsRune(m.Flags, 'T') {
+			messages++
+			if n, err := m.WireSize(); err == nil {
+				size += n
+			}
+		}
+	}
+	return messages, size
+}
+
 // flags gives the flags in IMAP's words.
 func flags(letters string) string {
 	var words []string

@@ -427,8 +427,12 @@ func (c *session) send(i, lines int) {
 
 func (c *session) quit() {
 	failed := 0
+	var gone []*maildir.Message
 	for i := range c.deleted {
-		if c.messages[i].Remove() != nil {
+		gone = append(gone, &c.messages[i])
+	}
+	for _, err := range maildir.Expunge(gone...) {
+		if err != nil {
 			failed++
 		}
 	}
