@@ -213,7 +213,7 @@ func (app *App) userCommand() *cobra.Command {
 			return w.Flush()
 		})
 	}
-	cmd.AddCommand(list, app.userModifyCommand(), app.userFlagsCommand(), app.userImportCommand(), app.userExportCommand(), app.appPasswordCommand())
+	cmd.AddCommand(list, app.userModifyCommand(), app.userQuotaCommand(), app.userFlagsCommand(), app.userImportCommand(), app.userExportCommand(), app.appPasswordCommand())
 	return cmd
 }
 

@@ -193,8 +193,14 @@ indigo user info shows.`,
 // modifyUser writes what n gives, clears and sets flags, and runs the handle of program.
 func (app *App) modifyUser(ctx context.Context, data, program string, n directory.NewUser, set, clear directory.Flags) error {
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
-		if err := s.UpdateUser(ctx, n); err != nil || set == 0 && clear == 0 {
+		if err := s.UpdateUser(ctx, n); err != nil {
 			return err
+		}
+		if n.Quota != "" {
+			app.newQuota(ctx, s, n.Address())
+		}
+		if set == 0 && clear == 0 {
+			return nil
 		}
 		return s.SetFlags(ctx, n.Address(), set, clear&^set)
 	})

@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -10,7 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/indigomail/indigo/internal/addr"
@@ -23,7 +23,8 @@ type NewUser struct {
 	Password, Scram string
 	// Gecos is the person's name, at most 48 bytes.
 	Gecos string
-	// Quota is as IndiMail's column pw_shell has it, 52428800, 52428800S,1000C or NOQUOTA; "" takes the domain's default.
+	// Quota is as IndiMail's column pw_shell has it, 52428800, 52428800S,1000C or NOQUOTA; "" takes the domain's default, or else
+	// HardQuota.
 	Quota string
 	Flags Flags
 }
@@ -86,9 +87,9 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 			return 0, err
 		}
 		if n.Quota == "" {
-			n.Quota = "NOQUOTA"
-			if limits.DefaultQuota > 0 {
-				n.Quota = strconv.FormatInt(limits.DefaultQuota, 10)
+			n.Quota = cmp.Or(limits.quota(), s.config.HardQuota, "NOQUOTA")
+			if err := n.Check(); err != nil {
+				return 0, fmt.Errorf("the default quota: %w", err)
 			}
 		}
 		if limits.MaxUsers >= 0 {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/indigomail/indigo/internal/addr"
@@ -146,6 +147,23 @@ func (l *Limits) fields() (names []string, numbers []*int64, small []*int) {
 	}
 	small = []*int{&l.PermAccount, &l.PermAlias, &l.PermForward, &l.PermResponder, &l.PermList, &l.PermQuota, &l.PermDefaultQuota}
 	return names, numbers, small
+}
+
+// quota gives the quota of new users, "" without one.
+func (l *Limits) quota() string {
+	var parts []string
+	if l.DefaultQuota > 0 {
+		parts = append(parts, strconv.FormatInt(l.DefaultQuota, 10))
+	}
+	if l.DefaultMessages > 0 {
+		if len(parts) == 0 {
+			parts = []string{"0S"} // IndiMail's form begins with bytes
+		} else {
+			parts[0] += "S"
+		}
+		parts = append(parts, strconv.FormatInt(l.DefaultMessages, 10)+"C")
+	}
+	return strings.Join(parts, ",")
 }
 
 // changes tells in words what l has in the place of before.

@@ -24,6 +24,8 @@ type Config struct {
 	Now            func() time.Time
 	// Who is written down with each change (Changes); at most 32 bytes count.
 	Who string
+	// HardQuota is the quota of a new user whose domain has no default; "" means NOQUOTA.
+	HardQuota string
 }
 
 // Store is the directory on SQLite, MariaDB or MySQL, or PostgreSQL. It is safe for concurrent use, and several processes

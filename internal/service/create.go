@@ -176,6 +176,7 @@ func DirectoryConfig(data string) (directory.Config, error) {
 	config := directory.Config{Path: filepath.Join(data, databaseName), MailRoot: filepath.Join(data, "domains"), Now: time.Now}
 	snapshot, _ := settings.Inspect(data)
 	all := snapshot.View("all")
+	config.HardQuota = cmp.Or(settings.FromEnvironment().Get(settings.HardQuota.Name), settings.HardQuota.Get(all))
 	if config.DSN = settings.DirectoryDSN.Get(all); config.DSN != "" {
 		return config, nil
 	}
