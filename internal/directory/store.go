@@ -36,6 +36,7 @@ type Store struct {
 	// write and read are the same for a server.
 	write, read *sql.DB
 	cache       cache
+	uses        domainUses
 }
 
 // Open opens the database, makes its tables if there are none, and brings them up to date. ErrForeign for IndiMail's own

@@ -28,6 +28,9 @@ import (
 // means that it could not answer.
 type Directory interface {
 	User(ctx context.Context, a addr.Address) (directory.User, error)
+	// DomainRoom tells whether a message fits into the domain's limits; DomainGrew is told when it is there.
+	DomainRoom(ctx context.Context, domain string, message maildir.Use) (bool, error)
+	DomainGrew(domain string, by maildir.Use)
 }
 
 // Config is what a Deliverer stands on. Only Directory is required.
@@ -222,7 +225,7 @@ func (d *Deliverer) write(ctx context.Context, dl *queue.Delivery, i int, body *
 		key.Birth = d.cfg.Now()
 	}
 
-	path, quota := filepath.Join(user.Dir, "Maildir"), d.quotaOf(user)
+	path, quota := filepath.Join(user.Dir, "Maildir"), d.quotaOf(ctx, user, dl.Content.Size())
 	drop, err := d.drops.take(path)
 	if err != nil {
 		return w, d.writeError(err, path)
@@ -303,6 +306,7 @@ func (d *Deliverer) place(drop *held, key maildir.Key, q quota, head []byte, bod
 		return written{}, err
 	}
 	d.warn(drop, q, holds)
+	d.cfg.Directory.DomainGrew(q.owner.Domain, maildir.Use{Bytes: f.Size(), Messages: 1})
 	return written{drop: drop, entry: entry, fresh: true}, nil
 }
 

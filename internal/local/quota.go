@@ -3,6 +3,7 @@ package local
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,6 +25,8 @@ import (
 var (
 	errOver      = mailerr.New(552, mailerr.Enhanced{5, 2, 2}, "The mailbox is full: the message does not fit into the user's quota. (#5.2.2)")
 	errOverLater = mailerr.New(452, mailerr.Enhanced{4, 2, 2}, "The mailbox is full: the message does not fit into the user's quota now. (#4.2.2)")
+	errDomain    = mailerr.New(552, mailerr.Enhanced{5, 2, 2}, "The user's domain is over its quota. (#5.2.2)")
+	errDomainNow = mailerr.New(452, mailerr.Enhanced{4, 2, 2}, "The user's domain is over its quota now. (#4.2.2)")
 	errTooBig    = mailerr.New(552, mailerr.Enhanced{5, 2, 3}, "The message is larger than the user's whole quota. (#5.2.3)")
 )
 
@@ -31,15 +34,18 @@ var (
 type quota struct {
 	maildir.Quota
 	owner addr.Address
+	// full is why the owner's domain takes no more, nil while it does.
+	full error
 }
 
-// quotaOf gives a user's quota. A malformed one holds for nobody: a mistake in the directory must not cost mail.
-func (d *Deliverer) quotaOf(u directory.User) quota {
+// quotaOf gives a user's quota for a message of size bytes. A malformed one holds for nobody: a mistake in the directory must not cost
+// mail.
+func (d *Deliverer) quotaOf(ctx context.Context, u directory.User, size int64) quota {
 	q, err := maildir.ParseQuota(u.Quota)
 	if err != nil {
 		d.cfg.Logger.Warn(fmt.Sprintf("local delivery to %s goes on without a quota: %v", u.Address(), err))
 	}
-	return quota{q, u.Address()}
+	return quota{q, u.Address(), d.domainFits(ctx, u.Domain, size)}
 }
 
 // refuse gives the reply for a message of size bytes that does not fit. The user is warned, whose quota may have been lowered.
@@ -55,13 +61,30 @@ func (d *Deliverer) refuse(drop *held, q quota, held maildir.Use, size int64) er
 		slog.String("user", q.owner.String()))
 }
 
-// fits refuses a large message before it is written; small ones are judged when they are.
+// fits refuses a message for the domain's sake, and a large one before it is written; small ones are judged when they are.
 func (d *Deliverer) fits(drop *held, q quota, size int64) error {
+	if q.full != nil {
+		return q.full
+	}
 	if !q.Limited() || size <= chunk || maildir.Room(drop.path, q.Quota, size-size/40) {
 		return nil
 	}
 	bytes, messages, _ := maildir.Usage(drop.path) // for the text
 	return d.refuse(drop, q, maildir.Use{Bytes: bytes, Messages: messages}, size)
+}
+
+// domainFits refuses a message for which the domain's limits leave no room.
+func (d *Deliverer) domainFits(ctx context.Context, domain string, size int64) error {
+	fits, err := d.cfg.Directory.DomainRoom(ctx, domain, maildir.Use{Bytes: size - size/40, Messages: 1})
+	switch {
+	case err != nil:
+		return errLookup.Because(err)
+	case fits:
+		return nil
+	case settings.OverQuota.Get(d.cfg.Settings()) == "defer":
+		return errDomainNow
+	}
+	return errDomain
 }
 
 // warnState is the file in a Maildir that keeps the percentage that its user was warned at last, as Courier's does by its time.

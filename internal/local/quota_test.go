@@ -20,10 +20,27 @@ import (
 )
 
 // limited is a directory whose users all have one quota.
-type limited struct{ home, quota string }
+type limited struct {
+	home, quota string
+	// domain is how many messages its domain has room for, nil for any number.
+	domain *atomic.Int64
+}
 
 func (l limited) User(_ context.Context, a addr.Address) (directory.User, error) {
 	return directory.User{Name: a.Local, Domain: a.Domain, Dir: filepath.Join(l.home, a.Local), Quota: l.quota}, nil
+}
+
+func (l limited) DomainRoom(_ context.Context, domain string, _ maildir.Use) (bool, error) {
+	if domain == "broken.test" {
+		return false, errors.New("database is gone")
+	}
+	return l.domain == nil || l.domain.Load() > 0, nil
+}
+
+func (l limited) DomainGrew(_ string, by maildir.Use) {
+	if l.domain != nil {
+		l.domain.Add(-by.Messages)
+	}
 }
 
 func limitedStation(t testing.TB, users Directory, control map[string]string, sync func(*os.File) error) *Deliverer {
@@ -91,7 +108,7 @@ func TestQuota(t *testing.T) {
 		{"0S", "bounce", mail, 5, ""},
 	} {
 		home := t.TempDir()
-		d := limitedStation(t, limited{home, tc.quota}, map[string]string{"overquota": tc.over, "quotawarn": ""}, nil)
+		d := limitedStation(t, limited{home: home, quota: tc.quota}, map[string]string{"overquota": tc.over, "quotawarn": ""}, nil)
 		for i := range 5 {
 			r := one(t, d, delivery(queue.ID(i+1), tc.body, "ann"))
 			switch {
@@ -115,7 +132,7 @@ func TestQuota(t *testing.T) {
 // TestQuotaAtOnce delivers more than fits from many goroutines and two stations, as two hosts would.
 func TestQuotaAtOnce(t *testing.T) {
 	home := t.TempDir()
-	users := limited{home, fmt.Sprint(25*len(kept) + 10)}
+	users := limited{home: home, quota: fmt.Sprint(25*len(kept) + 10)}
 	stations := []*Deliverer{limitedStation(t, users, map[string]string{"quotawarn": ""}, nil), limitedStation(t, users, map[string]string{"quotawarn": ""}, nil)}
 	var wg sync.WaitGroup
 	var took atomic.Int32
@@ -135,7 +152,7 @@ func TestQuotaAtOnce(t *testing.T) {
 // TestQuotaRepeat repeats deliveries whose outcome was lost; each counts once, also when it had not been counted.
 func TestQuotaRepeat(t *testing.T) {
 	home := t.TempDir()
-	users := limited{home, fmt.Sprint(2 * len(kept))}
+	users := limited{home: home, quota: fmt.Sprint(2 * len(kept))}
 	d := limitedStation(t, users, map[string]string{"quotawarn": ""}, nil)
 	dl := delivery(1, mail, "ann")
 	if r := one(t, d, dl); r.Err != nil {
@@ -170,7 +187,7 @@ func TestQuotaRepeat(t *testing.T) {
 // TestQuotaWarning passes percentages upwards and downwards.
 func TestQuotaWarning(t *testing.T) {
 	home := t.TempDir()
-	d := limitedStation(t, limited{home, "20C"}, map[string]string{"quotawarn": "90 50"}, nil)
+	d := limitedStation(t, limited{home: home, quota: "20C"}, map[string]string{"quotawarn": "90 50"}, nil)
 	path := filepath.Join(home, "ann/Maildir")
 	warnings := func() (subjects []string) {
 		for name, text := range stored(t, home, "ann") {
@@ -242,8 +259,34 @@ func TestQuotaWarning(t *testing.T) {
 	holds(t, home)
 	// A text of one's own.
 	got := string(warningText([]string{"Subject: $PERCENT", "One $USED", "Two $QUOTA $ADDRESS"},
-		quota{maildir.Quota{Bytes: 2 << 20, Messages: 5}, addr.Address{Local: "a\nb", Domain: "d"}}, maildir.Use{Bytes: 1 << 19, Messages: 4}, 80, "id", time.Unix(0, 0)))
+		quota{maildir.Quota{Bytes: 2 << 20, Messages: 5}, addr.Address{Local: "a\nb", Domain: "d"}, nil}, maildir.Use{Bytes: 1 << 19, Messages: 4}, 80, "id", time.Unix(0, 0)))
 	if !strings.HasSuffix(got, "\n\nOne 512.0 KiB and 4 messages\n\nTwo 2.0 MiB and 5 messages \"a_b\"@d\n") || !strings.Contains(got, "\nSubject: 80\n") {
 		t.Errorf("%s", got)
+	}
+}
+
+// TestDomainFull refuses for the domain's sake, but not a message that is there already.
+func TestDomainFull(t *testing.T) {
+	home := t.TempDir()
+	var room atomic.Int64
+	room.Store(1)
+	for over, want := range map[string]string{"bounce": "552 5.2.2 The user's domain", "defer": "452 4.2.2 The user's domain"} {
+		d := limitedStation(t, limited{home: home, domain: &room}, map[string]string{"overquota": over}, nil)
+		dl := delivery(1, mail, "ann")
+		dl.Repeat = true
+		if r := one(t, d, dl); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		if r := one(t, d, delivery(2, mail, "ann")); r.Err == nil || !strings.HasPrefix(r.Err.Reply(), want) {
+			t.Errorf("%+v, want %s", r, want)
+		}
+		dl = delivery(3, mail, "ann")
+		dl.Recipients[0].Address.Domain = "broken.test"
+		if r := one(t, d, dl); r.Err == nil || !r.Err.Temporary() {
+			t.Errorf("%+v", r)
+		}
+	}
+	if n := len(stored(t, home, "ann")); n != 1 {
+		t.Errorf("%d messages", n)
 	}
 }

@@ -299,6 +299,26 @@ func Recount(maildir string, q Quota) (Use, error) {
 	return l.recount(q, math.MaxInt)
 }
 
+// Tally is Usage for a Maildir whose owner has the quota q; where there is no maildirsize that makes sense, it makes one. One that is not
+// there holds nothing.
+func Tally(maildir string, q Quota) (Use, error) {
+	if s := peekSizes(maildir); s.sound {
+		return s.use, nil
+	}
+	if _, err := os.Stat(filepath.Join(maildir, "tmp")); errors.Is(err, fs.ErrNotExist) {
+		return Use{}, nil
+	}
+	l, err := openLedger(maildir, true)
+	if err != nil {
+		return Use{}, err
+	}
+	defer l.close()
+	return l.total(q, Use{}, math.MaxInt)
+}
+
+// Kept gives the quota in the first line of a Maildir's maildirsize: that of a Maildir whose owner is not known.
+func Kept(maildir string) Quota { return peekSizes(maildir).quota }
+
 // maxRoom bounds the messages that Room counts.
 const maxRoom = 50000
 

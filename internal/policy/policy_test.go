@@ -13,6 +13,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
@@ -57,6 +58,9 @@ func (b book) User(_ context.Context, a addr.Address) (directory.User, error) {
 	}
 	return directory.User{Name: a.Local, Domain: a.Domain}, nil
 }
+
+// DomainRoom knows no limits.
+func (b book) DomainRoom(context.Context, string, maildir.Use) (bool, error) { return true, nil }
 
 // Denied keeps postmaster from relaying.
 func (b book) Denied(_ context.Context, u directory.User, flag directory.Flags) (string, error) {

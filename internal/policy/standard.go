@@ -22,6 +22,8 @@ type Directory interface {
 	User(ctx context.Context, a addr.Address) (directory.User, error)
 	// Denied tells what keeps a user from what a flag stands for; "" when nothing does.
 	Denied(ctx context.Context, u directory.User, flag directory.Flags) (why string, err error)
+	// DomainRoom tells whether a message fits into the domain's limits.
+	DomainRoom(ctx context.Context, domain string, message maildir.Use) (bool, error)
 }
 
 // Lists looks keys up in a control file that may be a text, a constant database or a table of SQL; see lists.Finder.
@@ -285,7 +287,7 @@ func (p *Standard) Rcpt(ctx context.Context, s *Session, from, to addr.Address, 
 	case err == nil && directory.Flags(u.GID)&directory.BounceMail != 0:
 		return refuse("local-user", to.String()+" "+directory.BounceMail.Names()[0], errDisabled)
 	case err == nil:
-		return p.room(s, u)
+		return p.room(ctx, s, u)
 	case !errors.Is(err, directory.ErrNoDomain):
 		return refuse("local-user", to.String(), errDirectory.Because(err))
 	}
@@ -294,17 +296,22 @@ func (p *Standard) Rcpt(ctx context.Context, s *Session, from, to addr.Address, 
 
 // room accepts a user whose mailbox has room for the message, as far as its size is known: a sender who hears it here is spared
 // the bounce, and so are those whose addresses are forged.
-func (p *Standard) room(s *Session, u directory.User) Verdict {
+func (p *Standard) room(ctx context.Context, s *Session, u directory.User) Verdict {
 	if !settings.CheckQuota.Get(s.Settings) {
 		return Verdict{Check: "local-user"}
 	}
-	q, err := maildir.ParseQuota(u.Quota)
 	// On disk a message is smaller: a line, of 40 bytes in the mean or more, ends in LF and not in CRLF. The delivery knows better.
-	if err != nil || u.Dir == "" || maildir.Room(filepath.Join(u.Dir, "Maildir"), q, s.Size-s.Size/40) {
+	size := s.Size - s.Size/40
+	fits, err := p.config.Directory.DomainRoom(ctx, u.Domain, maildir.Use{Bytes: size, Messages: 1})
+	if err != nil {
+		return refuse("quota", u.Address().String(), errDirectory.Because(err))
+	}
+	q, err := maildir.ParseQuota(u.Quota)
+	if fits && (err != nil || u.Dir == "" || maildir.Room(filepath.Join(u.Dir, "Maildir"), q, size)) {
 		return Verdict{Check: "local-user"}
 	}
 	e := errFull
-	if settings.OverQuota.Get(s.Settings) == "defer" && (q.Bytes == 0 || s.Size-s.Size/40 <= q.Bytes) {
+	if settings.OverQuota.Get(s.Settings) == "defer" && (q.Bytes == 0 || size <= q.Bytes) {
 		e = errFullNow
 	}
 	return refuse("quota", u.Address().String()+" "+q.String(), e).by(s, settings.CheckQuota.Setting)

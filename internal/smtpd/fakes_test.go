@@ -18,6 +18,7 @@ import (
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/policy"
 	"github.com/indigomail/indigo/internal/queue"
@@ -375,5 +376,7 @@ func (c *client) startTLS() {
 	}
 	c.conn, c.r = conn, bufio.NewReader(conn)
 }
+
+func (book) DomainRoom(context.Context, string, maildir.Use) (bool, error) { return true, nil }
 
 func (book) Denied(context.Context, directory.User, directory.Flags) (string, error) { return "", nil }

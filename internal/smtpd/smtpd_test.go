@@ -13,6 +13,7 @@ import (
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/policy"
 	"github.com/indigomail/indigo/internal/queue"
@@ -161,6 +162,8 @@ func TestContentIsKept(t *testing.T) {
 		t.Errorf("%q", m.messages)
 	}
 }
+
+func (people) DomainRoom(context.Context, string, maildir.Use) (bool, error) { return true, nil }
 
 func (people) Denied(context.Context, directory.User, directory.Flags) (string, error) {
 	return "", nil
