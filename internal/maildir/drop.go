@@ -74,6 +74,7 @@ type Drop struct {
 	dev, ino uint64
 	// counting lets deliveries wait for each other here, where that costs less than at the lock of maildirsize.
 	counting sync.Mutex
+	counted  time.Time // under counting
 }
 
 // OpenDrop opens the Maildir at path, and makes it when it is missing.

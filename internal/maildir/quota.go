@@ -103,6 +103,8 @@ const (
 	sizeFile = "maildirsize"
 	// maxSizes is the specification's: a file of so many bytes is made anew from what is there.
 	maxSizes = 5120
+	// maxLong bounds what is read of one that is longer.
+	maxLong = 2 * maxSizes
 )
 
 // sizes is what a file maildirsize says.
@@ -111,12 +113,13 @@ type sizes struct {
 	use   Use
 	lines int  // behind the first
 	sound bool // it makes sense, and is not too long
+	long  bool // it makes sense, but is to be made anew
 }
 
 // parseSizes reads a maildirsize: a line with the quota, then lines of bytes and messages that are to be added up.
 func parseSizes(b []byte) (s sizes) {
 	head, rest, ok := bytes.Cut(b, lf)
-	if !ok || len(b) >= maxSizes || len(rest) == 0 || rest[len(rest)-1] != '\n' {
+	if !ok || len(rest) == 0 || rest[len(rest)-1] != '\n' {
 		return s
 	}
 	for part := range bytes.SplitSeq(bytes.TrimSpace(head), []byte{','}) {
@@ -152,7 +155,8 @@ func parseSizes(b []byte) (s sizes) {
 		s.use = s.use.Plus(Use{size, messages})
 		s.lines++
 	}
-	s.sound = s.use.Bytes >= 0 && s.use.Messages >= 0
+	s.sound = s.use.Bytes >= 0 && s.use.Messages >= 0 && len(b) < maxSizes
+	s.long = s.use.Bytes >= 0 && s.use.Messages >= 0 && !s.sound
 	return s
 }
 

@@ -44,10 +44,10 @@ func TestParseQuota(t *testing.T) {
 
 func TestParseSizes(t *testing.T) {
 	for text, want := range map[string]sizes{
-		"10S,2C\n5 1\n":                         {Quota{10, 2}, Use{5, 1}, 1, true},
-		"0S\n0 0\n":                             {Quota{}, Use{}, 1, true},
-		"7C\n5 1\n      100       1\n-5 -1\n":   {Quota{0, 7}, Use{100, 1}, 3, true},
-		"10S\n5 1\n-6 -1\n":                     {Quota{10, 0}, Use{-1, 0}, 2, false},
+		"10S,2C\n5 1\n":                         {Quota{10, 2}, Use{5, 1}, 1, true, false},
+		"0S\n0 0\n":                             {Quota{}, Use{}, 1, true, false},
+		"7C\n5 1\n      100       1\n-5 -1\n":   {Quota{0, 7}, Use{100, 1}, 3, true, false},
+		"10S\n5 1\n-6 -1\n":                     {Quota{10, 0}, Use{-1, 0}, 2, false, false},
 		"10S\n5 1\n5":                           {},
 		"10S\n":                                 {},
 		"":                                      {},
@@ -57,9 +57,9 @@ func TestParseSizes(t *testing.T) {
 		"\n5 1\n":                               {},
 		"10S\n\x00\x00\x00\n":                   {},
 		"10S\n99999999999999999999 1\n":         {},
-		"10S\n" + strings.Repeat("1 1\n", 1279): {},
+		"10S\n" + strings.Repeat("1 1\n", 1279): {Quota{10, 0}, Use{1279, 1279}, 1279, false, true},
 	} {
-		if got := parseSizes([]byte(text)); got != want && (got.sound || want.sound) {
+		if got := parseSizes([]byte(text)); got != want && (got.sound || want.sound || got.long) {
 			t.Errorf("%.40q: %+v, want %+v", text, got, want)
 		}
 	}
@@ -192,6 +192,37 @@ func TestCommitWithin(t *testing.T) {
 	agree(t, path)
 	if b, n, err := Usage(path); err != nil || b != 520 || n != 3 {
 		t.Fatal(b, n, err)
+	}
+}
+
+// TestLong delivers so much that the file gets too long again and again: its sum replaces it while the last count is young, and a count does
+// when it is not.
+func TestLong(t *testing.T) {
+	d, path := openTest(t)
+	q := Quota{Bytes: 1 << 30}
+	n := 0
+	fill := func() {
+		t.Helper()
+		for range 900 { // of 6 bytes in the file each
+			n++
+			if _, err := put(t, d, fmt.Sprint(n), 100, q); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	fill()
+	agree(t, path)
+	if err := os.WriteFile(filepath.Join(path, "new/by-another"), []byte("xx"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fill()
+	if s := peekSizes(path); !s.sound || s.use != (Use{180000, 1800}) {
+		t.Fatalf("%+v: counted, or wrong", s)
+	}
+	d.counted = time.Now().Add(-staleSizes)
+	fill()
+	if u := agree(t, path); u != (Use{270002, 2701}) {
+		t.Fatal(u)
 	}
 }
 
