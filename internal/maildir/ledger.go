@@ -160,7 +160,7 @@ func (l *ledger) recount(q Quota, limit int) (u Use, err error) {
 	// Programs without our lock, and mail readers who set flags, may change the Maildir while it is read.
 	changed := true
 	for attempt := 0; changed && attempt < 3; attempt++ {
-		before := changes(l.root)
+		before, last := changes(l.root), u
 		var whole bool
 		if u, whole, err = count(l.root, limit); err != nil {
 			return u, err
@@ -168,7 +168,8 @@ func (l *ledger) recount(q Quota, limit int) (u Use, err error) {
 		if !whole {
 			return u, errTooMany
 		}
-		changed = changes(l.root) != before
+		// Flags change the directories, but not the sum.
+		changed = changes(l.root) != before && (attempt == 0 || u != last)
 	}
 	if changed {
 		// What is known now is used, and the next who asks counts again.
