@@ -98,13 +98,16 @@ func (s *Store) DomainUse(ctx context.Context, domain string) (maildir.Use, erro
 		}
 	}
 	defer func() { <-u.adding }()
-	if held, _, fresh = u.last(s.config.Now()); fresh {
+	if held, known, fresh = u.last(s.config.Now()); fresh {
 		return held, nil // added up while we waited
 	}
 	began := s.config.Now()
 	sum, err := s.addUp(ctx, domain)
-	if err != nil {
+	if err != nil && !known {
 		return held, fmt.Errorf("add up the mailboxes of %s: %w", domain, err)
+	}
+	if err != nil {
+		sum = held // the last sum does until the database is back
 	}
 	now := s.config.Now()
 	u.mu.Lock()
@@ -133,11 +136,13 @@ func (s *Store) addUp(ctx context.Context, domain string) (sum maildir.Use, err 
 			}
 			// A malformed quota is nobody's here either.
 			q, _ := maildir.ParseQuota(user.Quota)
-			held, err := maildir.Tally(filepath.Join(user.Dir, "Maildir"), q)
-			if err != nil {
-				return sum, fmt.Errorf("%s: %w", user.Address(), err)
+			// One mailbox that cannot be read must not stop the domain's mail.
+			if held, err := maildir.Tally(filepath.Join(user.Dir, "Maildir"), q); err == nil {
+				sum = sum.Plus(held)
 			}
-			sum = sum.Plus(held)
+		}
+		if err := ctx.Err(); err != nil {
+			return sum, err
 		}
 		if len(users) < 1000 {
 			return sum, nil

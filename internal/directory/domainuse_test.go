@@ -78,6 +78,17 @@ func TestDomainUse(t *testing.T) {
 	if _, err := s.DomainRoom(ctx, "nowhere.test", maildir.Use{}); err == nil {
 		t.Error("room in no domain")
 	}
+	// Without a database the last sum stands.
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(2 * domainUseLife)
+	if u, err := s.DomainUse(ctx, "example.org"); err != nil || u != (maildir.Use{Bytes: 350, Messages: 3}) {
+		t.Error(u, err)
+	}
+	if _, err := s.DomainUse(ctx, "example.net"); err == nil {
+		t.Error("a sum from nowhere")
+	}
 }
 
 // TestHardQuota gives new users the default quota of the domain, or else the host's.

@@ -268,8 +268,10 @@ func (d *Deliverer) place(drop *held, key maildir.Key, q quota, head []byte, bod
 			}
 			if drop.Complete(old, int64(len(head))+size) {
 				// The attempt may have ended before it was counted.
-				_, err := maildir.Recount(drop.path, q.Quota)
-				return written{drop: drop, entry: old}, err
+				if _, err := maildir.Recount(drop.path, q.Quota); err != nil {
+					d.cfg.Logger.Warn("quota: " + err.Error())
+				}
+				return written{drop: drop, entry: old}, nil
 			}
 			if err := drop.Remove(old); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return written{}, err

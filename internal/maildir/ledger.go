@@ -305,16 +305,12 @@ func (f *File) commit(q Quota, judge bool) (p Placed, held Use, err error) {
 	return p, held.Plus(message), nil
 }
 
-// Recount counts a Maildir's messages and makes its maildirsize anew, with the quota q in its first line. With no quota, and no
-// maildirsize there, it makes none.
+// Recount counts a Maildir's messages and makes its maildirsize anew, with the quota q in its first line. Where there is neither a quota
+// nor a maildirsize it does nothing.
 func Recount(maildir string, q Quota) (Use, error) {
 	l, err := openLedger(maildir, q.Limited())
-	if err != nil {
-		return Use{}, fmt.Errorf("quota of %s: %w", maildir, err)
-	}
-	if l == nil {
-		u, _, err := count(maildir, math.MaxInt)
-		return u, err
+	if err != nil || l == nil {
+		return Use{}, err
 	}
 	defer l.close()
 	return l.recount(q, math.MaxInt)

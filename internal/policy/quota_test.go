@@ -79,6 +79,24 @@ func TestQuota(t *testing.T) {
 			t.Errorf("%+v: %s %+v", tc, got, v)
 		}
 	}
+	// What MAIL did not tell is refused at the end, if there is no other recipient.
+	end := func(said, size int64, to ...addr.Address) string {
+		p, s := New(Config{Directory: limited{home: home, quota: "1000S"}}), &Session{Settings: view(t, nil)}
+		p.Mail(t.Context(), s, addr.Address{}, said)
+		if v := p.Rcpt(t.Context(), s, addr.Address{}, to[0], 0); v.Action != Accept {
+			t.Fatal(v)
+		}
+		if v := p.EndOfData(t.Context(), s, addr.Address{}, to, nil, size); v.Err != nil {
+			return v.Err.Reply()
+		}
+		return ""
+	}
+	if got := end(0, 200, to); !strings.HasPrefix(got, "552 5.2.2") {
+		t.Error(got)
+	}
+	if got := end(50, 90, to) + end(0, 200, to, addr.Address{Local: "x", Domain: "y.test"}) + end(0, 200, addr.Address{Local: "ann", Domain: "here.example"}, to); got != "" {
+		t.Error(got)
+	}
 	// A full mailbox costs a read; what the owner deleted by other means is seen after a quarter of an hour.
 	p, s := New(Config{Directory: limited{home: home, quota: "900S"}}), &Session{Settings: view(t, nil)}
 	if err := os.Remove(filepath.Join(path, "new/1.x,S=900")); err != nil {

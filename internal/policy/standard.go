@@ -415,10 +415,19 @@ func (p *Standard) Data(context.Context, *Session, addr.Address, []addr.Address)
 	return Verdict{Check: "data"}
 }
 
-// EndOfData refuses a message that came through more than MAXHOPS hosts and deliveries: 554 5.4.6.
-func (p *Standard) EndOfData(_ context.Context, s *Session, _ addr.Address, _ []addr.Address, header []byte, _ int64) Verdict {
+// EndOfData refuses a message that came through more than MAXHOPS hosts and deliveries: 554 5.4.6; and one to a single user whose mailbox
+// has no room for it, if MAIL gave no size, or too small a one: 552 5.2.2.
+func (p *Standard) EndOfData(ctx context.Context, s *Session, _ addr.Address, to []addr.Address, header []byte, size int64) Verdict {
 	if n := hops(header); n > settings.MaxHops.Get(s.Settings) {
 		return refuse("hops", strconv.Itoa(n), errHops).by(s, settings.MaxHops.Setting)
+	}
+	if len(to) == 1 && size > s.Size {
+		s.Size = size
+		if u, err := p.config.Directory.User(ctx, Complete(to[0], s.Settings)); err == nil { // else it was accepted as no user
+			if v := p.room(ctx, s, u); v.Action != Accept {
+				return v
+			}
+		}
 	}
 	return Verdict{Check: "hops"}
 }

@@ -111,7 +111,7 @@ var (
 
 	HardQuota     = text("HARD_QUOTA", "hardquota", "NOQUOTA", "all", "quota of a new user whose domain has no default quota: 52428800, 52428800S,1000C or NOQUOTA; the environment's goes first", 3242, valid(quota))
 	OverQuota     = oneOf("OVERQUOTA", "overquota", "bounce", []string{"bounce", "defer"}, "smtpd,queue", "what becomes of mail that does not fit into its user's quota: it is refused and bounced (552 5.2.2), or deferred (452 4.2.2)", 3240)
-	CheckQuota    = boolean("CHECKQUOTA", "checkquota", "1", "smtpd", "refuse a recipient at RCPT when the message, by the size that MAIL gave, does not fit into the user's quota; 0 leaves it to the delivery", 2864)
+	CheckQuota    = boolean("CHECKQUOTA", "checkquota", "1", "smtpd", "refuse mail that does not fit into a user's quota in the session: at RCPT by the size that MAIL gave, and at the end what has one recipient; 0 leaves it to the delivery", 2864)
 	QuotaWarn     = text("QUOTA_WARN", "quotawarn", "90", "queue", "percent of a quota, with blanks between several, at which the user gets one warning each; empty means none", 0, valid(percentages))
 	QuotaWarnText = lines("QUOTA_WARN_TEXT", "quotawarnmsg", "queue", "text of the warning, a paragraph a line, in which $PERCENT, $USED, $QUOTA and $ADDRESS stand for what they say; a first line with Subject: is its subject; empty means one of Indigo's own", 0, nil)
 
