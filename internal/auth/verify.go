@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
@@ -34,6 +35,8 @@ type Config struct {
 	Denied func(ctx context.Context, u directory.User, service directory.Flags) (why string, err error)
 	// Renew gives the form that weaker ones are replaced by when their users log in, and whether they are; nil replaces none.
 	Renew func() (form Form, wanted bool)
+	// Saw is told of each log-in that succeeded; nil tells nobody. It must not wait.
+	Saw func(u directory.User, service string, client netip.Addr)
 	// DefaultDomain completes a name without a domain.
 	DefaultDomain string
 	// Workers bounds how many hashes are computed at once, because an argon2id hash takes 19 MiB; 0 means one a CPU.
@@ -183,7 +186,7 @@ func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
 	}
 	if fits, err := p.appPasswordFits(ctx, user, a); fits || err != nil {
 		if err == nil {
-			err = p.denied(ctx, user, a.Service)
+			err = p.admit(ctx, user, a)
 		}
 		if err != nil {
 			return Identity{}, err
@@ -201,7 +204,7 @@ func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
 	if !ok {
 		return Identity{}, errFailed.Because(errors.New("wrong password"))
 	}
-	if err := p.denied(ctx, user, a.Service); err != nil {
+	if err := p.admit(ctx, user, a); err != nil {
 		return Identity{}, err
 	}
 	p.renew(user, stored, a.Password)
@@ -231,7 +234,16 @@ func (p *Password) Admit(ctx context.Context, identity Identity, a Attempt) erro
 	if err != nil {
 		return err
 	}
-	return p.denied(ctx, user, a.Service)
+	return p.admit(ctx, user, a)
+}
+
+// admit lets in whose password was right, unless something keeps him from the service.
+func (p *Password) admit(ctx context.Context, user directory.User, a Attempt) error {
+	err := p.denied(ctx, user, a.Service)
+	if err == nil && p.config.Saw != nil {
+		p.config.Saw(user, a.Service, a.Client)
+	}
+	return err
 }
 
 // denied is asked when the password was right: who has it may know why it is not enough.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -152,16 +153,16 @@ func OpenVerifier(ctx context.Context, data, who string) (*directory.Store, *aut
 		return nil, nil, err
 	}
 	snapshot, _ := settings.Inspect(data)
-	verifier, err := newVerifier(snapshot.View("all"), store, nil, nil)
+	verifier, err := newVerifier(snapshot.View("all"), store, nil, nil, nil)
 	if err != nil {
 		return nil, nil, errors.Join(err, store.Close())
 	}
 	return store, verifier, nil
 }
 
-func newVerifier(all *settings.View, store *directory.Store, renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
+func newVerifier(all *settings.View, store *directory.Store, saw func(directory.User, string, netip.Addr), renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
 	return auth.NewVerifier(auth.Config{
-		Directory: store, Denied: store.Denied, Renew: renew, DefaultDomain: defaultDomain(all), Now: time.Now, Logger: logger,
+		Directory: store, Denied: store.Denied, Saw: saw, Renew: renew, DefaultDomain: defaultDomain(all), Now: time.Now, Logger: logger,
 	})
 }
 

@@ -63,6 +63,7 @@ type House struct {
 	stores    map[string]*tlsx.Store
 	trace     *trace.Log
 	directory *directory.Store
+	logins    *directory.Logins
 	lists     *lists.Finder
 	verifier  *auth.Password
 	// system is the host's users; nil when nobody could ask for them.
@@ -230,7 +231,8 @@ func (h *House) openStations(ctx context.Context) (err error) {
 		form, err := PasswordForm(v, "")
 		return form, err == nil && settings.PasswordRehash.Get(v)
 	}
-	if h.verifier, err = newVerifier(all, h.directory, renew, h.log); err != nil {
+	h.logins = directory.NewLogins(h.directory, h.log)
+	if h.verifier, err = newVerifier(all, h.directory, h.logins.Saw, renew, h.log); err != nil {
 		return err
 	}
 	h.passwordPrograms = make(chan struct{}, maxPrograms)
@@ -406,6 +408,9 @@ func (h *House) closeStations() {
 	}
 	if h.system != nil {
 		h.system.close()
+	}
+	if h.logins != nil {
+		h.logins.Close()
 	}
 	if h.directory != nil {
 		h.directory.Close()
