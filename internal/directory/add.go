@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -27,6 +25,16 @@ type NewUser struct {
 	// HardQuota.
 	Quota string
 	Flags Flags
+	// Base is where the home goes in the place of the domain's; "" for there.
+	Base string
+}
+
+// newRow is a user on the way into the table.
+type newRow struct {
+	name   string
+	domain Domain
+	base   string
+	values []any
 }
 
 // The widths of IndiMail's columns pw_gecos, pw_shell, pw_passwd and scram.
@@ -72,7 +80,7 @@ func (s *Store) AddUser(ctx context.Context, n NewUser) error {
 // AddUsers adds users and makes their homes: all, or after an error none. Those who are there already stay as they are; added counts the
 // others. ErrNoDomain.
 func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err error) {
-	rows := make([][]any, len(users))
+	rows := make([]newRow, len(users))
 	limited := map[string]int64{}
 	for i, n := range users {
 		d, err := s.Domain(ctx, n.Domain)
@@ -95,14 +103,7 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 		if limits.MaxUsers >= 0 {
 			limited[d.Name] = limits.MaxUsers
 		}
-		name := strings.ToLower(n.Name)
-		home := filepath.Join(d.Dir, name)
-		for _, sub := range []string{"cur", "new", "tmp"} {
-			if err := os.MkdirAll(filepath.Join(home, "Maildir", sub), 0o700); err != nil {
-				return 0, err
-			}
-		}
-		rows[i] = []any{name, d.Name, n.Password, null(n.Scram), 0, int(n.Flags), n.Gecos, home, n.Quota}
+		rows[i] = newRow{name: strings.ToLower(n.Name), domain: d, values: []any{n.Password, null(n.Scram), 0, int(n.Flags), n.Gecos, n.Quota}, base: n.Base}
 	}
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
 		domains := slices.Sorted(maps.Keys(limited))
@@ -112,16 +113,21 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 				return err
 			}
 		}
-		insert, err := tx.PrepareContext(ctx, s.engine.insert("indimail", "pw_name", "pw_domain", "pw_passwd", "scram", "pw_uid", "pw_gid", "pw_gecos", "pw_dir", "pw_shell"))
+		insert, err := tx.PrepareContext(ctx, s.engine.insert("indimail", "pw_name", "pw_domain", "pw_dir", "pw_passwd", "scram", "pw_uid", "pw_gid", "pw_gecos", "pw_shell"))
 		if err != nil {
 			return err
 		}
 		defer insert.Close()
 		added = 0
+		homes := s.newHomes(tx)
 		for _, row := range rows {
-			result, err := insert.ExecContext(ctx, row...)
+			home, err := homes.choose(ctx, row)
 			if err != nil {
-				return fmt.Errorf("user %s@%s: %w", row[0], row[1], err)
+				return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
+			}
+			result, err := insert.ExecContext(ctx, append([]any{row.name, row.domain.Name, home}, row.values...)...)
+			if err != nil {
+				return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
 			}
 			n, err := result.RowsAffected()
 			if err != nil {
@@ -131,20 +137,19 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 				continue
 			}
 			added++
-			if err := s.record(ctx, tx, row[0].(string), row[1].(string), "user added"); err != nil {
+			if err := homes.make(home); err != nil {
+				return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
+			}
+			if err := s.record(ctx, tx, row.name, row.domain.Name, "user added"); err != nil {
 				return err
 			}
 		}
 		for _, domain := range domains {
-			var n int64
-			if err := tx.QueryRowContext(ctx, s.engine.rebind("SELECT count(*) FROM indimail WHERE pw_domain = ?"), domain).Scan(&n); err != nil {
+			if err := s.mostUsers(ctx, tx, domain, limited[domain]); err != nil && added > 0 {
 				return err
 			}
-			if n > limited[domain] && added > 0 {
-				return fmt.Errorf("domain %s: it has its most, %d users: `indigo limit set %s maxpopaccounts=N` allows more", domain, limited[domain], domain)
-			}
 		}
-		return nil
+		return homes.save(ctx)
 	})
 	if err != nil {
 		return 0, err

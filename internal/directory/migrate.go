@@ -150,7 +150,8 @@ func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
 		_, err := db.ExecContext(ctx, "UPDATE indimail SET scram = NULL, timestamp = timestamp WHERE scram = ''")
 		return err
 	}}, nil)
-	options := []goose.ProviderOption{goose.WithGoMigrations(rest, appPasswords)}
+	homes := goose.NewGoMigration(4, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error { return migrateHomes(ctx, db, e) }}, nil)
+	options := []goose.ProviderOption{goose.WithGoMigrations(rest, appPasswords, homes)}
 	var scripts fs.FS
 	if e == sqLite {
 		if scripts, err = fs.Sub(migrations, "migrations"); err != nil {
@@ -159,7 +160,7 @@ func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
 	} else {
 		// The first one is SQLite's own; its tables are among the rest.
 		first := goose.NewGoMigration(1, &goose.GoFunc{RunDB: func(context.Context, *sql.DB) error { return nil }}, nil)
-		options = []goose.ProviderOption{goose.WithGoMigrations(first, rest, appPasswords)}
+		options = []goose.ProviderOption{goose.WithGoMigrations(first, rest, appPasswords, homes)}
 	}
 	provider, err := goose.NewProvider(e.dialect(), db, scripts, options...)
 	if err != nil {
@@ -167,6 +168,35 @@ func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
 	}
 	_, err = provider.Up(ctx)
 	return err
+}
+
+// migrateHomes adds what the places of homes need: columns of indigo_domain, the table indigo_moved, and a key on pw_dir.
+func migrateHomes(ctx context.Context, db *sql.DB, e engine) error {
+	if err := bringUpToDate(ctx, db, e); err != nil {
+		return err
+	}
+	var statements []string
+	for _, table := range []string{"indimail", "indibak"} {
+		// MySQL has no CREATE INDEX IF NOT EXISTS.
+		there := 0
+		if e == mySQL {
+			err := db.QueryRowContext(ctx, "SELECT count(*) FROM information_schema.statistics WHERE table_schema = DATABASE() AND table_name = ? AND column_name = 'pw_dir' AND seq_in_index = 1", table).Scan(&there)
+			if err != nil {
+				return err
+			}
+		}
+		if name := e.name(table + "_pw_dir"); e != mySQL {
+			statements = append(statements, "CREATE INDEX IF NOT EXISTS "+name+" ON "+table+" (pw_dir)")
+		} else if there == 0 {
+			statements = append(statements, "CREATE INDEX "+name+" ON "+table+" (pw_dir)")
+		}
+	}
+	for _, one := range statements {
+		if _, err := db.ExecContext(ctx, one); err != nil {
+			return fmt.Errorf("%s: %w", one, err)
+		}
+	}
+	return nil
 }
 
 // adoptDomains makes the list of domains out of the users that are there: IndiMail keeps it in a file of its own.

@@ -43,7 +43,7 @@ func users(name string) Table {
 			char("pw_name", 40), char("pw_domain", 67), char("pw_passwd", 128), optional(integer("pw_uid")), optional(integer("pw_gid")),
 			char("pw_gecos", 48), optional(char("pw_dir", 156)), optional(char("pw_shell", 30)), optional(char("scram", 255)), stamp("timestamp"),
 		},
-		Primary: []string{"pw_name", "pw_domain"}, Indexes: [][]string{{"pw_gecos"}, {"pw_uid"}, {"pw_domain", "pw_name"}},
+		Primary: []string{"pw_name", "pw_domain"}, Indexes: [][]string{{"pw_gecos"}, {"pw_uid"}, {"pw_domain", "pw_name"}, {"pw_dir"}},
 	}
 }
 
@@ -68,7 +68,12 @@ func Schema() []Table {
 	}
 	return []Table{
 		users("indimail"), users("indibak"),
-		{Name: "indigo_domain", Columns: []Column{char("domain", 67), char("dir", 156), stamp("created")}, Primary: []string{"domain"}},
+		{Name: "indigo_domain", Columns: []Column{
+			char("domain", 67), char("dir", 156), stamp("created"),
+			// Where homes of new users go (homes.go): a directory in dir's place, the most in one directory, and how many are full.
+			optional(char("base_path", 156)), optional(integer("users_per_level")), optional(integer("full_levels")),
+		}, Primary: []string{"domain"}},
+		{Name: "indigo_moved", Columns: []Column{char("old_dir", 156), char("new_dir", 156), stamp("moved")}, Primary: []string{"old_dir"}, Indexes: [][]string{{"new_dir"}}},
 		{Name: "relay", Columns: []Column{char("email", 96), char("ipaddr", 45), optional(integer("timestamp"))}, Unique: [][]string{{"email", "ipaddr"}}, Indexes: [][]string{{"ipaddr"}, {"timestamp"}}},
 		{Name: "atrn_map", Columns: []Column{char("pw_name", 40), char("pw_domain", 67), optional(char("domain_list", 67)), stamp("timestamp")}, Unique: [][]string{{"pw_name", "pw_domain", "domain_list"}}},
 		{Name: "bulkmail", Columns: []Column{char("emailid", 107), char("filename", 64), stamp("zztimestamp")}, Primary: []string{"emailid", "filename"}},

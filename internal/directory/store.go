@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,6 +20,8 @@ type Config struct {
 	DSN string
 	// Path is the SQLite file, MailRoot the directory of the domains' directories.
 	Path, MailRoot string
+	// BasePath is the setting BASE_PATH, Host the host's name in the table fstab.
+	BasePath, Host string
 	Now            func() time.Time
 	// Who is written down with each change (Changes); at most 32 bytes count.
 	Who string
@@ -91,20 +92,65 @@ func validName(name string, limit int) error {
 	return nil
 }
 
+// NewDomain is a domain to be added.
+type NewDomain struct {
+	Name string
+	// Dir is the domain's directory, an absolute path; "" stands for one in the mail root.
+	Dir string
+	// Base is where homes of its users go in Dir's place, as BASE_PATH does; "" for there.
+	Base string
+	// PerLevel is the most homes in one directory; 0 stands for 100.
+	PerLevel int
+}
+
 // AddDomain adds a virtual domain and makes its directory. ErrExists if it is there already.
 func (s *Store) AddDomain(ctx context.Context, name string) error {
-	name = strings.ToLower(name)
+	return s.MakeDomain(ctx, NewDomain{Name: name})
+}
+
+// MakeDomain is AddDomain with a choice of where homes go.
+func (s *Store) MakeDomain(ctx context.Context, n NewDomain) error {
+	name := strings.ToLower(n.Name)
 	if err := errors.Join(validName(name, maxDomain), addr.ValidDomain(name)); err != nil {
 		return fmt.Errorf("domain: %w", err)
 	}
-	dir := filepath.Join(s.config.MailRoot, name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+	if n.PerLevel < 0 {
+		return fmt.Errorf("domain %s: %d homes in a directory", name, n.PerLevel)
 	}
-	n, err := s.change(ctx, "", name, "domain added", s.engine.insert("indigo_domain", "domain", "dir"), name, dir)
-	if err == nil && n == 0 {
-		err = ErrExists
+	for _, dir := range []string{n.Dir, n.Base} {
+		if err := validDir(dir); dir != "" && err != nil {
+			return fmt.Errorf("domain %s: %w", name, err)
+		}
 	}
+	err := s.transaction(ctx, func(tx *sql.Tx) error {
+		there, err := s.count(ctx, tx, "SELECT count(*) FROM indigo_domain WHERE domain = ?", name)
+		if err != nil {
+			return err
+		}
+		if there > 0 {
+			return ErrExists
+		}
+		dir := filepath.Clean(n.Dir)
+		if n.Dir == "" {
+			// A domain that was renamed keeps its directory.
+			if dir, err = s.freeDir(ctx, tx, filepath.Join(s.config.MailRoot, name), "", ""); err != nil {
+				return err
+			}
+		} else if user, err := s.userOf(ctx, tx, dir, "", ""); err != nil || user != "" {
+			return errors.Join(err, fmt.Errorf("the directory %s is that of %s", dir, user))
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		result, err := tx.ExecContext(ctx, s.engine.insert("indigo_domain", "domain", "dir", "base_path", "users_per_level"), name, dir, n.Base, n.PerLevel)
+		if err != nil {
+			return err
+		}
+		if added, err := result.RowsAffected(); err != nil || added == 0 {
+			return errors.Join(err, ErrExists)
+		}
+		return s.record(ctx, tx, "", name, "domain added")
+	})
 	if err != nil {
 		return fmt.Errorf("domain %s: %w", name, err)
 	}
@@ -196,48 +242,6 @@ func (s *Store) Domains(ctx context.Context) ([]Domain, error) {
 	return domains, rows.Err()
 }
 
-// RemoveDomain removes a domain with all its users and moves its mail to the trash beside the mail root; it gives the
-// place. To undo, move it back and add domain and users again.
-func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, err error) {
-	d, err := s.Domain(ctx, name)
-	if err != nil {
-		return "", err
-	}
-	err = s.transaction(ctx, func(tx *sql.Tx) error {
-		for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM indigo_app_password WHERE pw_domain = ?", "DELETE FROM vlimits WHERE domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
-			if _, err := tx.ExecContext(ctx, s.engine.rebind(statement), d.Name); err != nil {
-				return err
-			}
-		}
-		if err := s.record(ctx, tx, "", d.Name, "domain removed with its users"); err != nil {
-			return err
-		}
-		// Moved before the commit: a failure to move leaves everything as it was.
-		trash, err = s.trash(d.Dir, d.Name)
-		return err
-	})
-	if err != nil {
-		return "", err
-	}
-	return trash, nil
-}
-
-// trash moves dir to MAILROOT/../trash/TIME-NAME.
-func (s *Store) trash(dir, name string) (string, error) {
-	root := filepath.Join(filepath.Dir(s.config.MailRoot), "trash")
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return "", err
-	}
-	target := filepath.Join(root, s.config.Now().UTC().Format("20060102T150405.000000")+"-"+name)
-	if err := os.Rename(dir, target); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return "", nil
-		}
-		return "", err
-	}
-	return target, nil
-}
-
 const userColumns = `SELECT pw_name, pw_domain, pw_passwd, coalesce(pw_uid, 0), coalesce(pw_gid, 0), pw_gecos, coalesce(pw_dir, ''),
 	coalesce(pw_shell, ''), coalesce(scram, ''), timestamp FROM indimail `
 
@@ -309,23 +313,4 @@ func (s *Store) SetPassword(ctx context.Context, a addr.Address, passwd, scram s
 	_, err = s.change(ctx, u.Name, u.Domain, "password set", "UPDATE indimail SET pw_passwd = ?, scram = ?, timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
 		passwd, null(scram), u.Name, u.Domain)
 	return err
-}
-
-// RemoveUser removes a user and moves the home to the trash, which it names.
-func (s *Store) RemoveUser(ctx context.Context, a addr.Address) (trash string, err error) {
-	u, err := s.User(ctx, a)
-	if err != nil {
-		return "", err
-	}
-	if trash, err = s.trash(u.Dir, u.Name+"@"+u.Domain); err != nil {
-		return "", err
-	}
-	return trash, s.transaction(ctx, func(tx *sql.Tx) error {
-		for _, table := range []string{"indimail", "indigo_app_password"} {
-			if _, err := tx.ExecContext(ctx, s.engine.rebind("DELETE FROM "+table+" WHERE pw_name = ? AND pw_domain = ?"), u.Name, u.Domain); err != nil {
-				return err
-			}
-		}
-		return s.record(ctx, tx, u.Name, u.Domain, "user removed")
-	})
 }

@@ -105,7 +105,7 @@ func testUsersAndDomains(t *testing.T, dsn string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(trash, "Maildir", "new")); err != nil {
+	if _, err := os.Stat(filepath.Join(trash, "mail", "Maildir", "new")); err != nil {
 		t.Error(err)
 	}
 	if _, err := s.User(ctx, a); !errors.Is(err, ErrNoUser) {
