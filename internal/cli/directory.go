@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -50,8 +52,13 @@ func (app *App) domainCommand() *cobra.Command {
 	add := &cobra.Command{Use: "add DOMAIN", Short: "Add a domain and its postmaster", Example: "  indigo domain add example.org --password-file pw", Args: cobra.ExactArgs(1)}
 	addData := app.dataFlag(add)
 	passwordFlags(add, &postmaster)
+	var base, quota string
+	var most int
+	add.Flags().StringVar(&base, "base", "", "directory for the homes of its users, in the place of BASE_PATH and of the file systems of `indigo storage`")
+	add.Flags().StringVar(&quota, "quota", "", "postmaster's quota: 52428800, or 52428800S,1000C")
+	add.Flags().IntVar(&most, "homes-per-directory", 0, "most homes in one directory (default 100)")
 	add.RunE = func(cmd *cobra.Command, args []string) error {
-		return app.addDomain(cmd.Context(), *addData, args[0], postmaster)
+		return app.addDomain(cmd.Context(), *addData, directory.NewDomain{Name: args[0], Base: base, PerLevel: most}, quota, postmaster)
 	}
 	var asJSON bool
 	list := &cobra.Command{Use: "list", Short: "List the domains", Example: "  indigo domain list", Args: cobra.NoArgs}
@@ -77,25 +84,30 @@ func (app *App) domainCommand() *cobra.Command {
 		})
 	}
 	var yes bool
-	remove := &cobra.Command{Use: "remove DOMAIN", Short: "Remove a domain with all its users; their mail goes to the trash", Example: "  indigo domain remove example.org --yes", Args: cobra.ExactArgs(1)}
+	remove := &cobra.Command{Use: "remove DOMAIN", Short: "Remove a domain with all its users; they and their mail go to the trash", Example: "  indigo domain remove example.org --yes", Args: cobra.ExactArgs(1)}
 	removeData := app.dataFlag(remove)
 	remove.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	remove.RunE = func(cmd *cobra.Command, args []string) error {
 		return app.removeDomain(cmd.Context(), *removeData, args[0], yes)
 	}
-	cmd.AddCommand(add, list, remove)
+	cmd.AddCommand(add, list, remove, app.domainRenameCommand())
 	return cmd
 }
 
-func (app *App) addDomain(ctx context.Context, data, name string, postmaster password) error {
+// addDomain adds a domain with a postmaster, whose quota is "" for the domain's.
+func (app *App) addDomain(ctx context.Context, data string, n directory.NewDomain, quota string, postmaster password) error {
+	name := n.Name
+	if err := homesAllowed(data, n.Dir, n.Base); err != nil {
+		return err
+	}
 	who := addr.Address{Local: "postmaster", Domain: name}
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
-		if err := s.AddDomain(ctx, name); err != nil {
+		if err := s.MakeDomain(ctx, n); err != nil {
 			return err
 		}
 		passwd, kept, err := app.forms(ctx, data, who, postmaster)()
 		if err == nil {
-			err = s.AddUser(ctx, directory.NewUser{Name: who.Local, Domain: name, Password: passwd, Scram: kept, Gecos: "Postmaster"})
+			err = s.AddUser(ctx, directory.NewUser{Name: who.Local, Domain: name, Password: passwd, Scram: kept, Gecos: "Postmaster", Quota: quota})
 		}
 		if err != nil {
 			_, undo := s.RemoveDomain(ctx, name)
@@ -127,7 +139,7 @@ func (app *App) removeDomain(ctx context.Context, data, name string, yes bool) e
 		}
 		trash, err := s.RemoveDomain(ctx, name)
 		if err == nil && trash != "" {
-			fmt.Fprintf(app.Out, "its mail is in %s\n", trash)
+			fmt.Fprintf(app.Out, "it is in %s; to undo: indigo trash restore %s\n", trash, filepath.Base(trash))
 		}
 		return err
 	})
@@ -151,7 +163,7 @@ func (app *App) userCommand() *cobra.Command {
 		Short:   "Add, list, show and remove users, and set their passwords",
 		Example: "  indigo user add alice@example.org\n  indigo user passwd alice@example.org --password-file -\n  indigo user list example.org",
 	}
-	var gecos string
+	var gecos, base, quota string
 	var added, changed password
 	var yes, asJSON bool
 	sub := func(use, short, example string, run func(ctx context.Context, data string, a addr.Address) error) *cobra.Command {
@@ -168,9 +180,11 @@ func (app *App) userCommand() *cobra.Command {
 		return c
 	}
 	add := sub("add ADDRESS", "Add a user", "  indigo user add alice@example.org --password-file pw", func(ctx context.Context, data string, a addr.Address) error {
-		return app.addUser(ctx, data, a, gecos, added)
+		return app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: gecos, Quota: quota, Base: base}, added)
 	})
 	add.Flags().StringVar(&gecos, "name", "", "the person's name")
+	add.Flags().StringVar(&quota, "quota", "", "the quota: 52428800, or 52428800S,1000C, or NOQUOTA (default: the domain's)")
+	add.Flags().StringVar(&base, "base", "", "directory below which the home is made (default: the domain's)")
 	passwd := sub("passwd ADDRESS", "Set a user's password", "  indigo user passwd alice@example.org --password-file -", func(ctx context.Context, data string, a addr.Address) error {
 		return app.setPassword(ctx, data, a, changed)
 	})
@@ -180,7 +194,7 @@ func (app *App) userCommand() *cobra.Command {
 		return app.userInfo(ctx, data, a, asJSON)
 	})
 	info.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
-	remove := sub("remove ADDRESS", "Remove a user; the mail goes to the trash", "  indigo user remove alice@example.org --yes", func(ctx context.Context, data string, a addr.Address) error {
+	remove := sub("remove ADDRESS", "Remove a user, who goes to the trash with the mail", "  indigo user remove alice@example.org --yes", func(ctx context.Context, data string, a addr.Address) error {
 		return app.removeUser(ctx, data, a, yes)
 	})
 	remove.Flags().BoolVar(&yes, "yes", false, "do not ask")
@@ -213,11 +227,16 @@ func (app *App) userCommand() *cobra.Command {
 			return w.Flush()
 		})
 	}
-	cmd.AddCommand(list, app.userModifyCommand(), app.userQuotaCommand(), app.userFlagsCommand(), app.userImportCommand(), app.userExportCommand(), app.appPasswordCommand())
+	cmd.AddCommand(list, app.userModifyCommand(), app.userQuotaCommand(), app.userFlagsCommand(), app.userRenameCommand(), app.userMoveCommand(), app.userInactiveCommand(), app.userImportCommand(), app.userExportCommand(), app.appPasswordCommand())
 	return cmd
 }
 
-func (app *App) addUser(ctx context.Context, data string, a addr.Address, gecos string, p password) error {
+// addUser adds a user; the password is asked for when all else is well.
+func (app *App) addUser(ctx context.Context, data string, n directory.NewUser, p password) error {
+	a := n.Address()
+	if err := homesAllowed(data, n.Base); err != nil {
+		return err
+	}
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		if _, err := s.User(ctx, a); err == nil {
 			return fmt.Errorf("%s: %w", a, directory.ErrExists)
@@ -229,7 +248,8 @@ func (app *App) addUser(ctx context.Context, data string, a addr.Address, gecos 
 		if err != nil {
 			return err
 		}
-		return s.AddUser(ctx, directory.NewUser{Name: a.Local, Domain: a.Domain, Password: passwd, Scram: kept, Gecos: gecos})
+		n.Password, n.Scram = passwd, kept
+		return s.AddUser(ctx, n)
 	})
 	if err != nil {
 		return err
@@ -320,7 +340,7 @@ func (app *App) removeUser(ctx context.Context, data string, a addr.Address, yes
 		}
 		trash, err := s.RemoveUser(ctx, a)
 		if err == nil && trash != "" {
-			fmt.Fprintf(app.Out, "the mail is in %s\n", trash)
+			fmt.Fprintf(app.Out, "the mail is in %s; to undo: indigo trash restore %s\n", trash, filepath.Base(trash))
 		}
 		return err
 	})
@@ -393,17 +413,26 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 		}
 	}
 	programs := map[string]oldProgram{
-		"vadddomain": {passwordUsage + " DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions, "abBdDfgioOpqRtTu", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vadddomain": {passwordUsage + " [-q QUOTA] [-B BASE] [-d DIRECTORY] [-l USERS] [-bORv] DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions + "q:B:d:l:bORv", "acDEfgHiopPtTuU", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			p, err := oldPassword(operand(operands), options)
 			if err != nil {
 				return err
 			}
-			return app.addDomain(ctx, data, operands[0], p)
+			n := directory.NewDomain{Name: operands[0], Base: options['B']}
+			if dir, given := options['d']; given {
+				n.Dir = filepath.Join(dir, "domains", strings.ToLower(n.Name))
+			}
+			if text, given := options['l']; given {
+				if n.PerLevel, err = strconv.Atoi(text); err != nil || n.PerLevel < 1 {
+					return fmt.Errorf("-l %q is no number from 1 up", text)
+				}
+			}
+			return app.addDomain(ctx, data, n, options['q'], p)
 		}},
-		"vdeldomain": {"DOMAIN", 1, 1, "", "acp", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+		"vdeldomain": {"[-v] DOMAIN", 1, 1, "v", "acpT", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			return app.removeDomain(ctx, data, operands[0], true)
 		}},
-		"vadduser": {passwordUsage + " [-c NAME] USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions + "c:", "aBdDfgiknoqstT", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
+		"vadduser": {passwordUsage + " [-c NAME] [-q QUOTA] [-B BASE] [-dv] USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions + "c:q:B:dv", "abDfgHiklMnostT", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
 			name, given := options['c']
 			if !given {
 				name = a.Local
@@ -412,7 +441,7 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 			if err != nil {
 				return err
 			}
-			return app.addUser(ctx, data, a, name, p)
+			return app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: name, Quota: options['q'], Base: options['B']}, p)
 		})},
 		"vpasswd": {passwordUsage + " USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions, "Di", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
 			p, err := oldPassword(operand(operands), options)
@@ -430,7 +459,7 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 		"install_tables": {"", 0, 0, "", "d", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
 			return app.installTables(ctx, data)
 		}},
-		"vdeluser": {"USER@DOMAIN", 1, 1, "", "ad", onUser(func(ctx context.Context, data string, a addr.Address, _ []string, _ map[byte]string) error {
+		"vdeluser": {"[-v] USER@DOMAIN", 1, 1, "v", "ad", onUser(func(ctx context.Context, data string, a addr.Address, _ []string, _ map[byte]string) error {
 			return app.removeUser(ctx, data, a, true)
 		})},
 	}

@@ -219,7 +219,9 @@ func (s *Store) rewriteLines(ctx context.Context, tx *sql.Tx, mark string, rewri
 }
 
 // likeText makes a text one that LIKE ... ESCAPE '!' finds as it is.
-func likeText(s string) string { return strings.NewReplacer("!", "!!", "%", "!%", "_", "!_").Replace(s) }
+func likeText(s string) string {
+	return strings.NewReplacer("!", "!!", "%", "!%", "_", "!_").Replace(s)
+}
 
 // ownDomain finds a domain that is none's alias.
 func (s *Store) ownDomain(ctx context.Context, name string) (Domain, error) {

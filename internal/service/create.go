@@ -178,6 +178,7 @@ func DirectoryConfig(data string) (directory.Config, error) {
 	snapshot, _ := settings.Inspect(data)
 	all := snapshot.View("all")
 	config.HardQuota = cmp.Or(settings.FromEnvironment().Get(settings.HardQuota.Name), settings.HardQuota.Get(all))
+	config.BasePath, config.Host = settings.BasePath.Get(all), settings.Me.Get(all)
 	if config.DSN = settings.DirectoryDSN.Get(all); config.DSN != "" {
 		return config, nil
 	}

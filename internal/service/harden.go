@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	"golang.org/x/sys/unix"
@@ -26,20 +27,9 @@ func Harden(data string, v *settings.View, log *slog.Logger) error {
 	if !settings.Hardening.Get(v) {
 		return nil
 	}
-	absolute, err := filepath.Abs(data)
+	writable, err := writableDirs(data, v)
 	if err != nil {
 		return err
-	}
-	writable := []string{absolute, queueBase(absolute, v), os.TempDir(), "/var/tmp", "/dev", "/proc/self"}
-	if dir := settings.LogDir.Get(v); filepath.IsAbs(dir) {
-		writable = append(writable, dir)
-	}
-	writable = append(writable, settings.Writable.Get(v)...)
-	// What the data directory links to counts as in it.
-	for _, name := range []string{"control", "services", "tcp", "certs", "domains", "queue", "log"} {
-		if target, err := filepath.EvalSymlinks(filepath.Join(absolute, name)); err == nil {
-			writable = append(writable, target)
-		}
 	}
 	err = landlock.V5.BestEffort().RestrictPaths(
 		landlock.RODirs("/"),
@@ -49,4 +39,45 @@ func Harden(data string, v *settings.View, log *slog.Logger) error {
 		log.Warn("Landlock is not in force: " + err.Error())
 	}
 	return nil
+}
+
+// writableDirs are the directories that a hardened process may write in.
+func writableDirs(data string, v *settings.View) ([]string, error) {
+	absolute, err := filepath.Abs(data)
+	if err != nil {
+		return nil, err
+	}
+	writable := []string{absolute, queueBase(absolute, v), os.TempDir(), "/var/tmp", "/dev", "/proc/self"}
+	for _, dir := range []string{settings.LogDir.Get(v), settings.BasePath.Get(v)} {
+		if filepath.IsAbs(dir) {
+			writable = append(writable, dir)
+		}
+	}
+	writable = append(writable, settings.Writable.Get(v)...)
+	// What the data directory links to counts as in it.
+	for _, name := range []string{"control", "services", "tcp", "certs", "domains", "queue", "log"} {
+		if target, err := filepath.EvalSymlinks(filepath.Join(absolute, name)); err == nil {
+			writable = append(writable, target)
+		}
+	}
+	return writable, nil
+}
+
+// HomesAllowed tells what keeps an instance of data from writing to homes in a directory: HARDENING, unless BASE_PATH or WRITABLE name it.
+func HomesAllowed(data, dir string) error {
+	snapshot, _ := settings.Inspect(data)
+	v := snapshot.View("all")
+	if !settings.Hardening.Get(v) {
+		return nil
+	}
+	writable, err := writableDirs(data, v)
+	if err != nil {
+		return err
+	}
+	for _, one := range writable {
+		if one = filepath.Clean(one); dir == one || strings.HasPrefix(dir, one+"/") {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s is not among what a hardened instance may write to: add it to WRITABLE (`indigo settings set WRITABLE ...`) and restart the instance, then do this again", dir)
 }

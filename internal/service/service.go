@@ -64,6 +64,7 @@ type House struct {
 	trace     *trace.Log
 	directory *directory.Store
 	logins    *directory.Logins
+	keeper    *keeper
 	lists     *lists.Finder
 	verifier  *auth.Password
 	// system is the host's users; nil when nobody could ask for them.
@@ -127,6 +128,7 @@ func Open(ctx context.Context, config Config) (_ *House, err error) {
 	if h.control, err = startControl(h); err != nil {
 		return nil, err
 	}
+	h.keeper = h.keepHouse(ctx)
 	return h, nil
 }
 
@@ -363,6 +365,9 @@ func (h *House) Drain() time.Duration { return settings.DrainSeconds.Get(h.view(
 func (h *House) Shutdown(ctx context.Context) { h.close(ctx) }
 
 func (h *House) close(ctx context.Context) {
+	if h.keeper != nil {
+		h.keeper.end()
+	}
 	h.closeDoors(ctx)
 	if h.queue != nil {
 		h.queue.Shutdown(ctx)

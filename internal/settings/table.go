@@ -57,6 +57,10 @@ var (
 	TLSCert           = text("TLS_CERT", "tlscert", "certs/servercert.pem", "all", "file with the certificate chain and key in PEM, relative to the data directory", 0)
 	DrainSeconds      = seconds("DRAIN", "drain", "30", 0, 3600, "all", "seconds that SIGTERM leaves to open connections and deliveries", 0)
 	TraceDays         = number("TRACE_DAYS", "tracedays", "30", 1, 3650, "all", "days to keep the trace", 0)
+	TrashDays         = number("TRASH_DAYS", "trashdays", "30", 0, 36500, "all", "days that the mail and rows of removed users and domains stay in the trash; 0 keeps them for ever", 0)
+	VlogDays          = number("VLOG_DAYS", "vlogdays", "365", 0, 36500, "all", "days that the lines of who changed what in the directory are kept; 0 keeps them for ever", 0)
+	RelayClearMinutes = number("RELAY_CLEAR_MINUTES", "", "60", 0, 525600, "all", "minutes after which an entry of the table relay is removed; Indigo neither writes nor obeys entries yet", 2846)
+	BasePath          = text("BASE_PATH", "", "", "all", "directory for the homes of new users, below it IndiMail's A2E to T2Zsym and the domain; empty means the domain's own directory; read at start", 4286, valid(absolutePath))
 	TraceBytes        = size("TRACE_BYTES", "tracebytes", "1073741824", "all", "most bytes of trace to keep", 0)
 
 	ControlDir   = text("CONTROLDIR", "", "control", "all", "directory of the control files, relative to the data directory; rules may change it for a session or a delivery", 2265, valid(inside))
@@ -205,6 +209,10 @@ func built() []*Setting {
 		DrainSeconds.Setting,
 		TraceDays.Setting,
 		TraceBytes.Setting,
+		TrashDays.Setting,
+		VlogDays.Setting,
+		RelayClearMinutes.Setting,
+		BasePath.Setting,
 		ControlDir.Setting,
 		QRegex.Setting,
 		TCPRulesFile.Setting,

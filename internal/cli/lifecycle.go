@@ -1,0 +1,305 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/service"
+	"github.com/indigomail/indigo/internal/settings"
+)
+
+// homesAllowed refuses directories for homes that the instance may not write to; "" is none.
+func homesAllowed(data string, dirs ...string) error {
+	for _, dir := range dirs {
+		if !filepath.IsAbs(dir) {
+			// None, or one that the directory refuses.
+			continue
+		}
+		if err := service.HomesAllowed(data, filepath.Clean(dir)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (app *App) domainRenameCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rename OLD NEW",
+		Short: "Give a domain, or an alias of one, another name",
+		Long: `Give a domain, or an alias of one, another name in every table that names it: users, limits, aliases and forwards, log-ins. The mail stays
+in its directories, so that nothing that comes in or is being read is disturbed. A running instance knows the new name within a fifth of a
+second, and the old one no more: mail for it that waits in the queue bounces, unless the old name is made an alias. Users log in with the
+new name. To undo, rename it back.`,
+		Example: "  indigo domain rename example.org example.net", Args: cobra.ExactArgs(2),
+	}
+	data := app.dataFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return app.renameDomain(cmd.Context(), *data, args[0], args[1])
+	}
+	return cmd
+}
+
+func (app *App) renameDomain(ctx context.Context, data, from, to string) error {
+	err := app.withDirectory(ctx, data, func(s *directory.Store) error { return s.RenameDomain(ctx, from, to) })
+	if err != nil {
+		return err
+	}
+	snapshot, _ := settings.Inspect(data)
+	if strings.EqualFold(settings.DefaultDomain.Get(snapshot.View("all")), from) {
+		fmt.Fprintf(app.Err, "DEFAULT_DOMAIN is still %s: indigo settings set DEFAULT_DOMAIN %s, and a restart\n", from, to)
+	}
+	return app.after(ctx, data, "vrenamedomain", from, to)
+}
+
+// userRenameCommand is part of `indigo user`.
+func (app *App) userRenameCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rename OLD@DOMAIN NEW@DOMAIN",
+		Short: "Give a user another name, also one of another domain",
+		Long: `Give a user another name in every table that names him: password, flags, filters, aliases and forwards that lead to him, log-ins. Within
+the domain the home stays where it is, and who comes to have the old name gets another; to another domain the home is moved into that
+one's directory. No mail is lost that comes in meanwhile. Mail for the old name that waits in the queue bounces, unless the old name is
+made an alias. To undo, rename back. An interrupted command is finished by the same one again.`,
+		Example: "  indigo user rename alice@example.org alice.liddell@example.org", Args: cobra.ExactArgs(2),
+	}
+	data := app.dataFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return app.renameUser(cmd.Context(), *data, args[0], args[1])
+	}
+	return cmd
+}
+
+func (app *App) renameUser(ctx context.Context, data, from, to string) error {
+	a, err := addr.Parse(from)
+	if err != nil {
+		return err
+	}
+	b, err := addr.Parse(to)
+	if err != nil {
+		return err
+	}
+	err = app.withDirectory(ctx, data, func(s *directory.Store) error {
+		if err := s.RenameUser(ctx, a, b); err != nil || strings.EqualFold(a.Domain, b.Domain) {
+			return err
+		}
+		old, err := s.Domain(ctx, a.Domain)
+		if err != nil {
+			return err
+		}
+		u, err := s.User(ctx, b)
+		if err != nil {
+			return err
+		}
+		if !strings.HasPrefix(u.Dir, old.Dir+"/") && !strings.Contains(u.Dir, "/"+old.Name+"/") {
+			return nil
+		}
+		// What goes when the former domain is removed must not hold it.
+		_, _, err = s.MoveUser(ctx, b, "")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return app.after(ctx, data, "vrenameuser", from, to)
+}
+
+// userMoveCommand is part of `indigo user`.
+func (app *App) userMoveCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "move USER@DOMAIN [DIRECTORY]",
+		Short: "Move a user's home to another directory or file system",
+		Long: `Move a user's home to DIRECTORY, an absolute path where nothing is yet; without it, to where a new user of that name would have it. Mail
+may come in and the user be logged in meanwhile; nothing is lost. A symbolic link stays at the old place for a day. An interrupted command
+is finished by the same one again. A hardened instance must be allowed to write there: BASE_PATH or WRITABLE. To undo, move it back.`,
+		Example: "  indigo user move alice@example.org /mail2/example.org/alice", Args: cobra.RangeArgs(1, 2),
+	}
+	data := app.dataFlag(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return app.moveUser(cmd.Context(), *data, args[0], strings.Join(args[1:], ""), asJSON)
+	}
+	return cmd
+}
+
+func (app *App) moveUser(ctx context.Context, data, user, dir string, asJSON bool) error {
+	a, err := addr.Parse(user)
+	if err != nil {
+		return err
+	}
+	if err := homesAllowed(data, dir); err != nil {
+		return err
+	}
+	var from, to string
+	err = app.withDirectory(ctx, data, func(s *directory.Store) error {
+		from, to, err = s.MoveUser(ctx, a, dir)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		err = json.NewEncoder(app.Out).Encode(map[string]string{"user": a.String(), "from": from, "to": to})
+	} else {
+		_, err = fmt.Fprintf(app.Out, "%s is in %s; it was in %s\n", a, to, from)
+	}
+	if err != nil {
+		return err
+	}
+	return app.after(ctx, data, "vmoveuser", a.String(), from, to)
+}
+
+// idleUser is a line of `indigo user inactive`.
+type idleUser struct {
+	Address string `json:"address"`
+	// Last is the last log-in, or when the user was last changed for one who never logged in.
+	Last  time.Time `json:"last"`
+	Never bool      `json:"never_logged_in"`
+}
+
+// inactive is a choice of users who have not logged in for a time.
+type inactive struct {
+	domain string
+	days   int
+	// fast does without a look at the mailboxes; remove takes the users away.
+	fast, remove bool
+	yes          bool
+	show         func(idleUser) error
+}
+
+// userInactiveCommand is part of `indigo user`.
+func (app *App) userInactiveCommand() *cobra.Command {
+	choice := inactive{}
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "inactive [DOMAIN]",
+		Short: "List users who have not logged in for long, or remove them",
+		Long: `List the users, of a domain or of all, who have not logged in by SMTP, IMAP or POP3 for so many days, nor been changed, nor read mail: a
+message that moved in Maildir/cur counts too, for programs that write down no log-ins. postmaster is never among them. With --remove they
+are removed, after a question; to undo, indigo trash restore.`,
+		Example: "  indigo user inactive example.org --days 180\n  indigo user inactive --days 400 --remove", Args: cobra.MaximumNArgs(1),
+	}
+	data := app.dataFlag(cmd)
+	cmd.Flags().IntVar(&choice.days, "days", 60, "for so many days")
+	cmd.Flags().BoolVar(&choice.remove, "remove", false, "remove them")
+	cmd.Flags().BoolVar(&choice.fast, "no-mailbox", false, "do not look at the mailboxes")
+	cmd.Flags().BoolVar(&choice.yes, "yes", false, "do not ask")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object a line")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		choice.domain = strings.Join(args, "")
+		choice.show = func(u idleUser) error { return app.showIdle(u, asJSON) }
+		return app.inactiveUsers(cmd.Context(), *data, choice)
+	}
+	return cmd
+}
+
+func (app *App) showIdle(u idleUser, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(app.Out).Encode(u)
+	}
+	what := "last log-in"
+	if u.Never {
+		what = "no log-in, changed"
+	}
+	_, err := fmt.Fprintf(app.Out, "%s  %s %s\n", u.Address, what, u.Last.Local().Format(time.DateOnly))
+	return err
+}
+
+func (app *App) inactiveUsers(ctx context.Context, data string, choice inactive) error {
+	if choice.days < 1 {
+		return fmt.Errorf("--days %d: must be 1 or more", choice.days)
+	}
+	var gone []string
+	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
+		since := time.Now().AddDate(0, 0, -choice.days)
+		var found []addr.Address
+		err := s.Inactive(ctx, choice.domain, since, func(i directory.Idle) error {
+			if !choice.fast {
+				if info, err := os.Stat(filepath.Join(i.User.Dir, "Maildir", "cur")); err == nil && !info.ModTime().Before(since) && !fresh(info.ModTime(), i) {
+					return nil
+				}
+			}
+			found = append(found, i.User.Address())
+			return choice.show(idleUser{i.User.Address().String(), i.Last, i.Never})
+		})
+		if err != nil || !choice.remove || len(found) == 0 {
+			return err
+		}
+		if err := app.confirm(choice.yes, fmt.Sprintf("Remove these %d users?", len(found))); err != nil {
+			return err
+		}
+		for _, a := range found {
+			trash, err := s.RemoveUser(ctx, a)
+			if errors.Is(err, directory.ErrNoUser) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", a, err)
+			}
+			gone = append(gone, a.String())
+			fmt.Fprintf(app.Err, "%s is in the trash: %s\n", a, filepath.Base(trash))
+		}
+		return nil
+	})
+	// Each removal has its handle, as that by vdeluser.
+	for _, a := range gone {
+		err = errors.Join(err, app.after(ctx, data, "vdeluser", a))
+	}
+	return err
+}
+
+// fresh tells whether cur was only made, with the user.
+func fresh(cur time.Time, i directory.Idle) bool {
+	return i.Never && cur.Sub(i.Last).Abs() < time.Minute
+}
+
+// lifecyclePrograms are IndiMail's names for renaming, moving and clearing.
+func (app *App) lifecyclePrograms() map[string]func([]string) int {
+	return app.faces(map[string]oldProgram{
+		"vrenamedomain": {"OLD NEW", 2, 2, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+			return app.renameDomain(ctx, data, operands[0], operands[1])
+		}},
+		"vrenameuser": {"[-v] OLD@DOMAIN NEW@DOMAIN", 2, 2, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+			return app.renameUser(ctx, data, operands[0], operands[1])
+		}},
+		"vmoveuser": {"USER@DOMAIN NEWDIRECTORY", 2, 2, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+			return app.moveUser(ctx, data, operands[0], operands[1], false)
+		}},
+		"vdeloldusers": {"-d DOMAIN -r|-p [-a DAYS] [-fv]", 0, 0, "d:a:rpfv", "cimstu", func(ctx context.Context, data string, _ []string, options map[byte]string) error {
+			choice := inactive{domain: options['d'], days: 60, yes: true, show: func(u idleUser) error { return app.showIdle(u, false) }}
+			_, report := options['r']
+			_, choice.remove = options['p']
+			_, choice.fast = options['f']
+			if choice.domain == "" || report == choice.remove {
+				return errors.New("usage: vdeloldusers -d DOMAIN -r|-p [-a DAYS] [-fv]: -r lists who has not logged in for so many days, -p removes them")
+			}
+			if text, given := options['a']; given {
+				var err error
+				if choice.days, err = strconv.Atoi(text); err != nil {
+					return fmt.Errorf("-a %q is no number of days", text)
+				}
+			}
+			return app.inactiveUsers(ctx, data, choice)
+		}},
+		"clearopensmtp": {"", 0, 0, "v", "", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
+			snapshot, _ := settings.Inspect(data)
+			minutes := settings.RelayClearMinutes.Get(snapshot.View("all"))
+			return app.withDirectory(ctx, data, func(s *directory.Store) error {
+				_, err := s.ClearRelay(ctx, time.Now().Add(-time.Duration(minutes)*time.Minute))
+				return err
+			})
+		}},
+		"vfstab": {"-s [-m HOST] | -i|-l|-u|-d [-o 0|1] [-n USERS] [-q BYTES] [-m HOST] DIRECTORY | -o 0|1 DIRECTORY | -b", 0, 1, "silduo:n:q:m:bv", "", app.vfstab},
+	})
+}
