@@ -237,7 +237,16 @@ func (s *Store) freeDir(ctx context.Context, tx *sql.Tx, dir, name, domain strin
 			return "", err
 		}
 		if info != nil && !info.IsDir() {
-			continue
+			// A link that a move of this very user left is as good as nothing.
+			var home string
+			target, _ := os.Readlink(candidate)
+			err := tx.QueryRowContext(ctx, s.engine.rebind("SELECT coalesce(pw_dir, '') FROM indimail WHERE pw_name = ? AND pw_domain = ?"), name, domain).Scan(&home)
+			if err != nil && !errors.Is(err, sql.ErrNoRows) {
+				return "", err
+			}
+			if home == "" || home != target {
+				continue
+			}
 		}
 		user, err := s.userOf(ctx, tx, candidate, name, domain)
 		if err != nil {
