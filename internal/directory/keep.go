@@ -20,7 +20,7 @@ func (s *Store) TidyUp(ctx context.Context) error {
 	faults = append(faults, err)
 	for _, t := range all {
 		if t.Kind != "" && s.config.Now().Sub(t.Removed) < linksFor {
-			faults = append(faults, s.finishTrash(ctx, t.Path, t.Dirs))
+			faults = append(faults, s.finishTrash(ctx, t.Path, t.Kind, t.Dirs))
 		}
 	}
 	moves, err := s.movedTo(ctx, "")

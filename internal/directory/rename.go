@@ -242,9 +242,6 @@ func (s *Store) RenameDomain(ctx context.Context, from, to string) error {
 	if err := errors.Join(validName(to, maxDomain), addr.ValidDomain(to)); err != nil {
 		return fmt.Errorf("domain: %w", err)
 	}
-	if _, err := s.Domain(ctx, from); err != nil {
-		return fmt.Errorf("domain %s: %w", from, err)
-	}
 	return s.transaction(ctx, func(tx *sql.Tx) error {
 		for _, statement := range []string{"SELECT count(*) FROM indigo_domain WHERE domain = ?", "SELECT count(*) FROM aliasdomain WHERE alias = ?", "SELECT count(*) FROM indimail WHERE pw_domain = ?"} {
 			n, err := s.count(ctx, tx, statement, to)

@@ -31,6 +31,12 @@ func Harden(data string, v *settings.View, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if base := settings.BasePath.Get(v); base != "" {
+		// What is not there yet could not be written to when it is.
+		if err := os.MkdirAll(base, 0o700); err != nil {
+			log.Warn("BASE_PATH cannot be made", "error", err)
+		}
+	}
 	err = landlock.V5.BestEffort().RestrictPaths(
 		landlock.RODirs("/"),
 		landlock.RWDirs(writable...).IgnoreIfMissing().WithRefer().WithIoctlDev(),
