@@ -439,6 +439,10 @@ func moveTree(ctx context.Context, from, to string) error {
 	if err := moveRest(ctx, from, to); err != nil {
 		return err
 	}
+	// The sum of two is neither's; it is counted anew.
+	if err := os.Remove(filepath.Join(to, "Maildir", "maildirsize")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err := syncTree(to); err != nil {
 		return err
 	}
