@@ -98,17 +98,18 @@ func (s *Store) AddDomain(ctx context.Context, name string) error {
 		return fmt.Errorf("domain: %w", err)
 	}
 	dir := filepath.Join(s.config.MailRoot, name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	n, err := s.change(ctx, "", name, "domain added", s.engine.insert("indigo_domain", "domain", "dir"), name, dir)
-	if err == nil && n == 0 {
-		err = ErrExists
-	}
-	if err != nil {
-		return fmt.Errorf("domain %s: %w", name, err)
-	}
-	return nil
+	return s.transaction(ctx, func(tx *sql.Tx) error {
+		if err := s.nameIsFree(ctx, tx, name); err != nil {
+			return err
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, s.engine.insert("indigo_domain", "domain", "dir"), name, dir); err != nil {
+			return fmt.Errorf("domain %s: %w", name, err)
+		}
+		return s.record(ctx, tx, "", name, "domain added")
+	})
 }
 
 // change runs a statement that writes, writes down who did it, and lets the caches of other hosts know. Where nothing changes nothing is
@@ -147,13 +148,14 @@ func (s *Store) transaction(ctx context.Context, run func(*sql.Tx) error) error 
 	return tx.Commit()
 }
 
-// Domain finds a domain by its name in any case. ErrNoDomain if there is none.
+// Domain finds a domain by its name, or that of one of its aliases, in any case. ErrNoDomain if there is none.
 func (s *Store) Domain(ctx context.Context, name string) (Domain, error) {
 	name = strings.ToLower(name)
 	return lookUp(ctx, &s.cache, &s.cache.domains, name, func() (Domain, error) {
-		d := Domain{Name: name}
+		var d Domain
 		err := s.retried(ctx, func() error {
-			return s.read.QueryRowContext(ctx, s.engine.rebind("SELECT dir FROM indigo_domain WHERE domain = ?"), name).Scan(&d.Dir)
+			return s.read.QueryRowContext(ctx, s.engine.rebind("SELECT domain, dir FROM indigo_domain WHERE domain = ? UNION ALL "+
+				"SELECT d.domain, d.dir FROM aliasdomain a JOIN indigo_domain d ON d.domain = a.domain WHERE a.alias = ?"), name, name).Scan(&d.Name, &d.Dir)
 		})
 		if errors.Is(err, sql.ErrNoRows) {
 			return Domain{}, ErrNoDomain
@@ -196,15 +198,19 @@ func (s *Store) Domains(ctx context.Context) ([]Domain, error) {
 	return domains, rows.Err()
 }
 
-// RemoveDomain removes a domain with all its users and moves its mail to the trash beside the mail root; it gives the
-// place. To undo, move it back and add domain and users again.
+// RemoveDomain removes a domain with all its users, aliases and alias domains, and moves its mail to the trash beside the mail
+// root; it gives the place. To undo, move it back and add all again. Of an alias domain the name alone is removed.
 func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, err error) {
 	d, err := s.Domain(ctx, name)
 	if err != nil {
 		return "", err
 	}
+	if d.Name != strings.ToLower(name) {
+		return "", s.RemoveAliasDomain(ctx, name)
+	}
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
-		for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM indigo_app_password WHERE pw_domain = ?", "DELETE FROM vlimits WHERE domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
+		for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM indigo_app_password WHERE pw_domain = ?", "DELETE FROM valias WHERE domain = ?", "DELETE FROM aliasdomain WHERE domain = ?",
+			"DELETE FROM vlimits WHERE domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
 			if _, err := tx.ExecContext(ctx, s.engine.rebind(statement), d.Name); err != nil {
 				return err
 			}
@@ -247,7 +253,7 @@ func scanUser(scan func(...any) error) (User, error) {
 	return u, err
 }
 
-// User finds a user; case does not count. ErrNoDomain or ErrNoUser if there is none.
+// User finds a user by an address in his domain or in one of its aliases; case does not count. ErrNoDomain or ErrNoUser if there is none.
 func (s *Store) User(ctx context.Context, a addr.Address) (User, error) {
 	key := addr.Address{Local: strings.ToLower(a.Local), Domain: strings.ToLower(a.Domain)}
 	return lookUp(ctx, &s.cache, &s.cache.users, key, func() (User, error) {
@@ -257,8 +263,12 @@ func (s *Store) User(ctx context.Context, a addr.Address) (User, error) {
 			return err
 		})
 		if errors.Is(err, sql.ErrNoRows) {
-			if _, err := s.Domain(ctx, key.Domain); err != nil {
+			d, err := s.Domain(ctx, key.Domain)
+			if err != nil {
 				return User{}, err
+			}
+			if d.Name != key.Domain {
+				return s.User(ctx, addr.Address{Local: key.Local, Domain: d.Name})
 			}
 			return User{}, ErrNoUser
 		}
@@ -311,7 +321,7 @@ func (s *Store) SetPassword(ctx context.Context, a addr.Address, passwd, scram s
 	return err
 }
 
-// RemoveUser removes a user and moves the home to the trash, which it names.
+// RemoveUser removes a user with the lines that are his address's alias, and moves the home to the trash, which it names.
 func (s *Store) RemoveUser(ctx context.Context, a addr.Address) (trash string, err error) {
 	u, err := s.User(ctx, a)
 	if err != nil {
@@ -321,8 +331,8 @@ func (s *Store) RemoveUser(ctx context.Context, a addr.Address) (trash string, e
 		return "", err
 	}
 	return trash, s.transaction(ctx, func(tx *sql.Tx) error {
-		for _, table := range []string{"indimail", "indigo_app_password"} {
-			if _, err := tx.ExecContext(ctx, s.engine.rebind("DELETE FROM "+table+" WHERE pw_name = ? AND pw_domain = ?"), u.Name, u.Domain); err != nil {
+		for _, statement := range []string{"DELETE FROM indimail WHERE pw_name = ? AND pw_domain = ?", "DELETE FROM indigo_app_password WHERE pw_name = ? AND pw_domain = ?", "DELETE FROM valias WHERE alias = ? AND domain = ?"} {
+			if _, err := tx.ExecContext(ctx, s.engine.rebind(statement), u.Name, u.Domain); err != nil {
 				return err
 			}
 		}

@@ -419,3 +419,11 @@ func benchmarkDeliver(b *testing.B, d *Deliverer) {
 	wg.Wait()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
 }
+
+func (homes) Aliases(context.Context, addr.Address) ([]string, error) {
+	return nil, directory.ErrNoAlias
+}
+
+func (homes) Domain(_ context.Context, name string) (directory.Domain, error) {
+	return directory.Domain{Name: name}, nil
+}

@@ -200,3 +200,7 @@ func TestRelayDomain(t *testing.T) {
 		}
 	}
 }
+
+func (book) Aliases(context.Context, addr.Address) ([]string, error) {
+	return nil, directory.ErrNoAlias
+}
