@@ -151,7 +151,8 @@ func (d *Deliverer) Deliver(ctx context.Context, dl *queue.Delivery) []queue.Res
 			t.attempt = d.follow(ctx, dl, i, &t)
 			attempts = append(attempts, t.attempt)
 		}
-		t.found, targets[i] = true, t
+		t.found = true
+		targets[i] = t
 	}
 	d.runPrograms(ctx, dl, attempts, body)
 	var files []written
