@@ -88,7 +88,8 @@ func (s *Store) AliasList(ctx context.Context, domain string, after Alias, limit
 	return s.aliasRows(ctx, "domain = ? AND (alias > ? OR alias = ? AND valias_line > ?) ORDER BY alias, valias_line LIMIT ?", d.Name, after.Name, after.Name, after.Line, limit)
 }
 
-// AliasesTo gives the lines of any domain that send on to a, at most limit.
+// AliasesTo gives the lines of any domain that send on to a, by any name of its domain, at most limit. Lines that name no domain are not
+// found: which one they mean is a setting.
 func (s *Store) AliasesTo(ctx context.Context, a addr.Address, limit int) ([]Alias, error) {
 	local := strings.ToLower(addr.Address{Local: a.Local}.String())
 	names := []AliasDomain{{Alias: strings.ToLower(a.Domain)}}
@@ -100,12 +101,12 @@ func (s *Store) AliasesTo(ctx context.Context, a addr.Address, limit int) ([]Ali
 	if err != nil && !errors.Is(err, ErrNoDomain) {
 		return nil, err
 	}
-	values := []any{d.Name, "&" + local, local}
+	var values []any
 	for _, n := range names {
 		values = append(values, "&"+local+"@"+n.Alias, local+"@"+n.Alias)
 	}
-	marks := strings.TrimSuffix(strings.Repeat("?, ", len(values)-3), ", ")
-	return s.aliasRows(ctx, "domain = ? AND lower(valias_line) IN (?, ?) OR lower(valias_line) IN ("+marks+") ORDER BY domain, alias, valias_line LIMIT ?", append(values, limit)...)
+	marks := strings.TrimSuffix(strings.Repeat("?, ", len(values)), ", ")
+	return s.aliasRows(ctx, "lower(valias_line) IN ("+marks+") ORDER BY domain, alias, valias_line LIMIT ?", append(values, limit)...)
 }
 
 func (s *Store) aliasRows(ctx context.Context, where string, values ...any) (all []Alias, err error) {
@@ -164,13 +165,10 @@ func (d Domain) MaildirPath(text string) (string, error) {
 }
 
 // checkLoop follows a new forward of the alias from: what comes back to it would never be delivered. A line of a user's address to itself
-// means his own mailbox.
+// means his own mailbox. Lines that name no domain are not followed: which one they mean is a setting.
 func (s *Store) checkLoop(ctx context.Context, from, to addr.Address) error {
 	// real gives an address with its domain's own name.
-	real := func(a addr.Address, domain string) (addr.Address, error) {
-		if a.Domain == "" {
-			a.Domain = domain
-		}
+	real := func(a addr.Address) (addr.Address, error) {
 		d, err := s.Domain(ctx, a.Domain)
 		return addr.Address{Local: strings.ToLower(a.Local), Domain: d.Name}, err
 	}
@@ -180,7 +178,7 @@ func (s *Store) checkLoop(ctx context.Context, from, to addr.Address) error {
 	for len(next) > 0 && len(seen) < maxFollowed {
 		one := next[0]
 		next = next[1:]
-		at, err := real(one.to, one.from.Domain)
+		at, err := real(one.to)
 		if errors.Is(err, ErrNoDomain) {
 			continue
 		}

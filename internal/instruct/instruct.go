@@ -27,8 +27,8 @@ const (
 // Instruction is one line, understood.
 type Instruction struct {
 	Kind Kind
-	// Address is where a Forward goes. Its domain is "" when the line names none, which means the domain that the line is
-	// for.
+	// Address is where a Forward goes. Its domain is "" when the line names none, which means the host's default
+	// domain.
 	Address addr.Address
 	// Text is a Program's command, or the path of a Maildir, with the slash at its end, or of an Mbox.
 	Text string

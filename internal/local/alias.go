@@ -80,9 +80,10 @@ func (d *Deliverer) follow(ctx context.Context, dl *queue.Delivery, i int, t *ta
 			}
 			a.maildirs = append(a.maildirs, instruction{line, path})
 		case instruct.Forward:
+			// A name without a domain is of the default domain, as in qmail.
 			to := in.Address
 			if to.Domain == "" {
-				to.Domain = t.domain.Name
+				to = d.recipient(to)
 			}
 			mine, err := a.isOwn(ctx, to)
 			switch {
