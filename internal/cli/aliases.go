@@ -105,7 +105,7 @@ domain. Quote what the shell would understand itself. To undo: indigo alias remo
 				return err
 			}
 			if asJSON {
-				return json.NewEncoder(app.Out).Encode(all)
+				return app.printLines(all)
 			}
 			w := tabwriter.NewWriter(app.Out, 0, 0, 2, ' ', 0)
 			for _, a := range all {
@@ -131,7 +131,7 @@ domain. Quote what the shell would understand itself. To undo: indigo alias remo
 				return err
 			}
 			if asJSON {
-				return json.NewEncoder(app.Out).Encode(listedAlias{a.String(), lines, err == nil})
+				return app.printLines(listedAlias{a.String(), lines, err == nil})
 			}
 			for _, line := range lines {
 				fmt.Fprintln(app.Out, line)
@@ -144,6 +144,13 @@ domain. Quote what the shell would understand itself. To undo: indigo alias remo
 	}
 	cmd.AddCommand(add, remove, list, show)
 	return cmd
+}
+
+// printLines prints JSON that leaves the & of lines as it is.
+func (app *App) printLines(v any) error {
+	e := json.NewEncoder(app.Out)
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
 }
 
 func (app *App) addAlias(ctx context.Context, data, address string, targets ...string) error {

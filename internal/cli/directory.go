@@ -350,7 +350,7 @@ func (app *App) removeUser(ctx context.Context, data string, a addr.Address, yes
 		}
 		for _, one := range pointing {
 			if one.Address().Key() != u.Address().Key() {
-				fmt.Fprintf(app.Err, "warning: the alias %s still sends to %s: `indigo alias remove %[1]s '%s'`\n", one.Address(), a, one.Line)
+				fmt.Fprintf(app.Err, "warning: the alias %s still sends to %s: `indigo alias remove %[1]s '%[3]s'`\n", one.Address(), a, one.Line)
 			}
 		}
 		trash, err := s.RemoveUser(ctx, a)

@@ -1,7 +1,6 @@
 package local
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -234,13 +233,13 @@ func (a *attempt) sendOn(ctx context.Context) (id queue.ID, err error) {
 	if a.d.cfg.Onward == nil {
 		return 0, errors.New("there is no queue")
 	}
-	head := append([]byte("Delivered-To: "), appendClean(nil, a.t.rcpt.String())...)
 	s, err := a.d.cfg.Onward.Begin(ctx, a.dl.Content.Size())
 	if err != nil {
 		return 0, err
 	}
 	received := message.Received{Program: "alias", ID: s.ID().String(), Host: a.d.cfg.Hostname, With: "local", Time: a.d.cfg.Now()}
-	from := io.MultiReader(bytes.NewReader(append(head, '\r', '\n')), strings.NewReader(received.String()), io.NewSectionReader(a.dl.Content, 0, a.dl.Content.Size()))
+	trace := received.String() + "Delivered-To: " + string(appendClean(nil, a.t.rcpt.String())) + "\r\n"
+	from := io.MultiReader(strings.NewReader(trace), io.NewSectionReader(a.dl.Content, 0, a.dl.Content.Size()))
 	if _, err := io.Copy(s, from); err != nil {
 		s.Abort()
 		return 0, err

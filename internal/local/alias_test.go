@@ -108,8 +108,8 @@ func TestAlias(t *testing.T) {
 	if got := stored(t, home, "shared"); len(got) != 1 {
 		t.Errorf("%q", got)
 	}
-	want := "<sender@example.net> ann@example.orgFAILURE far@elsewhere.testFAILURE\nDelivered-To: team@example.org\r\nReceived: indimail-mta alias 99\r\n by mx.example.org with local;\r\n "
-	if len(o.sent) != 1 || !strings.HasPrefix(o.sent[0], want) || !strings.HasSuffix(o.sent[0], "\r\n"+mail) {
+	want := "<sender@example.net> ann@example.orgFAILURE far@elsewhere.testFAILURE\nReceived: indimail-mta alias 99\r\n by mx.example.org with local;\r\n "
+	if len(o.sent) != 1 || !strings.HasPrefix(o.sent[0], want) || !strings.HasSuffix(o.sent[0], "\r\nDelivered-To: team@example.org\r\n"+mail) {
 		t.Errorf("%q", o.sent)
 	}
 	// A user's own address, by any name of the domain, is his mailbox. The null sender stays null.
