@@ -142,7 +142,7 @@ func (s *Store) checkLine(ctx context.Context, d Domain, name, line string) (str
 	case instruct.Mbox:
 		return "", fmt.Errorf("%s: mail is not stored in mbox form; a Maildir's path ends with /", line)
 	case instruct.Maildir:
-		if _, err := d.MaildirPath(in.Text); err != nil {
+		if _, err := MaildirPath(ctx, s, d, in.Text); err != nil {
 			return "", err
 		}
 	case instruct.Forward:
@@ -151,17 +151,29 @@ func (s *Store) checkLine(ctx context.Context, d Domain, name, line string) (str
 	return line, nil
 }
 
-// MaildirPath gives the absolute path of a Maildir that a line names: ./ stands for the domain's directory, which it must not leave.
-func (d Domain) MaildirPath(text string) (string, error) {
+// MaildirPath gives the absolute path of a Maildir that a line of a domain's names: ./ stands for the domain's directory. It must be in there, or in the
+// home of a user of the domain, /…/USER/Maildir/, which IndiMail has elsewhere (wiki 903).
+func MaildirPath(ctx context.Context, users interface {
+	User(ctx context.Context, a addr.Address) (User, error)
+}, d Domain, text string) (string, error) {
 	path := text
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(d.Dir, path)
 	}
 	path = filepath.Clean(path)
-	if !filepath.IsAbs(d.Dir) || !strings.HasPrefix(path, filepath.Clean(d.Dir)+"/") {
-		return "", fmt.Errorf("%s: the Maildir must be inside of the domain's directory, %s", text, d.Dir)
+	within := func(dir string) bool { return filepath.IsAbs(dir) && strings.HasPrefix(path, filepath.Clean(dir)+"/") }
+	if within(d.Dir) {
+		return path, nil
 	}
-	return path, nil
+	home, _, _ := strings.Cut(path+"/", "/Maildir/")
+	u, err := users.User(ctx, addr.Address{Local: filepath.Base(home), Domain: d.Name})
+	switch {
+	case err == nil && within(u.Dir):
+		return path, nil
+	case err != nil && !errors.Is(err, ErrNoUser) && !errors.Is(err, ErrNoDomain):
+		return "", err
+	}
+	return "", fmt.Errorf("%s: the Maildir must be inside of the domain's directory, %s, or of the home of one of its users", text, d.Dir)
 }
 
 // checkLoop follows a new forward of the alias from: what comes back to it would never be delivered. A line of a user's address to itself

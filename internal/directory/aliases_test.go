@@ -74,6 +74,21 @@ func testAliases(t *testing.T, dsn string) {
 			t.Errorf("%s %q: %v, want %s", c.a, c.line, err, c.want)
 		}
 	}
+	// The home of a user may lie elsewhere.
+	if _, err := s.change(ctx, "", "", "", "UPDATE indimail SET pw_dir = '/home/mail/T2Zsym/example.org/bob' WHERE pw_name = 'bob'"); err != nil {
+		t.Fatal(err)
+	}
+	for path, good := range map[string]bool{
+		"/home/mail/T2Zsym/example.org/bob/Maildir/": true, "/home/mail/T2Zsym/example.org/bob/Maildir/.Virus/": true, "/home/mail/T2Zsym/example.org/bob/Maildir/../../x/": false,
+		"/etc/bob/Maildir/": false, "/home/mail/T2Zsym/example.org/ann/Maildir/": false,
+	} {
+		if err := s.AddAlias(ctx, at("elsewhere@example.org"), path); (err == nil) != good {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if _, err := s.RemoveAlias(ctx, at("elsewhere@example.org")); err != nil {
+		t.Error(err)
+	}
 	// All lines or none.
 	if err := s.AddAlias(ctx, at("two@example.org"), "&ann", "&ann"); !errors.Is(err, ErrExists) {
 		t.Error(err)

@@ -72,7 +72,7 @@ func (d *Deliverer) follow(ctx context.Context, dl *queue.Delivery, i int, t *ta
 			a.programs = append(a.programs, instruction{line, in.Text})
 		case instruct.Maildir, instruct.Mbox:
 			// vdelivermail takes every path for a Maildir's.
-			path, err := t.domain.MaildirPath(in.Text)
+			path, err := directory.MaildirPath(ctx, d.cfg.Directory, t.domain, in.Text)
 			if err != nil {
 				a.fail(line, errLine.Because(err))
 				continue
