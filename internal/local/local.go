@@ -154,7 +154,7 @@ func (d *Deliverer) Deliver(ctx context.Context, dl *queue.Delivery) []queue.Res
 		t.found = true
 		targets[i] = t
 	}
-	d.runPrograms(ctx, dl, attempts, body)
+	d.runPrograms(ctx, attempts, body)
 	var files []written
 	for i := range targets {
 		t := &targets[i]

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/mailerr"
-	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
@@ -34,45 +33,68 @@ func hardExit(code int) bool {
 	return slices.Contains([]int{64, 65, 70, 76, 77, 78, 100, 112}, code)
 }
 
-// runPrograms runs the programs of all attempts, those of one after the other, those of several at the same time.
-func (d *Deliverer) runPrograms(ctx context.Context, dl *queue.Delivery, attempts []*attempt, body *content) {
+// runPrograms runs the programs of all attempts, those of one after the other, those of up to maxSpools at the same time.
+func (d *Deliverer) runPrograms(ctx context.Context, attempts []*attempt, body *content) {
 	attempts = slices.DeleteFunc(slices.Clone(attempts), func(a *attempt) bool { return len(a.programs) == 0 })
 	if len(attempts) == 0 {
 		return
 	}
-	spool, err := spoolFile(body)
+	spools, err := spool(body, min(len(attempts), maxSpools))
 	if err != nil {
 		for _, a := range attempts {
 			a.fail(a.programs[0].line, errSpool.Because(err))
 		}
 		return
 	}
-	defer spool.Close()
-	var running sync.WaitGroup
-	for _, a := range attempts {
-		running.Go(func() {
-			for _, p := range a.programs {
-				if a.stopped {
-					return
-				}
-				if !a.remembered(p.line) {
-					a.run(ctx, p, spool)
+	work := make(chan *attempt)
+	var workers sync.WaitGroup
+	for _, f := range spools {
+		workers.Go(func() {
+			defer f.Close()
+			for a := range work {
+				for _, p := range a.programs {
+					if !a.stopped && !a.remembered(p.line) {
+						a.run(ctx, p, f)
+					}
 				}
 			}
 		})
 	}
-	running.Wait()
+	for _, a := range attempts {
+		work <- a
+	}
+	close(work)
+	workers.Wait()
 }
 
-// spoolFile makes a file without a name that holds the message with LF line ends.
-func spoolFile(body *content) (*os.File, error) {
+// maxSpools bounds the programs of one message that run at the same time.
+const maxSpools = 8
+
+// spool writes the message with LF line ends into a file that has no name any more when it is opened n times, each with a place of its own.
+func spool(body *content, n int) (files []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+		}
+	}()
 	f, err := os.CreateTemp("", "indigo-program")
 	if err != nil {
 		return nil, err
 	}
-	err = os.Remove(f.Name())
-	first, e := body.first()
-	if err = errors.Join(err, e); err == nil {
+	files = append(files, f)
+	for len(files) < n && err == nil {
+		var other *os.File
+		if other, err = os.Open(f.Name()); err == nil {
+			files = append(files, other)
+		}
+	}
+	if err := errors.Join(err, os.Remove(f.Name())); err != nil {
+		return files, err
+	}
+	first, err := body.first()
+	if err == nil {
 		_, err = f.Write(first)
 	}
 	if err == nil {
@@ -85,16 +107,12 @@ func spoolFile(body *content) (*os.File, error) {
 			return nil
 		})
 	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return files, err
 }
 
 // run runs one program by the shell in the user's or the domain's directory, with the message on its standard input. At the deadline all
 // of its process group is killed.
-func (a *attempt) run(ctx context.Context, p instruction, spool *os.File) {
+func (a *attempt) run(ctx context.Context, p instruction, input *os.File) {
 	turn := time.NewTimer(turnTime)
 	defer turn.Stop()
 	select {
@@ -107,13 +125,10 @@ func (a *attempt) run(ctx context.Context, p instruction, spool *os.File) {
 		a.fail(p.line, errClosing.Because(ctx.Err()))
 		return
 	}
-	// A description of its own, so that programs that run at the same time do not move each other's place.
-	input, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", spool.Fd()))
-	if err != nil {
+	if _, err := input.Seek(0, io.SeekStart); err != nil {
 		a.fail(p.line, errSpool.Because(err))
 		return
 	}
-	defer input.Close()
 	limit := settings.ProgramTimeout.Get(a.view())
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -128,7 +143,7 @@ func (a *attempt) run(ctx context.Context, p instruction, spool *os.File) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = closeTime
-	err = cmd.Run()
+	err := cmd.Run()
 	if errors.Is(err, exec.ErrWaitDelay) {
 		// It is over; something that it left behind keeps its output open.
 		err = nil
