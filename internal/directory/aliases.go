@@ -85,7 +85,8 @@ func (s *Store) AliasList(ctx context.Context, domain string, after Alias, limit
 	if err != nil {
 		return nil, fmt.Errorf("domain %s: %w", domain, err)
 	}
-	return s.aliasRows(ctx, "domain = ? AND (alias > ? OR alias = ? AND valias_line > ?) ORDER BY alias, valias_line LIMIT ?", d.Name, after.Name, after.Name, after.Line, limit)
+	// The first condition follows from the others; by it a database begins in its index where the page does.
+	return s.aliasRows(ctx, "alias >= ? AND domain = ? AND (alias > ? OR valias_line > ?) ORDER BY alias, valias_line LIMIT ?", after.Name, d.Name, after.Name, after.Line, limit)
 }
 
 // AliasesTo gives the lines of any domain that send on to a, by any name of its domain, at most limit. Lines that name no domain are not

@@ -51,7 +51,7 @@ type attempt struct {
 
 type instruction struct{ line, text string }
 
-// sentOnLine stands for all forwards of an address in the memory.
+// sentOnLine stands for all forwards of an address.
 const sentOnLine = "&"
 
 // follow reads the lines of recipient i.
@@ -200,7 +200,7 @@ func (a *attempt) writeFiles(ctx context.Context, body *content) (files []writte
 
 // finish sends on, unless something is to be tried again, and gives the result.
 func (a *attempt) finish(ctx context.Context) queue.Result {
-	if a.deferral == nil && !a.stopped && len(a.onward) > 0 && !a.remembered(sentOnLine) {
+	if a.deferral == nil && !a.stopped && len(a.onward) > 0 {
 		id, err := a.sendOn(ctx)
 		if err != nil {
 			a.fail(sentOnLine, errOnward.Because(err))
