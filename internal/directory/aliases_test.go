@@ -275,6 +275,14 @@ func testAliasDomains(t *testing.T, dsn string) {
 	if l, err := s.Limits(ctx, "example.net"); err != nil || l.MaxUsers != 7 {
 		t.Error(l, err)
 	}
+	if err := s.AddAppPassword(ctx, at("bob@example.net"), AppPassword{Name: "phone", Hash: "x"}); err != nil {
+		t.Error(err)
+	}
+	for _, a := range []string{"bob@example.net", "bob@example.org"} {
+		if all, err := s.AppPasswords(ctx, at(a)); err != nil || len(all) != 1 {
+			t.Error(a, all, err)
+		}
+	}
 	if users, err := s.Users(ctx, "example.net", "", 10); err != nil || len(users) != 2 {
 		t.Error(users, err)
 	}
