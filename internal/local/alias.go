@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 	"sync"
 
@@ -193,7 +194,20 @@ func (a *attempt) writeFiles(ctx context.Context, body *content) (files []writte
 		put(a.own, func() (written, error) { return a.d.toUser(ctx, a.dl, a.i, a.t.rcpt, a.t.user, body) })
 	}
 	for _, m := range a.maildirs {
-		put(m.line, func() (written, error) { return a.d.toMaildir(a.dl, a.i, a.t.rcpt, m.text, quota{}, body) })
+		put(m.line, func() (written, error) {
+			// One that is a user's has his quota; his other folders only count.
+			home, name := filepath.Split(m.text)
+			if home = filepath.Clean(home); name == "Maildir" {
+				u, err := a.d.cfg.Directory.User(ctx, addr.Address{Local: filepath.Base(home), Domain: a.t.domain.Name})
+				switch {
+				case err == nil && filepath.Clean(u.Dir) == home:
+					return a.d.toUser(ctx, a.dl, a.i, a.t.rcpt, u, body)
+				case err != nil && !errors.Is(err, directory.ErrNoUser) && !errors.Is(err, directory.ErrNoDomain):
+					return written{}, errLookup.Because(err)
+				}
+			}
+			return a.d.toMaildir(a.dl, a.i, a.t.rcpt, m.text, quota{}, body)
+		})
 	}
 	return files
 }

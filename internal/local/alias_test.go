@@ -153,6 +153,36 @@ func TestAlias(t *testing.T) {
 	}
 }
 
+// TestAliasQuota: a Maildir that is a user's has his quota, by whatever line; a full one bounces, and keeps nothing else back.
+func TestAliasQuota(t *testing.T) {
+	home := t.TempDir()
+	d := limitedStation(t, limited{home: home, quota: "1000S,1C"}, map[string]string{"quotawarn": ""}, nil)
+	o := &onwards{}
+	d.cfg.Onward = o
+	if err := os.MkdirAll(filepath.Join(home, "lines"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"ann": "&ann@example.org\n&far@elsewhere.test", "team": "./ann/Maildir/\n./shared/Maildir/.Sub/\n&far@elsewhere.test"} {
+		if err := os.WriteFile(filepath.Join(home, "lines", name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := one(t, d, delivery(1, mail, "ann")); r.Err != nil || r.Text != "did 1+1+0/qp 99" {
+		t.Errorf("%+v", r)
+	}
+	for id, name := range map[queue.ID]string{2: "ann", 3: "team"} {
+		if r := one(t, d, delivery(id, mail, name)); r.Err == nil || r.Err.Reply() != errOver.Reply() {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+	if u := holds(t, home); u.Messages != 1 || len(o.sent) != 3 || len(stored(t, home, "ann")) != 1 {
+		t.Errorf("%+v, %d sent on", u, len(o.sent))
+	}
+	if files, _ := filepath.Glob(filepath.Join(home, "shared/Maildir/.Sub/new/*")); len(files) != 1 {
+		t.Errorf("%q", files)
+	}
+}
+
 // TestOwnWithoutUser: a line that leads to itself and is nobody's is a loop.
 func TestOwnWithoutUser(t *testing.T) {
 	_, d, _ := aliased(t, map[string]string{"self": "&self@example.net"})
