@@ -66,10 +66,10 @@ func (b book) User(_ context.Context, a addr.Address) (directory.User, error) {
 // DomainRoom knows no limits.
 func (b book) DomainRoom(context.Context, string, maildir.Use) (bool, error) { return true, nil }
 
-// Aliases knows info, staff, and one that cannot be looked up.
+// Aliases knows info, staff, a user's, and one that cannot be looked up.
 func (b book) Aliases(_ context.Context, a addr.Address) ([]string, error) {
 	switch a.Key() {
-	case "info@here.example", "staff@here.example":
+	case "info@here.example", "staff@here.example", "postmaster@here.example":
 		return []string{"&ann@here.example"}, nil
 	case "gone@here.example":
 		return nil, errors.New("disk on fire")
