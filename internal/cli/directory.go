@@ -90,7 +90,7 @@ func (app *App) domainCommand() *cobra.Command {
 	remove.RunE = func(cmd *cobra.Command, args []string) error {
 		return app.removeDomain(cmd.Context(), *removeData, args[0], yes)
 	}
-	cmd.AddCommand(add, list, remove, app.domainRenameCommand())
+	cmd.AddCommand(add, list, remove, app.domainRenameCommand(), app.domainAliasCommand())
 	return cmd
 }
 
@@ -123,8 +123,23 @@ func (app *App) addDomain(ctx context.Context, data string, n directory.NewDomai
 
 func (app *App) removeDomain(ctx context.Context, data, name string, yes bool) error {
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
-		if _, err := s.Domain(ctx, name); err != nil {
+		d, err := s.Domain(ctx, name)
+		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
+		}
+		if d.Name != strings.ToLower(name) {
+			if err := app.confirm(yes, fmt.Sprintf("Remove %s, an alias of the domain %s, which stays?", name, d.Name)); err != nil {
+				return err
+			}
+			return s.RemoveAliasDomain(ctx, name)
+		}
+		also := ""
+		others, err := s.AliasDomains(ctx, d.Name)
+		if err != nil {
+			return err
+		}
+		for _, o := range others {
+			also += ", its alias " + o.Alias
 		}
 		users, err := s.Users(ctx, name, "", 10)
 		if err != nil {
@@ -134,7 +149,7 @@ func (app *App) removeDomain(ctx context.Context, data, name string, yes bool) e
 		for _, u := range users {
 			names = append(names, u.Address().String())
 		}
-		if err := app.confirm(yes, fmt.Sprintf("Remove the domain %s with its users (%s …)?", name, strings.Join(names, ", "))); err != nil {
+		if err := app.confirm(yes, fmt.Sprintf("Remove the domain %s with its users (%s …), their aliases%s?", name, strings.Join(names, ", "), also)); err != nil {
 			return err
 		}
 		trash, err := s.RemoveDomain(ctx, name)
@@ -249,7 +264,10 @@ func (app *App) addUser(ctx context.Context, data string, n directory.NewUser, p
 			return err
 		}
 		n.Password, n.Scram = passwd, kept
-		return s.AddUser(ctx, n)
+		if err := s.AddUser(ctx, n); err != nil {
+			return err
+		}
+		return app.noteOwnMailbox(ctx, s, a)
 	})
 	if err != nil {
 		return err
@@ -332,11 +350,28 @@ func storedText(u directory.User) string {
 
 func (app *App) removeUser(ctx context.Context, data string, a addr.Address, yes bool) error {
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
-		if _, err := s.User(ctx, a); err != nil {
+		u, err := s.User(ctx, a)
+		if err != nil {
 			return fmt.Errorf("%s: %w", a, err)
 		}
-		if err := app.confirm(yes, fmt.Sprintf("Remove the user %s?", a)); err != nil {
+		question := fmt.Sprintf("Remove the user %s?", a)
+		lines, err := s.Aliases(ctx, a)
+		if err == nil {
+			question = fmt.Sprintf("Remove the user %s and what his address stands for (%s)?", a, strings.Join(lines, ", "))
+		} else if !errors.Is(err, directory.ErrNoAlias) {
 			return err
+		}
+		pointing, err := s.AliasesTo(ctx, a, 100)
+		if err != nil {
+			return err
+		}
+		if err := app.confirm(yes, question); err != nil {
+			return err
+		}
+		for _, one := range pointing {
+			if one.Address().Key() != u.Address().Key() {
+				fmt.Fprintf(app.Err, "warning: the alias %s still sends to %s: `indigo alias remove %[1]s '%[3]s'`\n", one.Address(), a, one.Line)
+			}
 		}
 		trash, err := s.RemoveUser(ctx, a)
 		if err == nil && trash != "" {

@@ -65,6 +65,8 @@ func (app *App) injectPrograms() map[string]func([]string) int {
 		"datemail":        named("datemail", func(ctx context.Context, args []string) error { return app.dated(ctx, args, app.sendmail) }),
 		"forward":         named("forward", app.forward),
 		"irmail":          named("irmail", app.irmail),
+		"maildirdeliver":  named("maildirdeliver", app.maildirdeliver),
+		"preline":         app.preline,
 	}
 }
 

@@ -43,13 +43,14 @@ const (
 func (s *Store) AppPasswords(ctx context.Context, a addr.Address) ([]AppPassword, error) {
 	key := addr.Address{Local: strings.ToLower(a.Local), Domain: strings.ToLower(a.Domain)}
 	return lookUp(ctx, &s.cache, &s.cache.apps, key, func() ([]AppPassword, error) {
-		if _, err := s.User(ctx, key); err != nil {
+		u, err := s.User(ctx, key)
+		if err != nil {
 			return nil, err
 		}
 		var all []AppPassword
-		err := s.retried(ctx, func() error {
+		err = s.retried(ctx, func() error {
 			all = nil
-			rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT name, hash, services, created, used FROM indigo_app_password WHERE pw_name = ? AND pw_domain = ? ORDER BY name"), key.Local, key.Domain)
+			rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT name, hash, services, created, used FROM indigo_app_password WHERE pw_name = ? AND pw_domain = ? ORDER BY name"), u.Name, u.Domain)
 			if err != nil {
 				return err
 			}

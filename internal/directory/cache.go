@@ -34,6 +34,7 @@ type cache struct {
 	domains    answers[string, Domain]
 	limits     answers[string, Limits]
 	apps       answers[addr.Address, []AppPassword]
+	aliases    answers[addr.Address, []string]
 }
 
 const (
@@ -93,6 +94,7 @@ func (c *cache) forget() {
 	c.generation++
 	c.users, c.domains, c.limits = answers[addr.Address, User]{}, answers[string, Domain]{}, answers[string, Limits]{}
 	c.apps = answers[addr.Address, []AppPassword]{}
+	c.aliases = answers[addr.Address, []string]{}
 }
 
 // fresh is called with mu held.
@@ -136,7 +138,7 @@ func lookUp[K comparable, V any](ctx context.Context, c *cache, kept *answers[K,
 	case generation != c.generation:
 	case err == nil:
 		keep(&kept.found, key, v)
-	case errors.Is(err, ErrNoUser), errors.Is(err, ErrNoDomain):
+	case errors.Is(err, ErrNoUser), errors.Is(err, ErrNoDomain), errors.Is(err, ErrNoAlias):
 		keep(&kept.missing, key, err)
 	}
 	return v, err

@@ -193,12 +193,13 @@ func (l *Limits) changes(before Limits) string {
 func (s *Store) Limits(ctx context.Context, domain string) (Limits, error) {
 	domain = strings.ToLower(domain)
 	return lookUp(ctx, &s.cache, &s.cache.limits, domain, func() (Limits, error) {
-		if _, err := s.Domain(ctx, domain); err != nil {
+		d, err := s.Domain(ctx, domain)
+		if err != nil {
 			return Limits{}, fmt.Errorf("domain %s: %w", domain, err)
 		}
 		var l Limits
-		err := s.retried(ctx, func() (err error) {
-			l, err = s.readLimits(ctx, s.read.QueryRowContext, domain)
+		err = s.retried(ctx, func() (err error) {
+			l, err = s.readLimits(ctx, s.read.QueryRowContext, d.Name)
 			return err
 		})
 		if errors.Is(err, sql.ErrNoRows) {

@@ -173,9 +173,6 @@ func (s *Store) mostUsers(ctx context.Context, tx *sql.Tx, domain string, most i
 	return err
 }
 
-// maxLine is the width of valias_line.
-const maxLine = 190
-
 // rewriteLines gives lines of aliases another target, &user@domain or user@domain. Only lines that hold the text mark are looked at.
 func (s *Store) rewriteLines(ctx context.Context, tx *sql.Tx, mark string, rewrite func(target string) string) error {
 	type line struct{ alias, domain, text string }

@@ -123,13 +123,10 @@ func (s *Store) MakeDomain(ctx context.Context, n NewDomain) error {
 		}
 	}
 	err := s.transaction(ctx, func(tx *sql.Tx) error {
-		there, err := s.count(ctx, tx, "SELECT count(*) FROM indigo_domain WHERE domain = ?", name)
-		if err != nil {
+		if err := s.nameIsFree(ctx, tx, name); err != nil {
 			return err
 		}
-		if there > 0 {
-			return ErrExists
-		}
+		var err error
 		dir := filepath.Clean(n.Dir)
 		if n.Dir == "" {
 			// A domain that was renamed keeps its directory.
@@ -193,13 +190,14 @@ func (s *Store) transaction(ctx context.Context, run func(*sql.Tx) error) error 
 	return tx.Commit()
 }
 
-// Domain finds a domain by its name in any case. ErrNoDomain if there is none.
+// Domain finds a domain by its name, or that of one of its aliases, in any case. ErrNoDomain if there is none.
 func (s *Store) Domain(ctx context.Context, name string) (Domain, error) {
 	name = strings.ToLower(name)
 	return lookUp(ctx, &s.cache, &s.cache.domains, name, func() (Domain, error) {
-		d := Domain{Name: name}
+		var d Domain
 		err := s.retried(ctx, func() error {
-			return s.read.QueryRowContext(ctx, s.engine.rebind("SELECT dir FROM indigo_domain WHERE domain = ?"), name).Scan(&d.Dir)
+			return s.read.QueryRowContext(ctx, s.engine.rebind("SELECT domain, dir FROM indigo_domain WHERE domain = ? UNION ALL "+
+				"SELECT d.domain, d.dir FROM aliasdomain a JOIN indigo_domain d ON d.domain = a.domain WHERE a.alias = ?"), name, name).Scan(&d.Name, &d.Dir)
 		})
 		if errors.Is(err, sql.ErrNoRows) {
 			return Domain{}, ErrNoDomain
@@ -251,7 +249,7 @@ func scanUser(scan func(...any) error) (User, error) {
 	return u, err
 }
 
-// User finds a user; case does not count. ErrNoDomain or ErrNoUser if there is none.
+// User finds a user by an address in his domain or in one of its aliases; case does not count. ErrNoDomain or ErrNoUser if there is none.
 func (s *Store) User(ctx context.Context, a addr.Address) (User, error) {
 	key := addr.Address{Local: strings.ToLower(a.Local), Domain: strings.ToLower(a.Domain)}
 	return lookUp(ctx, &s.cache, &s.cache.users, key, func() (User, error) {
@@ -261,8 +259,12 @@ func (s *Store) User(ctx context.Context, a addr.Address) (User, error) {
 			return err
 		})
 		if errors.Is(err, sql.ErrNoRows) {
-			if _, err := s.Domain(ctx, key.Domain); err != nil {
+			d, err := s.Domain(ctx, key.Domain)
+			if err != nil {
 				return User{}, err
+			}
+			if d.Name != key.Domain {
+				return s.User(ctx, addr.Address{Local: key.Local, Domain: d.Name})
 			}
 			return User{}, ErrNoUser
 		}

@@ -99,11 +99,14 @@ func (s *Store) RemoveUser(ctx context.Context, a addr.Address) (trash string, e
 }
 
 // RemoveDomain removes a domain with all its users and all that the tables have of it, and moves its mail to the trash, whose place it
-// gives. To undo, RestoreTrash.
+// gives. To undo, RestoreTrash. Of an alias domain the name alone is removed.
 func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, err error) {
-	d, err := s.ownDomain(ctx, name)
+	d, err := s.Domain(ctx, name)
 	if err != nil {
 		return "", err
+	}
+	if d.Name != strings.ToLower(name) {
+		return "", s.RemoveAliasDomain(ctx, name)
 	}
 	roots, err := s.rootsOf(ctx, d)
 	if err != nil {

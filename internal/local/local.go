@@ -1,6 +1,6 @@
-// Package local is a station: it delivers messages to the Maildirs of virtual users, and calls a delivery done only
-// when a batch sync has made its file durable (docs/architecture.md section 5). It must not know how a message came in,
-// how its delivery is scheduled, or how the mailbox is read.
+// Package local is a station: it delivers messages to the Maildirs of virtual users and as the lines of aliases say, and calls a
+// delivery done only when a batch sync has made its file durable (docs/architecture.md section 5). It must not know how a
+// message came in, how its delivery is scheduled, or how the mailbox is read.
 package local
 
 import (
@@ -24,13 +24,15 @@ import (
 	"github.com/indigomail/indigo/internal/settings"
 )
 
-// Directory finds users. It fails with directory.ErrNoUser or directory.ErrNoDomain when there is none; any other error
-// means that it could not answer.
+// Directory finds users and aliases. It fails with directory.ErrNoUser, directory.ErrNoAlias or directory.ErrNoDomain when there
+// is none; any other error means that it could not answer.
 type Directory interface {
 	User(ctx context.Context, a addr.Address) (directory.User, error)
 	// DomainRoom tells whether a message fits into the domain's limits; DomainGrew is told when it is there.
 	DomainRoom(ctx context.Context, domain string, message maildir.Use) (bool, error)
 	DomainGrew(domain string, by maildir.Use)
+	Aliases(ctx context.Context, a addr.Address) (lines []string, err error)
+	Domain(ctx context.Context, name string) (directory.Domain, error)
 }
 
 // Config is what a Deliverer stands on. Only Directory is required.
@@ -42,6 +44,10 @@ type Config struct {
 	Queue string
 	// Settings gives the view in force; nil means defaults.
 	Settings func() *settings.View
+	// Onward takes what aliases send on; without one that is a temporary failure.
+	Onward queue.Submitter
+	// Environment is what programs of aliases get beside the settings and what qmail-command(8) names: PATH and such.
+	Environment []string
 	// Now is the clock; it only serves deliveries without a time of birth.
 	Now func() time.Time
 	// Sync makes everything on dir's file system durable; nil means syncfs(2). For tests.
@@ -57,6 +63,9 @@ type Deliverer struct {
 	bufs  sync.Pool
 	// warning keeps two deliveries to a user from warning twice.
 	warning sync.Mutex
+	// turns has a place for each program that runs.
+	turns chan struct{}
+	past  memory
 }
 
 var _ queue.Deliverer = (*Deliverer)(nil)
@@ -80,6 +89,7 @@ func New(cfg Config) *Deliverer {
 	}
 	d := &Deliverer{cfg: cfg}
 	d.disks.syncfs = cfg.Sync
+	d.turns = make(chan struct{}, settings.ConcurrencyProgram.Get(cfg.Settings()))
 	d.bufs.New = func() any { b := make([]byte, chunk); return &b }
 	return d
 }
@@ -99,14 +109,15 @@ const chunk = 256 << 10
 const done = "did 1+0+0"
 
 var (
-	errNoUser  = mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "Sorry, no mailbox here by that name. (#5.1.1)")
-	errLooping = mailerr.New(554, mailerr.Enhanced{5, 4, 6}, "This message is looping: it already has my Delivered-To line. (#5.4.6)")
-	errLookup  = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to look the user up. (#4.3.0)")
-	errClosing = mailerr.New(451, mailerr.Enhanced{4, 3, 2}, "Delivery is shutting down. (#4.3.2)")
-	errFull    = mailerr.New(452, mailerr.Enhanced{4, 3, 1}, "Disk full. (#4.3.1)")
-	errQuota   = mailerr.New(452, mailerr.Enhanced{4, 2, 2}, "User is over the disk quota. (#4.2.2)")
-	errWrite   = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to write to the mailbox. (#4.3.0)")
-	errRead    = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to read the queued message. (#4.3.0)")
+	errNoUser    = mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "Sorry, no mailbox here by that name. (#5.1.1)")
+	errLooping   = mailerr.New(554, mailerr.Enhanced{5, 4, 6}, "This message is looping: it already has my Delivered-To line. (#5.4.6)")
+	errLookup    = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to look the user up. (#4.3.0)")
+	errClosing   = mailerr.New(451, mailerr.Enhanced{4, 3, 2}, "Delivery is shutting down. (#4.3.2)")
+	errFull      = mailerr.New(452, mailerr.Enhanced{4, 3, 1}, "Disk full. (#4.3.1)")
+	errQuota     = mailerr.New(452, mailerr.Enhanced{4, 2, 2}, "User is over the disk quota. (#4.2.2)")
+	errNoMembers = mailerr.New(550, mailerr.Enhanced{5, 2, 4}, "Sorry, this group has no members. (#5.2.4)")
+	errWrite     = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to write to the mailbox. (#4.3.0)")
+	errRead      = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to read the queued message. (#4.3.0)")
 )
 
 // written is a file that waits for its sync.
@@ -115,26 +126,52 @@ type written struct {
 	drop   *held
 	entry  maildir.Placed
 	fresh  bool // made by this attempt
+	// of is the attempt that line is of; nil for a user's only file.
+	of   *attempt
+	line string
 }
 
-// Deliver implements queue.Deliverer.
+// Deliver implements queue.Deliverer. Programs of aliases come first, then all files, then one wait: the recipients of a message share a
+// sync. What is sent on comes last, so that no failure of another line repeats it.
 func (d *Deliverer) Deliver(ctx context.Context, dl *queue.Delivery) []queue.Result {
 	results := make([]queue.Result, len(dl.Recipients))
 	buf := d.bufs.Get().(*[]byte)
 	defer d.bufs.Put(buf)
 	body := &content{c: dl.Content, buf: *buf}
 
-	var files []written
+	targets := make([]target, len(dl.Recipients))
+	var attempts []*attempt
 	for i := range dl.Recipients {
-		w, err := d.write(ctx, dl, i, body)
+		t, err := d.find(ctx, dl, i, body)
 		if err != nil {
 			results[i] = failed(mailerr.From(err))
 			continue
 		}
-		w.result = i
-		files = append(files, w)
+		if t.lines != nil {
+			t.attempt = d.follow(ctx, dl, i, &t)
+			attempts = append(attempts, t.attempt)
+		}
+		t.found = true
+		targets[i] = t
 	}
-	// All files first, then one wait: the recipients of a message share a sync.
+	d.runPrograms(ctx, attempts, body)
+	var files []written
+	for i := range targets {
+		t := &targets[i]
+		switch {
+		case !t.found:
+		case t.attempt != nil:
+			files = append(files, t.attempt.writeFiles(ctx, body)...)
+		default:
+			w, err := d.toUser(ctx, dl, i, t.rcpt, t.user, body)
+			if err != nil {
+				results[i] = failed(mailerr.From(err))
+				continue
+			}
+			w.result = i
+			files = append(files, w)
+		}
+	}
 	synced := map[uint64]error{}
 	for _, w := range files {
 		err, ok := synced[w.drop.Device()]
@@ -143,17 +180,25 @@ func (d *Deliverer) Deliver(ctx context.Context, dl *queue.Delivery) []queue.Res
 			synced[w.drop.Device()] = err
 		}
 		if err == nil {
-			results[w.result] = queue.Result{Text: done}
+			if results[w.result] = (queue.Result{Text: done}); w.of != nil {
+				w.of.did(w.line, "stored as "+w.entry.Name, false)
+			}
 			continue
 		}
 		if w.fresh {
 			// The kernel may have dropped what it could not write, and calls the pages clean: write anew next time.
 			_ = w.drop.Remove(w.entry)
 		}
-		results[w.result] = failed(d.writeError(err, w.entry.Name))
+		e := d.writeError(err, w.entry.Name)
+		if results[w.result] = failed(e); w.of != nil {
+			w.of.fail(w.line, e)
+		}
 	}
 	for _, w := range files {
 		d.drops.release(w.drop)
+	}
+	for _, a := range attempts {
+		results[a.i] = a.finish(ctx)
 	}
 	return results
 }
@@ -195,28 +240,83 @@ func (d *Deliverer) recipient(a addr.Address) addr.Address {
 	return a
 }
 
-// write puts the message for recipient i into its Maildir, not yet durable. On success the Drop must be released.
-func (d *Deliverer) write(ctx context.Context, dl *queue.Delivery, i int, body *content) (w written, err error) {
+// target is what a recipient turned out to be: a user, lines of an alias, or both, of which the lines hold.
+type target struct {
+	found  bool
+	rcpt   addr.Address
+	user   directory.User
+	isUser bool
+	// lines are the alias's; those of the domain's *@domain when anyone is set.
+	lines   []string
+	anyone  bool
+	domain  directory.Domain
+	attempt *attempt
+}
+
+// find looks recipient i up.
+func (d *Deliverer) find(ctx context.Context, dl *queue.Delivery, i int, body *content) (t target, err error) {
 	if err := ctx.Err(); err != nil {
-		return w, errClosing.Because(err)
+		return t, errClosing.Because(err)
 	}
-	rcpt := d.recipient(dl.Recipients[i].Address)
-	user, err := d.cfg.Directory.User(ctx, rcpt)
-	switch {
-	case errors.Is(err, directory.ErrNoUser), errors.Is(err, directory.ErrNoDomain):
-		return w, errNoUser.Because(err)
-	case err != nil:
-		return w, errLookup.Because(err)
-	case user.Dir == "" || !filepath.IsAbs(user.Dir):
-		return w, errWrite.Because(errors.New("the user's folder is not an absolute path"), slog.String("folder", user.Dir))
+	t.rcpt = d.recipient(dl.Recipients[i].Address)
+	known := func(err error) (bool, error) {
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, directory.ErrNoUser), errors.Is(err, directory.ErrNoAlias):
+			return false, nil
+		case errors.Is(err, directory.ErrNoDomain):
+			return false, errNoUser.Because(err)
+		}
+		return false, errLookup.Because(err)
+	}
+	// IndiMail's vdelivermail asks for lines first too.
+	t.lines, err = d.cfg.Directory.Aliases(ctx, t.rcpt)
+	isAlias, err := known(err)
+	if err != nil {
+		return t, err
+	}
+	t.user, err = d.cfg.Directory.User(ctx, t.rcpt)
+	if t.isUser, err = known(err); err != nil {
+		return t, err
+	}
+	if !isAlias && !t.isUser {
+		t.lines, err = d.cfg.Directory.Aliases(ctx, directory.CatchAll(t.rcpt.Domain))
+		if t.anyone, err = known(err); err != nil {
+			return t, err
+		}
+		if !t.anyone {
+			return t, errNoUser.Because(directory.ErrNoUser)
+		}
+	}
+	if isAlias || t.anyone {
+		t.domain, err = d.cfg.Directory.Domain(ctx, t.rcpt.Domain)
+		if _, err = known(err); err != nil {
+			return t, err
+		}
+	} else if t.user.IsGroup() {
+		return t, errNoMembers
 	}
 	first, err := body.first()
 	if err != nil {
-		return w, errRead.Because(err)
+		return t, errRead.Because(err)
 	}
-	if looping(first, rcpt) {
-		return w, errLooping
+	if looping(first, t.rcpt) {
+		return t, errLooping
 	}
+	return t, nil
+}
+
+// toUser puts the message for recipient i into a user's Maildir, not yet durable. On success the Drop must be released.
+func (d *Deliverer) toUser(ctx context.Context, dl *queue.Delivery, i int, rcpt addr.Address, user directory.User, body *content) (w written, err error) {
+	if user.Dir == "" || !filepath.IsAbs(user.Dir) {
+		return w, errWrite.Because(errors.New("the user's folder is not an absolute path"), slog.String("folder", user.Dir))
+	}
+	return d.toMaildir(dl, i, rcpt, filepath.Join(user.Dir, "Maildir"), d.quotaOf(ctx, user, dl.Content.Size()), body)
+}
+
+// toMaildir is toUser for any Maildir, which is made when it is missing; q is the zero quota for one that is no user's.
+func (d *Deliverer) toMaildir(dl *queue.Delivery, i int, rcpt addr.Address, path string, q quota, body *content) (w written, err error) {
 	key := maildir.Key{Birth: dl.Birth, Queue: d.cfg.Queue, ID: uint64(dl.ID), Index: i, Host: d.cfg.Hostname}
 	if i < len(dl.Index) {
 		key.Index = dl.Index[i]
@@ -224,13 +324,11 @@ func (d *Deliverer) write(ctx context.Context, dl *queue.Delivery, i int, body *
 	if key.Birth.IsZero() {
 		key.Birth = d.cfg.Now()
 	}
-
-	path, quota := filepath.Join(user.Dir, "Maildir"), d.quotaOf(ctx, user, dl.Content.Size())
 	drop, err := d.drops.take(path)
 	if err != nil {
 		return w, d.writeError(err, path)
 	}
-	w, err = d.place(drop, key, quota, header(dl.Envelope.Sender, rcpt), body, dl.Repeat || dl.Attempt > 0)
+	w, err = d.place(drop, key, q, header(dl.Envelope.Sender, rcpt), body, dl.Repeat || dl.Attempt > 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		// new or tmp was removed under our hands; what is open leads nowhere.
 		d.drops.forget(drop)
@@ -241,7 +339,7 @@ func (d *Deliverer) write(ctx context.Context, dl *queue.Delivery, i int, body *
 		if drop, err = d.drops.take(path); err != nil {
 			return w, d.writeError(err, path)
 		}
-		w, err = d.place(drop, key, quota, header(dl.Envelope.Sender, rcpt), body, true)
+		w, err = d.place(drop, key, q, header(dl.Envelope.Sender, rcpt), body, true)
 	}
 	if err != nil {
 		d.drops.release(drop)
@@ -308,7 +406,9 @@ func (d *Deliverer) place(drop *held, key maildir.Key, q quota, head []byte, bod
 		return written{}, err
 	}
 	d.warn(drop, q, holds)
-	d.cfg.Directory.DomainGrew(q.owner.Domain, maildir.Use{Bytes: f.Size(), Messages: 1})
+	if q.owner.Domain != "" {
+		d.cfg.Directory.DomainGrew(q.owner.Domain, maildir.Use{Bytes: f.Size(), Messages: 1})
+	}
 	return written{drop: drop, entry: entry, fresh: true}, nil
 }
 

@@ -29,6 +29,8 @@ func (h homes) User(_ context.Context, a addr.Address) (directory.User, error) {
 	switch strings.ToLower(a.Local) {
 	case "ann", "bob":
 		return directory.User{Name: a.Local, Domain: a.Domain, Dir: filepath.Join(string(h), a.Local)}, nil
+	case "staff":
+		return directory.User{Name: a.Local, Domain: a.Domain, Gecos: "MailGroup all", Dir: filepath.Join(string(h), a.Local)}, nil
 	case "broken":
 		return directory.User{}, errors.New("database is gone")
 	}

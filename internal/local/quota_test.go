@@ -30,6 +30,15 @@ func (l limited) User(_ context.Context, a addr.Address) (directory.User, error)
 	return directory.User{Name: a.Local, Domain: a.Domain, Dir: filepath.Join(l.home, a.Local), Quota: l.quota}, nil
 }
 
+// Aliases knows the lines that files of a folder have.
+func (l limited) Aliases(ctx context.Context, a addr.Address) ([]string, error) {
+	return homes(l.home).Aliases(ctx, a)
+}
+
+func (l limited) Domain(_ context.Context, name string) (directory.Domain, error) {
+	return directory.Domain{Name: name, Dir: l.home}, nil
+}
+
 func (l limited) DomainRoom(_ context.Context, domain string, _ maildir.Use) (bool, error) {
 	if domain == "broken.test" {
 		return false, errors.New("database is gone")

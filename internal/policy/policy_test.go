@@ -53,7 +53,11 @@ func (b book) User(_ context.Context, a addr.Address) (directory.User, error) {
 	if _, err := b.Domain(context.Background(), a.Domain); err != nil {
 		return directory.User{}, err
 	}
-	if k := a.Key(); k != "ann@here.example" && k != "postmaster@here.example" {
+	switch a.Key() {
+	case "staff@here.example", "nobodys@here.example":
+		return directory.User{Name: a.Local, Domain: a.Domain, Gecos: "MailGroup of all"}, nil
+	case "ann@here.example", "postmaster@here.example":
+	default:
 		return directory.User{}, directory.ErrNoUser
 	}
 	return directory.User{Name: a.Local, Domain: a.Domain}, nil
@@ -61,6 +65,17 @@ func (b book) User(_ context.Context, a addr.Address) (directory.User, error) {
 
 // DomainRoom knows no limits.
 func (b book) DomainRoom(context.Context, string, maildir.Use) (bool, error) { return true, nil }
+
+// Aliases knows info, staff, a user's, and one that cannot be looked up.
+func (b book) Aliases(_ context.Context, a addr.Address) ([]string, error) {
+	switch a.Key() {
+	case "info@here.example", "staff@here.example", "postmaster@here.example":
+		return []string{"&ann@here.example"}, nil
+	case "gone@here.example":
+		return nil, errors.New("disk on fire")
+	}
+	return nil, directory.ErrNoAlias
+}
 
 // Denied keeps postmaster from relaying.
 func (b book) Denied(_ context.Context, u directory.User, flag directory.Flags) (string, error) {
@@ -102,6 +117,10 @@ func TestRcpt(t *testing.T) {
 	}{
 		{name: "local", to: "Ann@Here.Example", check: "local-user"},
 		{name: "unknown user", to: "bob@here.example", action: Reject, code: 550, check: "local-user"},
+		{name: "alias", to: "Info@here.example", check: "local-alias"},
+		{name: "alias that cannot be looked up", to: "gone@here.example", action: Defer, code: 451, check: "local-alias"},
+		{name: "group", to: "staff@here.example", check: "local-group"},
+		{name: "empty group", to: "nobodys@here.example", action: Reject, code: 550, check: "local-group"},
 		{name: "unknown user, logged in", to: "bob@here.example", user: "ann@here.example", action: Reject, code: 550, check: "local-user"},
 		{name: "postmaster", to: "postmaster", check: "local-user"},
 		{name: "relay", to: "x@far.example", action: Reject, code: 550, check: "relay", setting: "RELAYCLIENTS"},

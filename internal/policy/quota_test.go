@@ -97,6 +97,10 @@ func TestQuota(t *testing.T) {
 	if got := end(50, 90, to) + end(0, 200, to, addr.Address{Local: "x", Domain: "y.test"}) + end(0, 200, addr.Address{Local: "ann", Domain: "here.example"}, to); got != "" {
 		t.Error(got)
 	}
+	// Mail for a user who is an alias need not come into his mailbox.
+	if got := end(0, 200, addr.Address{Local: "postmaster", Domain: "here.example"}); got != "" {
+		t.Error(got)
+	}
 	// A full mailbox costs a read; what the owner deleted by other means is seen after a quarter of an hour.
 	p, s := New(Config{Directory: limited{home: home, quota: "900S"}}), &Session{Settings: view(t, nil)}
 	if err := os.Remove(filepath.Join(path, "new/1.x,S=900")); err != nil {

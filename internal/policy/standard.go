@@ -15,11 +15,13 @@ import (
 	"github.com/indigomail/indigo/internal/settings"
 )
 
-// Directory is what Standard asks about domains and users. Both fail with directory.ErrNoDomain or directory.ErrNoUser
+// Directory is what Standard asks about domains, users and aliases. All fail with directory.ErrNoDomain or directory.ErrNoUser
 // when there is none; any other error means that the directory cannot answer now.
 type Directory interface {
 	Domain(ctx context.Context, name string) (directory.Domain, error)
 	User(ctx context.Context, a addr.Address) (directory.User, error)
+	// Aliases gives the lines of an address that is an alias; it may fail with directory.ErrNoAlias too.
+	Aliases(ctx context.Context, a addr.Address) (lines []string, err error)
 	// Denied tells what keeps a user from what a flag stands for; "" when nothing does.
 	Denied(ctx context.Context, u directory.User, flag directory.Flags) (why string, err error)
 	// DomainRoom tells whether a message fits into the domain's limits.
@@ -59,6 +61,7 @@ var (
 	errSize       = mailerr.New(552, mailerr.Enhanced{5, 3, 4}, "sorry, that message size exceeds my databytes limit (#5.3.4)")
 	errRecipients = mailerr.New(452, mailerr.Enhanced{4, 5, 3}, "sorry, too many recipients (#4.5.3)")
 	errNoMailbox  = mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "sorry, no mailbox here by that name (#5.1.1)")
+	errNoMembers  = mailerr.New(550, mailerr.Enhanced{5, 2, 4}, "sorry, this group has no members (#5.2.4)")
 	errDisabled   = mailerr.New(550, mailerr.Enhanced{5, 2, 1}, "sorry, this mailbox takes no mail (#5.2.1)")
 	errDirectory  = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "sorry, the user directory cannot be asked now (#4.3.0)")
 	errRelay      = mailerr.New(550, mailerr.Enhanced{5, 7, 1}, "sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)")
@@ -265,7 +268,7 @@ func (p *Standard) mayRelay(s *Session) bool {
 	return s.RelayEntry != "" || settings.RelayClient.Get(s.Settings)
 }
 
-// Rcpt accepts existing users of local domains from anybody and every other address from clients that may relay. It
+// Rcpt accepts existing users and aliases of local domains from anybody and every other address from clients that may relay. It
 // answers 452 4.5.3 beyond MAXRECIPIENTS, 550 5.1.1 for an unknown user, 552 5.2.2 (by OVERQUOTA 452 4.2.2) for a full mailbox, 451 4.3.0 while the directory or a list cannot
 // answer, 553 5.7.1 for what badrcptto names, and 550 5.7.1 for relaying. It throws away what blackholedrcpt names.
 func (p *Standard) Rcpt(ctx context.Context, s *Session, from, to addr.Address, accepted int) Verdict {
@@ -280,12 +283,14 @@ func (p *Standard) Rcpt(ctx context.Context, s *Session, from, to addr.Address, 
 	if errors.Is(err, directory.ErrNoUser) {
 		// Whether the domain is local decides between "no such user" and relaying.
 		if _, err = p.config.Directory.Domain(ctx, to.Domain); err == nil {
-			return refuse("local-user", to.String(), errNoMailbox)
+			return p.alias(ctx, to)
 		}
 	}
 	switch {
 	case err == nil && directory.Flags(u.GID)&directory.BounceMail != 0:
 		return refuse("local-user", to.String()+" "+directory.BounceMail.Names()[0], errDisabled)
+	case err == nil && u.IsGroup():
+		return p.group(ctx, to)
 	case err == nil:
 		return p.room(ctx, s, u)
 	case !errors.Is(err, directory.ErrNoDomain):
@@ -310,11 +315,45 @@ func (p *Standard) room(ctx context.Context, s *Session, u directory.User) Verdi
 	if fits && (err != nil || u.Dir == "" || maildir.Room(filepath.Join(u.Dir, "Maildir"), q, size)) {
 		return Verdict{Check: "local-user"}
 	}
+	// Mail for a user who is an alias too goes where its lines say.
+	_, err = p.config.Directory.Aliases(ctx, u.Address())
+	switch {
+	case err == nil:
+		return Verdict{Check: "local-alias", Input: u.Address().String()}
+	case !errors.Is(err, directory.ErrNoAlias):
+		return refuse("quota", u.Address().String(), errDirectory.Because(err))
+	}
 	e := errFull
 	if settings.OverQuota.Get(s.Settings) == "defer" && (q.Bytes == 0 || size <= q.Bytes) {
 		e = errFullNow
 	}
 	return refuse("quota", u.Address().String()+" "+q.String(), e).by(s, settings.CheckQuota.Setting)
+}
+
+// alias decides on a recipient in a domain of the directory that is no user: by the lines of its own, or those of *@domain.
+func (p *Standard) alias(ctx context.Context, to addr.Address) Verdict {
+	for _, a := range [...]addr.Address{to, directory.CatchAll(to.Domain)} {
+		_, err := p.config.Directory.Aliases(ctx, a)
+		switch {
+		case err == nil:
+			return Verdict{Check: "local-alias", Input: a.String()}
+		case !errors.Is(err, directory.ErrNoAlias):
+			return refuse("local-alias", a.String(), errDirectory.Because(err))
+		}
+	}
+	return refuse("local-user", to.String(), errNoMailbox)
+}
+
+// group decides on a recipient that is a group: without lines it would be for nobody.
+func (p *Standard) group(ctx context.Context, to addr.Address) Verdict {
+	_, err := p.config.Directory.Aliases(ctx, to)
+	switch {
+	case err == nil:
+		return Verdict{Check: "local-group"}
+	case errors.Is(err, directory.ErrNoAlias):
+		return refuse("local-group", to.String(), errNoMembers)
+	}
+	return refuse("local-group", to.String(), errDirectory.Because(err))
 }
 
 // rcptLists asks the lists of recipients; decided is false when none has a word to say.

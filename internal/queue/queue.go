@@ -181,7 +181,7 @@ type Result struct {
 	Text string
 	// Handed says that on success the next host has also taken over what the sender wants to be told (RFC 3461 section 5.2).
 	Handed bool
-	// Dialogue is the remote dialogue for the trace.
+	// Dialogue is the remote dialogue, or what became of each line of an alias, for the trace.
 	Dialogue []string
 }
 

@@ -52,6 +52,23 @@ func (h *House) runProgram(ctx context.Context, view *settings.View, line string
 	return 0, nil
 }
 
+// onward is the queue for what a local delivery sends on: it is opened after the station that uses it.
+type onward struct{ queue func() queue.Submitter }
+
+// Begin starts a submission; see queue.Submitter.
+func (o onward) Begin(ctx context.Context, sizeHint int64) (queue.Submission, error) {
+	return o.queue().Begin(ctx, sizeHint)
+}
+
+// programEnvironment is what programs of aliases get beside the settings.
+func (h *House) programEnvironment() []string {
+	data, err := filepath.Abs(h.config.Data)
+	if err != nil {
+		data = h.config.Data
+	}
+	return []string{"PATH=" + settings.FromEnvironment().Path, "INDIGO_DATA=" + data}
+}
+
 // bounceDoor is the way of bounces through a program of BOUNCEQUEUE.
 func (h *House) bounceDoor(line string) queue.Submitter {
 	known, discard := inject.Known(line)

@@ -102,7 +102,8 @@ func OpenStandalone(ctx context.Context, data, dir string, logger *slog.Logger) 
 		return nil, fmt.Errorf("resolver: %w", err)
 	}
 	view := func() *settings.View { return h.view("queue." + name) }
-	h.local = local.New(local.Config{Directory: h.directory, Hostname: me, Settings: view, Now: time.Now, Logger: logger})
+	h.local = local.New(local.Config{Directory: h.directory, Hostname: me, Settings: view, Now: time.Now, Logger: logger,
+		Onward: onward{func() queue.Submitter { return s.queue }}, Environment: h.programEnvironment()})
 	if h.remote, err = remote.New(remote.Config{
 		Resolver: h.resolver, Dial: dialer.DialContext, Settings: view, Hostname: func() string { return me }, Now: time.Now, Logger: logger,
 	}); err != nil {

@@ -144,7 +144,15 @@ func ways(ctx context.Context, data string, snapshot *settings.Snapshot, users *
 			failed(mailerr.From(err))
 		case d.Channel == queue.Local:
 			w.Check = "local"
-			if u, err := users.User(ctx, to); err == nil {
+			u, userErr := users.User(ctx, to)
+			lines, err := users.Aliases(ctx, to)
+			if errors.Is(err, directory.ErrNoAlias) && userErr != nil {
+				lines, err = users.Aliases(ctx, directory.CatchAll(to.Domain))
+			}
+			switch {
+			case err == nil:
+				w.Check, w.Input = "local-alias", strings.Join(lines, ", ")
+			case userErr == nil:
 				w.Input = filepath.Join(u.Dir, "Maildir")
 			}
 		default:

@@ -28,7 +28,7 @@ func overrides() map[string][]string {
 		"remote": `CONTROLDIR SMTPROUTE SIGNKEY OUTGOINGIP DOMAINBINDINGS AUTH_SMTP MIN_PENALTY MAX_TOLERANCE
 			HELOHOST SMTPROUTES ONSUCCESS_REMOTE ONFAILURE_REMOTE TIMEOUTREMOTE`,
 		// wiki 2289: qmail-local.
-		"local": `USE_SYNCDIR USE_FSYNC LOCALDOMAINS`,
+		"local": `PROGRAM_TIMEOUT USE_SYNCDIR USE_FSYNC LOCALDOMAINS`,
 		// domainqueue: what from.envrules may, and what the wiki's examples set (1886).
 		"inject": `BIGTODO CONFSPLIT QUEUEDIR`,
 		// wiki 2211-2217: bounce.envrules.

@@ -380,3 +380,7 @@ func (c *client) startTLS() {
 func (book) DomainRoom(context.Context, string, maildir.Use) (bool, error) { return true, nil }
 
 func (book) Denied(context.Context, directory.User, directory.Flags) (string, error) { return "", nil }
+
+func (book) Aliases(context.Context, addr.Address) ([]string, error) {
+	return nil, directory.ErrNoAlias
+}

@@ -168,3 +168,7 @@ func (people) DomainRoom(context.Context, string, maildir.Use) (bool, error) { r
 func (people) Denied(context.Context, directory.User, directory.Flags) (string, error) {
 	return "", nil
 }
+
+func (people) Aliases(context.Context, addr.Address) ([]string, error) {
+	return nil, directory.ErrNoAlias
+}

@@ -35,7 +35,8 @@ type Event struct {
 	Layer   string `json:"layer,omitempty"`
 	// Reply is the reply sent or received.
 	Reply string `json:"reply,omitempty"`
-	// Dialogue is the remote dialogue's commands and replies, one per entry, without message data or secrets.
+	// Dialogue is the remote dialogue's commands and replies, one per entry, without message data or secrets; or what became of each
+	// line of an alias.
 	Dialogue []string      `json:"dialogue,omitempty"`
 	Took     time.Duration `json:"took_ns,omitempty"`
 	Bytes    int64         `json:"bytes,omitempty"`

@@ -86,7 +86,8 @@ func Start(ctx context.Context, kind string) (*Server, error) {
 	l.Close()
 	s.Socket = filepath.Join(s.Dir, "socket")
 	data := filepath.Join(s.Dir, "data")
-	make := s.command("mariadb-install-db", "--no-defaults", "--datadir="+data, "--auth-root-authentication-method=normal", "--skip-test-db")
+	// Several servers that share a directory for temporary tables remove each other's.
+	make := s.command("mariadb-install-db", "--no-defaults", "--datadir="+data, "--tmpdir="+s.Dir, "--auth-root-authentication-method=normal", "--skip-test-db")
 	if kind == "postgres" {
 		s.Socket = s.Dir
 		make = s.command(filepath.Join(s.programs, "initdb"), "-D", data, "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
@@ -131,7 +132,7 @@ func (s *Server) Again(ctx context.Context) error {
 	if s.Kind == "postgres" {
 		s.cmd = s.command(filepath.Join(s.programs, "postgres"), "-D", data, "-h", "127.0.0.1", "-p", s.Port, "-k", s.Socket, "-c", "fsync=off", "-c", "shared_buffers=16MB")
 	} else {
-		s.cmd = s.command("mariadbd", "--no-defaults", "--datadir="+data, "--socket="+s.Socket, "--pid-file="+filepath.Join(s.Dir, "pid"),
+		s.cmd = s.command("mariadbd", "--no-defaults", "--datadir="+data, "--tmpdir="+s.Dir, "--socket="+s.Socket, "--pid-file="+filepath.Join(s.Dir, "pid"),
 			"--bind-address=127.0.0.1", "--port="+s.Port, "--innodb-buffer-pool-size=32M")
 	}
 	log, err := os.OpenFile(filepath.Join(s.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)

@@ -205,7 +205,20 @@ func TestHardening(t *testing.T) {
 	stop(t, in)
 	in = start()
 	defer stop(t, in)
-	try(t, in)
+	// An alias's program is as confined, and gets its message all the same.
+	command(t, in, "alias", "add", "alice@indigo.test", "alice", fmt.Sprintf("|echo x >%s/alias; echo x >%s/alias; id -u >$HOME/uid; cat >$HOME/got", outside, allowed))
+	try(t, in, "--user", "alice@indigo.test", "--password-file", passwordFile(t))
+	for name, want := range map[string]string{"uid": strconv.Itoa(nobody) + "\n", "got": "Received: "} {
+		if b, err := os.ReadFile(filepath.Join(data, "domains/indigo.test/alice", name)); err != nil || !strings.HasPrefix(string(b), want) {
+			t.Errorf("%s: %q %v\n%s", name, b, err, in.Log())
+		}
+	}
+	if _, err := os.Stat(filepath.Join(allowed, "alias")); err != nil {
+		t.Errorf("an alias's program could not write where WRITABLE lets it: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(outside, "alias")); err == nil && !strings.Contains(in.Log(), "Landlock is not in force") {
+		t.Error("an alias's program could write outside")
+	}
 	if _, err := os.Stat(filepath.Join(allowed, "file")); err != nil {
 		t.Errorf("the program could not write where WRITABLE lets it: %v\n%s", err, in.Log())
 	}
