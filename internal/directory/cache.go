@@ -34,6 +34,10 @@ type cache struct {
 	domains    answers[string, Domain]
 	limits     answers[string, Limits]
 	apps       answers[addr.Address, []AppPassword]
+	forms      formsKept
+
+	// searching is held by the one search for forms that goes on; mu is never held when it is taken.
+	searching sync.Mutex
 }
 
 const (

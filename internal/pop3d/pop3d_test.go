@@ -13,6 +13,8 @@ import (
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/auth/sasl"
+	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/trace"
@@ -23,6 +25,18 @@ type anybody string
 func (a anybody) Verify(context.Context, auth.Attempt) (auth.Identity, error) {
 	return auth.Identity{Address: addr.Address{Local: "u", Domain: "d.test"}, Home: string(a)}, nil
 }
+
+func (a anybody) Identify(ctx context.Context, name string) (auth.Identity, error) {
+	return a.Verify(ctx, auth.Attempt{User: name})
+}
+
+func (anybody) Secrets(context.Context, auth.Attempt) (auth.Identity, sasl.Secrets, error) {
+	return auth.Identity{}, sasl.Secrets{Clear: "p"}, nil
+}
+
+func (anybody) Admit(context.Context, auth.Identity, auth.Attempt) error { return nil }
+func (anybody) Decoy(user string) []byte                                 { return []byte(user) }
+func (anybody) Forms(context.Context) (directory.Forms, error)           { return directory.Forms{}, nil }
 
 // talk sends all input and gives every line that comes back. The service takes passwords in clear.
 func talk(t testing.TB, input string) []string {
