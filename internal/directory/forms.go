@@ -23,10 +23,15 @@ type formsKept struct {
 	took       time.Duration
 }
 
-// formsPause is how many times as long as a search for the forms takes the next one waits: all rows are read.
-const formsPause = 100
+// formsPause is how many times as long as a search for the forms takes the next one waits: all rows are read. One that takes less than
+// formsQuick may be repeated at once.
+const (
+	formsPause = 100
+	formsQuick = 100 * time.Millisecond
+)
 
-// Forms reads all users, or gives what it found lately: changes are seen after a hundred times the time that the reading takes.
+// Forms reads all users, or gives what it found lately: where the reading takes long, changes are seen after a hundred
+// times as long.
 func (s *Store) Forms(ctx context.Context) (Forms, error) {
 	c := &s.cache
 	last := func() formsKept {
@@ -34,7 +39,7 @@ func (s *Store) Forms(ctx context.Context) (Forms, error) {
 		defer c.mu.Unlock()
 		c.fresh(ctx)
 		k := c.forms
-		k.known = k.known && (k.generation == c.generation || c.now().Sub(k.at) < formsPause*k.took)
+		k.known = k.known && (k.generation == c.generation || k.took > formsQuick && c.now().Sub(k.at) < formsPause*k.took)
 		k.generation = c.generation
 		return k
 	}

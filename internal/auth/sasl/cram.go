@@ -15,7 +15,8 @@ import (
 	"math"
 	"math/big"
 
-	"golang.org/x/crypto/ripemd160" //nolint:staticcheck // CRAM-RIPEMD is nothing else
+	//lint:ignore SA1019 CRAM-RIPEMD is made of nothing else.
+	"golang.org/x/crypto/ripemd160"
 )
 
 // nonce gives what no other exchange has: 130 random bits as letters and digits.
