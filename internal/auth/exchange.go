@@ -45,6 +45,8 @@ type Connection struct {
 	// TLS is nil in clear; Certificate is the one that this side showed, nil when that is not known.
 	TLS         *tls.ConnectionState
 	Certificate *x509.Certificate
+	// Token finds out whose an OAuth 2.0 token is; see sasl.Config. Nil means that nobody can.
+	Token func(ctx context.Context, user, token string) (name string, err error)
 }
 
 // terms asks the directory too. When that cannot answer, only what needs nothing of it is offered.
@@ -52,7 +54,7 @@ func (c *Connection) terms(ctx context.Context) Terms {
 	t := Terms{
 		SecureAuth: settings.SecureAuth.Get(c.Settings), ForceTLS: settings.ForceTLS.Get(c.Settings), EnableCRAM: settings.EnableCRAM.Get(c.Settings),
 		External: settings.AuthExternal.Get(c.Settings), TLS: c.TLS != nil, Bindable: len(sasl.Bindings(c.TLS, c.Certificate)) > 0,
-		Certified: len(sasl.Addresses(c.TLS)) > 0,
+		Certified: len(sasl.Addresses(c.TLS)) > 0, Tokens: c.Token != nil,
 		Disabled: func(name string) bool {
 			key, ok := settings.DisableMechanism[name]
 			return ok && key.Get(c.Settings)
@@ -91,7 +93,7 @@ func (c *Connection) Begin(ctx context.Context, mechanism string) (*Exchange, er
 	}
 	e := &Exchange{connection: c, mechanism: mechanism}
 	e.Server = sasl.New(mechanism, sasl.Config{
-		Store: e, Host: c.Host, Service: c.Protocol, TLS: c.TLS, Certificate: c.Certificate, Offered: offered,
+		Store: e, Host: c.Host, Service: c.Protocol, TLS: c.TLS, Certificate: c.Certificate, Offered: offered, Token: c.Token,
 	})
 	if e.Server == nil {
 		return nil, ErrMechanism

@@ -28,6 +28,8 @@ type formsKept struct {
 const (
 	formsPause = 100
 	formsQuick = 100 * time.Millisecond
+	// formsTime bounds a search.
+	formsTime = 10 * time.Second
 )
 
 // Forms reads all users, or gives what it found lately: where the reading takes long, changes are seen after a hundred
@@ -57,7 +59,7 @@ func (s *Store) Forms(ctx context.Context) (Forms, error) {
 	if k = last(); k.known {
 		return k.forms, nil
 	}
-	now := c.now()
+	began := c.now()
 	statement, names := "SELECT ", []string{"SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-512"}
 	has := func(patterns ...string) {
 		statement += "coalesce(max(CASE WHEN "
@@ -74,24 +76,29 @@ func (s *Store) Forms(ctx context.Context) (Forms, error) {
 		has("{" + name + "}%")
 	}
 	found := make([]int, 1+len(names))
-	err := s.retried(ctx, func() error {
-		return s.read.QueryRowContext(ctx, s.engine.rebind(statement[:len(statement)-2]+" FROM indimail")).Scan(&found[0], &found[1], &found[2], &found[3])
+	searched, cancel := context.WithTimeout(ctx, formsTime)
+	defer cancel()
+	err := s.retried(searched, func() error {
+		return s.read.QueryRowContext(searched, s.engine.rebind(statement[:len(statement)-2]+" FROM indimail")).Scan(&found[0], &found[1], &found[2], &found[3])
 	})
+	now := c.now()
+	next := formsKept{known: true, generation: k.generation, at: now, took: now.Sub(began)}
 	if err != nil {
-		if !k.at.IsZero() {
-			return k.forms, nil
+		// What was found before stays, for a while without another try: a client waits for this.
+		next.forms, next.took = k.forms, max(next.took, formsQuick+1)
+	} else {
+		next.forms.Clear = found[0] == 1
+		for i, name := range names {
+			if found[1+i] == 1 {
+				next.forms.SCRAM = append(next.forms.SCRAM, name)
+			}
 		}
+	}
+	c.mu.Lock()
+	c.forms = next
+	c.mu.Unlock()
+	if err != nil && k.at.IsZero() {
 		return Forms{}, fmt.Errorf("look for forms of passwords: %w", err)
 	}
-	f := Forms{Clear: found[0] == 1}
-	for i, name := range names {
-		if found[1+i] == 1 {
-			f.SCRAM = append(f.SCRAM, name)
-		}
-	}
-	end := c.now()
-	c.mu.Lock()
-	c.forms = formsKept{known: true, forms: f, generation: k.generation, at: end, took: end.Sub(now)}
-	c.mu.Unlock()
-	return f, nil
+	return next.forms, nil
 }

@@ -112,6 +112,18 @@ func TestQuota(t *testing.T) {
 	}
 }
 
+// TestAuthenticate: the replies to exchanges that go wrong, and to one that goes well.
+func TestAuthenticate(t *testing.T) {
+	got := talk(t, "a AUTHENTICATE PLAIN\r\n*\r\nb AUTHENTICATE PLAIN !!\r\nc AUTHENTICATE PLAIN =\r\nd AUTHENTICATE NTLM\r\ne AUTHENTICATE CRAM-MD5\r\n"+
+		"f AUTHENTICATE PLAIN\r\n"+strings.Repeat("A", 13000)+"\r\ng AUTHENTICATE LOGIN\r\ndQ==\r\ncA==\r\nh AUTHENTICATE PLAIN x\r\ni LOGOUT\r\n")
+	want := []string{"* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- QUOTA QUOTA=RES-STORAGE QUOTA=RES-MESSAGE AUTH=PLAIN AUTH=LOGIN] h.test Indigo ready", "+ ", "a BAD cancelled", "b BAD malformed base64", "c BAD malformed response",
+		"d NO [CANNOT] unknown mechanism", "e NO [CANNOT] unknown mechanism", "+ ", "f BAD authentication exchange line is too long", "+ VXNlcm5hbWU6", "+ UGFzc3dvcmQ6", "g OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- QUOTA QUOTA=RES-STORAGE QUOTA=RES-MESSAGE AUTH=PLAIN AUTH=LOGIN] logged in",
+		"h BAD unknown command, or SELECT first", "* BYE logging out", "i OK done"}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 func FuzzSession(f *testing.F) {
 	f.Add("a LOGIN u p\r\nb SELECT INBOX\r\nc FETCH 1:* (FLAGS BODY[]<0.10>)\r\nd UID STORE 1 -FLAGS (\\Seen)\r\n")
 	f.Add("a AUTHENTICATE PLAIN AHUAcA==\r\nb STATUS INBOX (UIDNEXT)\r\nc LOGIN {3}\r\nabc d\r\n")

@@ -93,6 +93,17 @@ func TestDialogue(t *testing.T) {
 	}
 }
 
+// TestAuth: the replies to exchanges that go wrong, and to one that goes well.
+func TestAuth(t *testing.T) {
+	got := talk(t, "CAPA\r\nAUTH PLAIN\r\n*\r\nAUTH PLAIN !!\r\nAUTH PLAIN =\r\nAUTH NTLM\r\nAPOP u x\r\nAUTH PLAIN\r\n"+strings.Repeat("A", 13000)+"\r\nAUTH LOGIN\r\ndQ==\r\ncA==\r\nQUIT\r\n")
+	want := []string{"+OK h.test Indigo POP3 ready", "+OK capabilities follow", "TOP", "UIDL", "RESP-CODES", "PIPELINING", "AUTH-RESP-CODE", "USER", "SASL PLAIN LOGIN", "IMPLEMENTATION Indigo", ".",
+		"+ ", "-ERR cancelled", "-ERR malformed base64", "-ERR malformed response", "-ERR unknown mechanism", "-ERR no timestamp for APOP", "+ ", "-ERR authentication exchange line is too long",
+		"+ VXNlcm5hbWU6", "+ UGFzc3dvcmQ6", "+OK 2 messages", "+OK bye"}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 func FuzzSession(f *testing.F) {
 	f.Add("USER u\r\nPASS p\r\nSTAT\r\nTOP 1 0\r\nLIST 2\r\nDELE 1\r\n")
 	f.Add("AUTH PLAIN AHUAcA==\r\nCAPA\r\nUIDL 1\r\n")

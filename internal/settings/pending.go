@@ -61,7 +61,6 @@ func pendingSettings() []*Setting {
 	flag("DATABYTES_NOTIFY", "", "smtpd", "tell the recipients of a message that was refused for its size", 4446)
 
 	// AUTH.
-	flag("DISABLE", "", "smtpd", "mechanisms of AUTH that are not offered", 2729)
 	flag("NATIVE_PASSWORD", "", "smtpd", "hand password programs the stored form", 2728)
 	flag("PASSWD_CACHE", "", "all", "keep password entries in memory; Indigo does", 439)
 	flag("QUERY_CACHE", "", "all", "ask inlookup; Indigo's directory has a cache of its own", 442)

@@ -1,10 +1,17 @@
 package smtpd
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
+	"math/big"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/xdg-go/scram"
 
@@ -161,6 +168,113 @@ func TestResumed(t *testing.T) {
 		bindings := sasl.Bindings(&state, state.PeerCertificates[0])
 		if r := c.authenticate(t, "SCRAM-SHA-256-PLUS", sasl.Credentials{User: "ann@here.example", Password: password, Bindings: bindings}); !strings.HasPrefix(r, "235") {
 			t.Errorf("tls-exporter, resumed %v: %s", resumed, r)
+		}
+	}
+}
+
+// authority issues certificates for clients.
+type authority struct {
+	leaf *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func (a *authority) issue(t *testing.T, addresses ...string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), EmailAddresses: addresses,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	parent, signer := template, key
+	if a.leaf != nil {
+		parent, signer = a.leaf, a.key
+	} else {
+		template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.leaf == nil {
+		a.leaf, a.key = leaf, key
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// TestExternal: a verified certificate with a mail address logs its user in, where the operator wants that.
+func TestExternal(t *testing.T) {
+	var ours, strange authority
+	ours.issue(t)
+	strange.issue(t)
+	pool := x509.NewCertPool()
+	pool.AddCert(ours.leaf)
+	server, err := testTLS().GetConfigForClient(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server = server.Clone()
+	server.ClientCAs, server.ClientAuth = pool, tls.VerifyClientCertIfGiven
+	for _, c := range []struct {
+		name, on    string
+		certificate []tls.Certificate
+		response    string
+		offered     bool
+		reply       string
+	}{
+		{"right", "1", []tls.Certificate{ours.issue(t, "ann@here.example")}, "=", true, "235 2.7.0"},
+		{"named", "1", []tls.Certificate{ours.issue(t, "bob@here.example", "ann@here.example")}, b64("ann@here.example"), true, "235 2.7.0"},
+		{"another", "1", []tls.Certificate{ours.issue(t, "ann@here.example")}, b64("bob@here.example"), true, "535 5.7.8 authorization failed (#5.7.8)"},
+		{"off", "0", []tls.Certificate{ours.issue(t, "ann@here.example")}, "=", false, "504 5.5.4"},
+		{"no address", "1", []tls.Certificate{ours.issue(t)}, "=", false, "504 5.5.4"},
+		{"no certificate", "1", nil, "=", false, "504 5.5.4"},
+	} {
+		x := start(t, map[string]string{"auth_external": c.on}, func(config *Config) {
+			config.TLS, config.Auth = server, inClear{noSecrets{oneUser{}}}
+		})
+		k := x.dial(t)
+		k.want("220")
+		k.do("EHLO x", "250")
+		k.do("STARTTLS", "220")
+		conn := tls.Client(k.conn, &tls.Config{InsecureSkipVerify: true, Certificates: c.certificate})
+		if err := conn.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		k = newClient(t, conn)
+		if got := slices.Contains(offered(k.do("EHLO x", "250")), "EXTERNAL"); got != c.offered {
+			t.Errorf("%s: offered: %v", c.name, got)
+		}
+		k.do("AUTH EXTERNAL "+c.response, c.reply)
+	}
+	// A certificate of another authority ends the handshake, so that it never comes to AUTH.
+	x := start(t, map[string]string{"auth_external": "1"}, func(config *Config) { config.TLS = server })
+	k := x.dial(t)
+	k.want("220")
+	k.do("EHLO x", "250")
+	k.do("STARTTLS", "220")
+	certificate := strange.issue(t, "ann@here.example")
+	conn := tls.Client(k.conn, &tls.Config{InsecureSkipVerify: true, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &certificate, nil }})
+	if err := conn.Handshake(); err == nil {
+		if _, err := conn.Read(make([]byte, 1)); err == nil {
+			t.Error("a stranger's certificate is taken")
+		}
+	}
+}
+
+// TestOldAuth: AUTH= for old clients, where that is set.
+func TestOldAuth(t *testing.T) {
+	for value, want := range map[string]string{"0": "250 AUTH PLAIN LOGIN", "1": "250-AUTH PLAIN LOGIN\r\n250 AUTH=PLAIN LOGIN"} {
+		x := start(t, map[string]string{"secure_auth": "0", "broken_sasl_auth_clients": value}, nil)
+		k := x.dial(t)
+		k.want("220")
+		if r := k.do("EHLO x", "250"); !strings.HasSuffix(r, want) {
+			t.Errorf("%s: %s", value, r)
 		}
 	}
 }

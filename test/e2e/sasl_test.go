@@ -65,7 +65,7 @@ func TestGSASL(t *testing.T) {
 			{"clear", "DIGEST-MD5", "both", wrong, false},
 			{"clear", "SCRAM-SHA-256", "keys", "supersecret", true},
 			{"clear", "SCRAM-SHA-256", "both", "supersecret", true},
-			{"clear", "SCRAM-SHA-256", "alice", password, false},     // only a hash is kept
+			{"clear", "SCRAM-SHA-256", "alice", password, false}, // only a hash is kept
 			{"clear", "SCRAM-SHA-256", "nobody", "supersecret", false},
 			{"clear", "SCRAM-SHA-1", "both", "supersecret", true}, // derived of the clear text
 			{"clear", "PLAIN", "both", "supersecret", false},
