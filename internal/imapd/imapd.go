@@ -118,14 +118,7 @@ func (c *session) serve() {
 		var bad *badCommand
 		switch {
 		case errors.As(err, &bad):
-			if c.bad++; c.bad > maxBad {
-				c.end = true
-				c.out.WriteString("* BYE too many errors\r\n")
-			}
-			if tag == "" {
-				tag = "*"
-			}
-			fmt.Fprintf(c.out, "%s BAD %s\r\n", tag, bad.text)
+			c.wrong(tag, bad.text)
 		case err != nil:
 			if c.ctx.Err() != nil {
 				c.out.WriteString("* BYE this system is shutting down\r\n")
@@ -234,6 +227,18 @@ func (c *session) startTLS() bool {
 	c.in.Reset(conn)
 	c.out.Reset(conn)
 	return true
+}
+
+// wrong answers what is malformed, and bears it only so often.
+func (c *session) wrong(tag, text string) {
+	if c.bad++; c.bad > maxBad && !c.end {
+		c.end = true
+		c.out.WriteString("* BYE too many errors\r\n")
+	}
+	if tag == "" {
+		tag = "*"
+	}
+	fmt.Fprintf(c.out, "%s BAD %s\r\n", tag, text)
 }
 
 // say ends a command.
@@ -348,7 +353,7 @@ func (c *session) authenticate(tag string, args []word) {
 	for {
 		if has {
 			if response, err = base64.StdEncoding.DecodeString(strings.TrimPrefix(text, "=")); err != nil {
-				c.say(tag, "BAD", "malformed base64")
+				c.wrong(tag, "malformed base64")
 				return
 			}
 			if response == nil {
@@ -363,11 +368,11 @@ func (c *session) authenticate(tag string, args []word) {
 		c.out.WriteString("+ " + base64.StdEncoding.EncodeToString(challenge) + "\r\n")
 		switch text, err = c.readLine(maxAuth); {
 		case errors.Is(err, wire.ErrLineTooLong):
-			c.say(tag, "BAD", "authentication exchange line is too long")
+			c.wrong(tag, "authentication exchange line is too long")
 			return
 		case err != nil || text == "*":
 			c.end = err != nil
-			c.say(tag, "BAD", "cancelled")
+			c.wrong(tag, "cancelled")
 			return
 		}
 		has = true
@@ -378,7 +383,7 @@ func (c *session) authenticate(tag string, args []word) {
 func (c *session) login(tag, mechanism string, exchange *auth.Exchange, err error) {
 	switch {
 	case errors.Is(err, sasl.ErrMalformed):
-		c.say(tag, "BAD", "malformed response")
+		c.wrong(tag, "malformed response")
 		return
 	case err != nil:
 		c.record("auth", "reject", mechanism+" "+exchange.User+": "+err.Error())

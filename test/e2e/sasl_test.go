@@ -90,6 +90,26 @@ func TestGSASL(t *testing.T) {
 	}
 }
 
+// TestRealms: the name with its realm in it, in a realm of its own, and without either.
+func TestRealms(t *testing.T) {
+	need(t, "gsasl")
+	in := up(t)
+	importSASLUsers(t, in)
+	for _, c := range []struct {
+		user, realm string
+		ok          bool
+	}{
+		{"both@indigo.test", "mail.indigo.test", true}, {"both", "mail.indigo.test", true}, {"both", "indigo.test", true}, {"both@indigo.test", "elsewhere.test", true},
+		{"both", "elsewhere.test", false},
+	} {
+		code, out := peer(t, "gsasl", "--smtp", "--connect", in.Address("smtpd.587"), "--no-starttls", "--hostname", "mail.indigo.test", "--mechanism", "DIGEST-MD5",
+			"--authentication-id", c.user, "--realm", c.realm, "--password", "supersecret")
+		if (code == 0) != c.ok {
+			t.Errorf("%s in %s: exit code %d\n%s", c.user, c.realm, code, out)
+		}
+	}
+}
+
 // TestSASLClients logs in with swaks, curl and Python, over STARTTLS, TLS from the first byte and in clear.
 func TestSASLClients(t *testing.T) {
 	need(t, "swaks", "curl", "python3")
