@@ -49,4 +49,9 @@ func testForms(t *testing.T, dsn string) {
 	want(Forms{SCRAM: []string{"SCRAM-SHA-1"}})
 	add("e", "$6$x", "{SCRAM-SHA-512}4096,c2FsdA==,a,b:00ff:secret")
 	want(Forms{Clear: true, SCRAM: []string{"SCRAM-SHA-1", "SCRAM-SHA-512"}})
+	// When the database is gone, what was found goes on.
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want(Forms{Clear: true, SCRAM: []string{"SCRAM-SHA-1", "SCRAM-SHA-512"}})
 }
