@@ -113,6 +113,9 @@ func TestRealms(t *testing.T) {
 // TestSASLClients logs in with swaks, curl and Python, over STARTTLS, TLS from the first byte and in clear.
 func TestSASLClients(t *testing.T) {
 	need(t, "swaks", "curl", "python3")
+	if code, _ := peer(t, "perl", "-MAuthen::SASL", "-e", "1"); code != 0 {
+		missing(t, "swaks has no Authen::SASL")
+	}
 	in := up(t)
 	importSASLUsers(t, in)
 	host := func(service string) (string, string) {
