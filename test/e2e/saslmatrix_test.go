@@ -213,3 +213,51 @@ func TestSASLMatrix(t *testing.T) {
 		t.Errorf("salted password: %s", last)
 	}
 }
+
+// TestPasswordsForSASL: what IndiMail's options store is what the mechanisms find (wiki 2588-2654).
+func TestPasswordsForSASL(t *testing.T) {
+	in := up(t)
+	want := func(mechanism string, want bool) {
+		t.Helper()
+		// The instance sees a change within a tenth of a second.
+		deadline := time.Now().Add(waiting)
+		for {
+			conn := dialSASL(t, in, "smtp", "tls")
+			ok, last := false, "not offered"
+			if slices.Contains(conn.offered, mechanism) {
+				ok, last = conn.login(mechanism, sasl.Credentials{User: "alice@indigo.test", Password: password})
+			}
+			conn.quit()
+			if ok == want {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %s", mechanism, last)
+			}
+		}
+	}
+	file := passwordFile(t)
+	set := func(options ...string) {
+		command(t, in, append([]string{"user", "passwd", "alice@indigo.test", "--password-file", file, "--force"}, options...)...)
+	}
+	set("--keep-clear")
+	for _, mechanism := range []string{"CRAM-MD5", "CRAM-RIPEMD", "DIGEST-MD5", "SCRAM-SHA-512-PLUS", "PLAIN", "LOGIN"} {
+		want(mechanism, true)
+	}
+	set("--scram", "SCRAM-SHA-1")
+	want("SCRAM-SHA-1-PLUS", true)
+	want("CRAM-MD5", false)
+	want("SCRAM-SHA-256", false)
+	want("PLAIN", true)
+	set("--keep-clear", "--scram", "SCRAM-SHA-256")
+	for _, mechanism := range []string{"CRAM-SHA512", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-1", "PLAIN"} {
+		want(mechanism, true)
+	}
+	set("--stored")
+	want("CRAM-MD5", false)
+	control(t, in, "enable_cram", "1\n")
+	command(t, in, "reload")
+	want("CRAM-MD5", true)
+	want("DIGEST-MD5", true)
+	want("PLAIN", false)
+}
