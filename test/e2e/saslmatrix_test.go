@@ -260,4 +260,11 @@ func TestPasswordsForSASL(t *testing.T) {
 	want("CRAM-MD5", true)
 	want("DIGEST-MD5", true)
 	want("PLAIN", false)
+	// A service that does not ask the directory takes none of its users, by whatever mechanism.
+	set("--keep-clear")
+	want("SCRAM-SHA-256", true)
+	control(t, in, "authmodules", "sys-checkpwd\n")
+	command(t, in, "reload")
+	want("SCRAM-SHA-256", false)
+	want("CRAM-MD5", false)
 }
