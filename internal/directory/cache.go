@@ -35,6 +35,10 @@ type cache struct {
 	limits     answers[string, Limits]
 	apps       answers[addr.Address, []AppPassword]
 	aliases    answers[addr.Address, []string]
+	forms      formsKept
+
+	// searching is held by the one search for forms that goes on; mu is never held when it is taken.
+	searching sync.Mutex
 }
 
 const (

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
 	"github.com/indigomail/indigo/internal/trace"
 	"github.com/indigomail/indigo/internal/wire"
 )
@@ -33,7 +35,7 @@ type Config struct {
 	ImplicitTLS       bool
 	TLS               *tls.Config
 	Settings          func() *settings.View
-	Auth              auth.Verifier
+	Auth              auth.Authority
 	Trace             trace.Recorder
 	Logger            *slog.Logger
 	Now               func() time.Time
@@ -79,14 +81,16 @@ type session struct {
 	view   *settings.View
 	id     string
 	client string
-	tls    bool
-	user   string
-	home   string
-	quota  maildir.Quota
-	bad    int
-	logins int
-	end    bool
-	box    *mailbox
+	// tls is nil in clear; certificate is the one that was shown to the client.
+	tls         *tls.ConnectionState
+	certificate *x509.Certificate
+	user        string
+	home        string
+	quota       maildir.Quota
+	bad         int
+	logins      int
+	end         bool
+	box         *mailbox
 }
 
 // Handle serves one connection.
@@ -114,14 +118,7 @@ func (c *session) serve() {
 		var bad *badCommand
 		switch {
 		case errors.As(err, &bad):
-			if c.bad++; c.bad > maxBad {
-				c.end = true
-				c.out.WriteString("* BYE too many errors\r\n")
-			}
-			if tag == "" {
-				tag = "*"
-			}
-			fmt.Fprintf(c.out, "%s BAD %s\r\n", tag, bad.text)
+			c.wrong(tag, bad.text)
 		case err != nil:
 			if c.ctx.Err() != nil {
 				c.out.WriteString("* BYE this system is shutting down\r\n")
@@ -134,16 +131,24 @@ func (c *session) serve() {
 	}
 }
 
+// connection is what a login may depend on.
+func (c *session) connection() *auth.Connection {
+	return &auth.Connection{
+		Authority: c.config.Auth, Service: c.config.Service, Protocol: "imap", Host: c.config.Hostname, Client: door.Peer(c.conn).Addr(),
+		Settings: c.view, TLS: c.tls, Certificate: c.certificate,
+	}
+}
+
 func (c *session) capabilities() string {
 	s := "IMAP4rev1 SASL-IR LITERAL- QUOTA QUOTA=RES-STORAGE QUOTA=RES-MESSAGE"
-	if !c.tls && c.config.TLS != nil {
+	if c.tls == nil && c.config.TLS != nil {
 		s += " STARTTLS"
 	}
-	if c.tls || !settings.SecureAuth.Get(c.view) {
-		for _, m := range sasl.Names() {
-			s += " AUTH=" + m
-		}
-	} else {
+	connection := c.connection()
+	for _, m := range connection.Offer(c.ctx) {
+		s += " AUTH=" + m
+	}
+	if !connection.Passwords() {
 		s += " LOGINDISABLED"
 	}
 	return s
@@ -209,7 +214,7 @@ func (c *session) readLine(limit int) (string, error) {
 
 func (c *session) startTLS() bool {
 	c.in.Discard()
-	conn := tls.Server(c.conn, c.config.TLS)
+	conn, certificate := tlsx.Server(c.conn, c.config.TLS)
 	ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
@@ -217,10 +222,23 @@ func (c *session) startTLS() bool {
 		c.end = true
 		return false
 	}
-	c.conn, c.tls = conn, true
+	state := conn.ConnectionState()
+	c.conn, c.tls, c.certificate = conn, &state, certificate()
 	c.in.Reset(conn)
 	c.out.Reset(conn)
 	return true
+}
+
+// wrong answers what is malformed, and bears it only so often.
+func (c *session) wrong(tag, text string) {
+	if c.bad++; c.bad > maxBad && !c.end {
+		c.end = true
+		c.out.WriteString("* BYE too many errors\r\n")
+	}
+	if tag == "" {
+		tag = "*"
+	}
+	fmt.Fprintf(c.out, "%s BAD %s\r\n", tag, text)
 }
 
 // say ends a command.
@@ -247,7 +265,7 @@ func (c *session) command(tag string, words []word) {
 		c.end = true
 		return
 	case "STARTTLS":
-		if c.tls || c.config.TLS == nil || c.user != "" {
+		if c.tls != nil || c.config.TLS == nil || c.user != "" {
 			c.say(tag, "BAD", "TLS is active or not available")
 			return
 		}
@@ -262,13 +280,14 @@ func (c *session) command(tag string, words []word) {
 		case "LOGIN":
 			if len(args) != 2 {
 				c.say(tag, "BAD", "LOGIN needs a user and a password")
-			} else if c.secure(tag) {
-				c.login(tag, args[0].text, args[1].text, "LOGIN")
+			} else if connection := c.connection(); !connection.Passwords() {
+				c.say(tag, "NO", needsTLS)
+			} else {
+				exchange, err := connection.CheckPassword(c.ctx, "LOGIN", args[0].text, args[1].text)
+				c.login(tag, "LOGIN", exchange, err)
 			}
 		case "AUTHENTICATE":
-			if c.secure(tag) {
-				c.authenticate(tag, args)
-			}
+			c.authenticate(tag, args)
 		default:
 			c.say(tag, "NO", "log in first")
 		}
@@ -306,13 +325,10 @@ func (c *session) command(tag string, words []word) {
 	}
 }
 
-func (c *session) secure(tag string) bool {
-	if c.tls || !settings.SecureAuth.Get(c.view) {
-		return true
-	}
-	c.say(tag, "NO", "[PRIVACYREQUIRED] encryption required, use STARTTLS first")
-	return false
-}
+const needsTLS = "[PRIVACYREQUIRED] encryption required, use STARTTLS first"
+
+// maxAuth bounds a line of AUTHENTICATE, as SMTP's (RFC 4954 section 4).
+const maxAuth = 12288
 
 func (c *session) authenticate(tag string, args []word) {
 	if len(args) == 0 || len(args) > 2 {
@@ -320,10 +336,13 @@ func (c *session) authenticate(tag string, args []word) {
 		return
 	}
 	name := strings.ToUpper(args[0].text)
-	var user, password string
-	m := sasl.New(name, func(_ context.Context, u, p string) error { user, password = u, p; return nil })
-	if m == nil {
-		c.say(tag, "NO", "unknown mechanism")
+	exchange, err := c.connection().Begin(c.ctx, name)
+	switch {
+	case errors.Is(err, auth.ErrEncryption):
+		c.say(tag, "NO", needsTLS)
+		return
+	case err != nil:
+		c.say(tag, "NO", "[CANNOT] unknown mechanism")
 		return
 	}
 	var response []byte
@@ -333,38 +352,41 @@ func (c *session) authenticate(tag string, args []word) {
 	}
 	for {
 		if has {
-			var err error
 			if response, err = base64.StdEncoding.DecodeString(strings.TrimPrefix(text, "=")); err != nil {
-				c.say(tag, "BAD", "malformed base64")
+				c.wrong(tag, "malformed base64")
 				return
 			}
 			if response == nil {
 				response = []byte{}
 			}
 		}
-		challenge, done, err := m.Next(c.ctx, response)
+		challenge, done, err := exchange.Next(c.ctx, response)
 		if done {
-			if err != nil {
-				c.say(tag, "NO", "%v", err)
-			} else {
-				c.login(tag, user, password, name)
-			}
+			c.login(tag, name, exchange, err)
 			return
 		}
 		c.out.WriteString("+ " + base64.StdEncoding.EncodeToString(challenge) + "\r\n")
-		if text, err = c.readLine(maxLine); err != nil || text == "*" {
+		switch text, err = c.readLine(maxAuth); {
+		case errors.Is(err, wire.ErrLineTooLong):
+			c.wrong(tag, "authentication exchange line is too long")
+			return
+		case err != nil || text == "*":
 			c.end = err != nil
-			c.say(tag, "BAD", "cancelled")
+			c.wrong(tag, "cancelled")
 			return
 		}
 		has = true
 	}
 }
 
-func (c *session) login(tag, user, password, mechanism string) {
-	identity, err := c.config.Auth.Verify(c.ctx, auth.Attempt{User: user, Password: password, Service: c.config.Service, Client: door.Peer(c.conn).Addr(), Mechanism: mechanism})
-	if err != nil {
-		c.record("auth", "reject", mechanism+" "+user+": "+err.Error())
+// login ends an exchange that went well or did not.
+func (c *session) login(tag, mechanism string, exchange *auth.Exchange, err error) {
+	switch {
+	case errors.Is(err, sasl.ErrMalformed):
+		c.wrong(tag, "malformed response")
+		return
+	case err != nil:
+		c.record("auth", "reject", mechanism+" "+exchange.User+": "+err.Error())
 		code := "AUTHENTICATIONFAILED"
 		if mailerr.From(err).Temporary() {
 			code = "UNAVAILABLE"
@@ -375,8 +397,8 @@ func (c *session) login(tag, user, password, mechanism string) {
 		c.say(tag, "NO", "[%s] %s", code, mailerr.From(err).Text)
 		return
 	}
-	c.user, c.home = identity.Address.String(), identity.Home
-	if c.quota, err = maildir.ParseQuota(identity.Quota); err != nil {
+	c.user, c.home = exchange.Identity.Address.String(), exchange.Identity.Home
+	if c.quota, err = maildir.ParseQuota(exchange.Identity.Quota); err != nil {
 		c.config.Logger.Warn(fmt.Sprintf("%s: %s: %v", c.config.Service, c.user, err))
 	}
 	c.record("auth", "accept", mechanism)

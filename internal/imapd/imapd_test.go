@@ -13,6 +13,8 @@ import (
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/auth/sasl"
+	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/trace"
@@ -23,6 +25,18 @@ type anybody string
 func (a anybody) Verify(context.Context, auth.Attempt) (auth.Identity, error) {
 	return auth.Identity{Address: addr.Address{Local: "u", Domain: "d.test"}, Home: string(a), Quota: "10240S,10C"}, nil
 }
+
+func (a anybody) Identify(ctx context.Context, name string) (auth.Identity, error) {
+	return a.Verify(ctx, auth.Attempt{User: name})
+}
+
+func (anybody) Secrets(context.Context, auth.Attempt) (auth.Identity, sasl.Secrets, error) {
+	return auth.Identity{}, sasl.Secrets{Clear: "p"}, nil
+}
+
+func (anybody) Admit(context.Context, auth.Identity, auth.Attempt) error { return nil }
+func (anybody) Decoy(user string) []byte                                 { return []byte(user) }
+func (anybody) Forms(context.Context) (directory.Forms, error)           { return directory.Forms{}, nil }
 
 // talk sends all input and gives every line that comes back. The service takes passwords in clear.
 func talk(t testing.TB, input string) []string {
@@ -95,6 +109,18 @@ func TestQuota(t *testing.T) {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
 		}
+	}
+}
+
+// TestAuthenticate: the replies to exchanges that go wrong, and to one that goes well.
+func TestAuthenticate(t *testing.T) {
+	got := talk(t, "a AUTHENTICATE PLAIN\r\n*\r\nb AUTHENTICATE PLAIN !!\r\nc AUTHENTICATE PLAIN =\r\nd AUTHENTICATE NTLM\r\ne AUTHENTICATE CRAM-MD5\r\n"+
+		"f AUTHENTICATE PLAIN\r\n"+strings.Repeat("A", 13000)+"\r\ng AUTHENTICATE LOGIN\r\ndQ==\r\ncA==\r\nh AUTHENTICATE PLAIN x\r\ni LOGOUT\r\n")
+	want := []string{"* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- QUOTA QUOTA=RES-STORAGE QUOTA=RES-MESSAGE AUTH=PLAIN AUTH=LOGIN] h.test Indigo ready", "+ ", "a BAD cancelled", "b BAD malformed base64", "c BAD malformed response",
+		"d NO [CANNOT] unknown mechanism", "e NO [CANNOT] unknown mechanism", "+ ", "f BAD authentication exchange line is too long", "+ VXNlcm5hbWU6", "+ UGFzc3dvcmQ6", "g OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- QUOTA QUOTA=RES-STORAGE QUOTA=RES-MESSAGE AUTH=PLAIN AUTH=LOGIN] logged in",
+		"h BAD unknown command, or SELECT first", "* BYE logging out", "i OK done"}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 

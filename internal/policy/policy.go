@@ -73,7 +73,7 @@ type Policy interface {
 	// Connect is asked first; it may set the fields of s that depend on the client's address alone.
 	Connect(ctx context.Context, s *Session) Verdict
 	Helo(ctx context.Context, s *Session, name string) Verdict
-	// AuthAllowed tells whether AUTH may be tried now (TLS, DISABLE_AUTH…), before any mechanism runs.
+	// AuthAllowed tells whether AUTH may be tried now, before any mechanism is looked at.
 	AuthAllowed(ctx context.Context, s *Session) Verdict
 	Mail(ctx context.Context, s *Session, from addr.Address, size int64) Verdict
 	Rcpt(ctx context.Context, s *Session, from, to addr.Address, accepted int) Verdict

@@ -184,13 +184,13 @@ func TestMail(t *testing.T) {
 }
 
 func TestAuthAllowed(t *testing.T) {
-	lax := view(t, map[string]string{"secure_auth": "0"})
+	strict := view(t, map[string]string{"force_tls": "1"})
 	p := New(Config{})
 	for _, c := range []struct {
 		tls  *tls.ConnectionState
 		view *settings.View
 		want Action
-	}{{nil, nil, Reject}, {&tls.ConnectionState{}, nil, Accept}, {nil, lax, Accept}} {
+	}{{nil, nil, Accept}, {&tls.ConnectionState{}, strict, Accept}, {nil, strict, Reject}} {
 		if v := p.AuthAllowed(t.Context(), &Session{TLS: c.tls, Settings: c.view}); v.Action != c.want {
 			t.Errorf("TLS %v: %+v", c.tls != nil, v)
 		}

@@ -201,12 +201,12 @@ func (p *Standard) Helo(ctx context.Context, s *Session, name string) Verdict {
 	return Verdict{Check: "helo", Input: name}
 }
 
-// AuthAllowed refuses AUTH without TLS while SECURE_AUTH is set: 538 5.7.11.
+// AuthAllowed refuses AUTH without TLS while FORCE_TLS is set: 538 5.7.11. SECURE_AUTH is about single mechanisms; see auth.Offer.
 func (p *Standard) AuthAllowed(_ context.Context, s *Session) Verdict {
-	if s.TLS == nil && settings.SecureAuth.Get(s.Settings) {
-		return refuse("secure-auth", "no TLS", errNoTLS).by(s, settings.SecureAuth.Setting)
+	if s.TLS == nil && settings.ForceTLS.Get(s.Settings) {
+		return refuse("force-tls", "no TLS", errNoTLS).by(s, settings.ForceTLS.Setting)
 	}
-	return Verdict{Check: "secure-auth"}
+	return Verdict{Check: "force-tls"}
 }
 
 // Mail refuses strangers on a submission service and where REQUIREAUTH or authdomains want a login (530 5.7.0), a declared

@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -22,6 +24,7 @@ import (
 	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
 	"github.com/indigomail/indigo/internal/trace"
 	"github.com/indigomail/indigo/internal/wire"
 )
@@ -32,7 +35,7 @@ type Config struct {
 	ImplicitTLS       bool
 	TLS               *tls.Config
 	Settings          func() *settings.View
-	Auth              auth.Verifier
+	Auth              auth.Authority
 	Trace             trace.Recorder
 	Logger            *slog.Logger
 	Now               func() time.Time
@@ -80,11 +83,15 @@ type session struct {
 	view   *settings.View
 	id     string
 	client string
-	tls    bool
-	user   string
-	bad    int
-	logins int
-	end    bool
+	// tls is nil in clear; certificate is the one that was shown to the client.
+	tls         *tls.ConnectionState
+	certificate *x509.Certificate
+	// timestamp is the one in the greeting, for APOP; "" when that is not offered.
+	timestamp string
+	user      string
+	bad       int
+	logins    int
+	end       bool
 
 	path     string
 	messages []maildir.Message
@@ -143,7 +150,12 @@ func (c *session) readLine(limit int) (string, error) {
 }
 
 func (c *session) serve() {
-	c.ok("%s Indigo POP3 ready", c.config.Hostname)
+	if c.connection().APOP(c.ctx) {
+		c.timestamp = sasl.Timestamp(c.config.Hostname)
+		c.ok("%s Indigo POP3 ready %s", c.config.Hostname, c.timestamp)
+	} else {
+		c.ok("%s Indigo POP3 ready", c.config.Hostname)
+	}
 	for !c.end {
 		line, err := c.readLine(maxLine)
 		switch err {
@@ -178,16 +190,19 @@ func (c *session) command(line string) {
 		case "STLS":
 			c.stls()
 		case "USER":
-			if c.secure() {
+			if c.passwords() {
 				c.user = args
 				c.ok("now PASS")
 			}
 		case "PASS":
 			if c.user == "" {
 				c.wrong("USER first")
-			} else if c.secure() {
-				c.login(c.user, args, "USER")
+			} else if c.passwords() {
+				exchange, err := c.connection().CheckPassword(c.ctx, "USER", c.user, args)
+				c.login("USER", exchange, err)
 			}
+		case "APOP":
+			c.apop(args)
 		case "AUTH":
 			c.authenticate(args)
 		default:
@@ -245,29 +260,59 @@ func uidl(base string) string {
 	return base[max(0, len(base)-70):]
 }
 
-func (c *session) secure() bool {
-	if c.tls || !settings.SecureAuth.Get(c.view) {
+// connection is what a login may depend on.
+func (c *session) connection() *auth.Connection {
+	return &auth.Connection{
+		Authority: c.config.Auth, Service: c.config.Service, Protocol: "pop", Host: c.config.Hostname, Client: door.Peer(c.conn).Addr(),
+		Settings: c.view, TLS: c.tls, Certificate: c.certificate,
+	}
+}
+
+const needsTLS = "[AUTH] encryption required, use STLS first"
+
+// passwords tells whether USER and PASS may be used; it answers itself when they may not.
+func (c *session) passwords() bool {
+	if c.connection().Passwords() {
 		return true
 	}
-	c.wrong("[AUTH] encryption required, use STLS first")
+	c.wrong(needsTLS)
 	return false
+}
+
+// apop is APOP (RFC 1939 section 7). The greeting's timestamp is for one attempt.
+func (c *session) apop(args string) {
+	user, digest, ok := strings.Cut(args, " ")
+	switch {
+	case c.timestamp == "":
+		c.wrong("no timestamp for APOP")
+	case !ok:
+		c.wrong("APOP needs a user and a digest")
+	default:
+		exchange, err := c.connection().CheckAPOP(c.ctx, c.timestamp, user, digest)
+		c.timestamp = ""
+		c.login("APOP", exchange, err)
+	}
 }
 
 func (c *session) capabilities() {
 	c.ok("capabilities follow")
 	list := []string{"TOP", "UIDL", "RESP-CODES", "PIPELINING", "AUTH-RESP-CODE"}
-	if !c.tls && c.config.TLS != nil {
+	if c.tls == nil && c.config.TLS != nil {
 		list = append(list, "STLS")
 	}
-	if c.tls || !settings.SecureAuth.Get(c.view) {
-		list = append(list, "USER", "SASL "+strings.Join(sasl.Names(), " "))
+	connection := c.connection()
+	if connection.Passwords() {
+		list = append(list, "USER")
+	}
+	if mechanisms := connection.Offer(c.ctx); len(mechanisms) > 0 {
+		list = append(list, "SASL "+strings.Join(mechanisms, " "))
 	}
 	list = append(list, "IMPLEMENTATION Indigo", ".")
 	c.out.WriteString(strings.Join(list, "\r\n") + "\r\n")
 }
 
 func (c *session) stls() {
-	if c.tls || c.config.TLS == nil {
+	if c.tls != nil || c.config.TLS == nil {
 		c.wrong("TLS is active or not available")
 		return
 	}
@@ -280,34 +325,39 @@ func (c *session) stls() {
 
 func (c *session) startTLS() bool {
 	c.in.Discard()
-	conn := tls.Server(c.conn, c.config.TLS)
+	conn, certificate := tlsx.Server(c.conn, c.config.TLS)
 	ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		c.record("tls", "failure", err.Error())
 		return false
 	}
-	c.conn, c.tls = conn, true
+	state := conn.ConnectionState()
+	c.conn, c.tls, c.certificate = conn, &state, certificate()
 	c.in.Reset(conn)
 	c.out.Reset(conn)
 	return true
 }
 
+// maxAuth bounds a line of AUTH, as SMTP's (RFC 4954 section 4).
+const maxAuth = 12288
+
+// authenticate is AUTH (RFC 5034).
 func (c *session) authenticate(args string) {
-	if !c.secure() {
-		return
-	}
 	name, initial, has := strings.Cut(args, " ")
-	var user, password string
-	m := sasl.New(strings.ToUpper(name), func(_ context.Context, u, p string) error { user, password = u, p; return nil })
-	if m == nil {
+	name = strings.ToUpper(name)
+	exchange, err := c.connection().Begin(c.ctx, name)
+	switch {
+	case errors.Is(err, auth.ErrEncryption):
+		c.wrong(needsTLS)
+		return
+	case err != nil:
 		c.wrong("unknown mechanism")
 		return
 	}
 	var response []byte
 	for {
 		if has {
-			var err error
 			if response, err = base64.StdEncoding.DecodeString(strings.TrimPrefix(initial, "=")); err != nil {
 				c.wrong("malformed base64")
 				return
@@ -316,17 +366,17 @@ func (c *session) authenticate(args string) {
 				response = []byte{}
 			}
 		}
-		challenge, done, err := m.Next(c.ctx, response)
+		challenge, done, err := exchange.Next(c.ctx, response)
 		if done {
-			if err != nil {
-				c.wrong("%v", err)
-			} else {
-				c.login(user, password, strings.ToUpper(name))
-			}
+			c.login(name, exchange, err)
 			return
 		}
 		c.out.WriteString("+ " + base64.StdEncoding.EncodeToString(challenge) + "\r\n")
-		if initial, err = c.readLine(12288); err != nil || initial == "*" {
+		switch initial, err = c.readLine(maxAuth); {
+		case errors.Is(err, wire.ErrLineTooLong):
+			c.wrong("authentication exchange line is too long")
+			return
+		case err != nil || initial == "*":
 			c.end = err != nil
 			c.wrong("cancelled")
 			return
@@ -335,10 +385,14 @@ func (c *session) authenticate(args string) {
 	}
 }
 
-func (c *session) login(user, password, mechanism string) {
-	identity, err := c.config.Auth.Verify(c.ctx, auth.Attempt{User: user, Password: password, Service: c.config.Service, Client: door.Peer(c.conn).Addr(), Mechanism: mechanism})
-	if err != nil {
-		c.record("auth", "reject", mechanism+" "+user+": "+err.Error())
+// login ends an exchange that went well or did not.
+func (c *session) login(mechanism string, exchange *auth.Exchange, err error) {
+	switch {
+	case errors.Is(err, sasl.ErrMalformed):
+		c.wrong("malformed response")
+		return
+	case err != nil:
+		c.record("auth", "reject", mechanism+" "+exchange.User+": "+err.Error())
 		code := "[AUTH]"
 		if mailerr.From(err).Temporary() {
 			code = "[SYS/TEMP]"
@@ -349,6 +403,7 @@ func (c *session) login(user, password, mechanism string) {
 		c.err("%s %s", code, mailerr.From(err).Text)
 		return
 	}
+	identity := exchange.Identity
 	path := filepath.Join(identity.Home, "Maildir")
 	c.mu.Lock()
 	taken := c.locked[path]

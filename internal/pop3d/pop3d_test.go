@@ -13,6 +13,8 @@ import (
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/auth/sasl"
+	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/trace"
@@ -23,6 +25,18 @@ type anybody string
 func (a anybody) Verify(context.Context, auth.Attempt) (auth.Identity, error) {
 	return auth.Identity{Address: addr.Address{Local: "u", Domain: "d.test"}, Home: string(a)}, nil
 }
+
+func (a anybody) Identify(ctx context.Context, name string) (auth.Identity, error) {
+	return a.Verify(ctx, auth.Attempt{User: name})
+}
+
+func (anybody) Secrets(context.Context, auth.Attempt) (auth.Identity, sasl.Secrets, error) {
+	return auth.Identity{}, sasl.Secrets{Clear: "p"}, nil
+}
+
+func (anybody) Admit(context.Context, auth.Identity, auth.Attempt) error { return nil }
+func (anybody) Decoy(user string) []byte                                 { return []byte(user) }
+func (anybody) Forms(context.Context) (directory.Forms, error)           { return directory.Forms{}, nil }
 
 // talk sends all input and gives every line that comes back. The service takes passwords in clear.
 func talk(t testing.TB, input string) []string {
@@ -76,6 +90,17 @@ func TestDialogue(t *testing.T) {
 		"+OK 23 octets\nSubject: 1.a\n\n..body\n.\n+OK deleted\n+OK \n2 26\n.\n-ERR no such message\n+OK \n+OK 2 26\n-ERR unknown command\n-ERR no such message\n+OK bye"
 	if got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// TestAuth: the replies to exchanges that go wrong, and to one that goes well.
+func TestAuth(t *testing.T) {
+	got := talk(t, "CAPA\r\nAUTH PLAIN\r\n*\r\nAUTH PLAIN !!\r\nAUTH PLAIN =\r\nAUTH NTLM\r\nAPOP u x\r\nAUTH PLAIN\r\n"+strings.Repeat("A", 13000)+"\r\nAUTH LOGIN\r\ndQ==\r\ncA==\r\nQUIT\r\n")
+	want := []string{"+OK h.test Indigo POP3 ready", "+OK capabilities follow", "TOP", "UIDL", "RESP-CODES", "PIPELINING", "AUTH-RESP-CODE", "USER", "SASL PLAIN LOGIN", "IMPLEMENTATION Indigo", ".",
+		"+ ", "-ERR cancelled", "-ERR malformed base64", "-ERR malformed response", "-ERR unknown mechanism", "-ERR no timestamp for APOP", "+ ", "-ERR authentication exchange line is too long",
+		"+ VXNlcm5hbWU6", "+ UGFzc3dvcmQ6", "+OK 2 messages", "+OK bye"}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 

@@ -49,23 +49,23 @@ func (h *House) newDoor(spec doorSpec, l net.Listener) (server, error) {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
 	tlsConfig := store.ServerConfig(func() tlsx.Options { return tlsOptions(h.config.Data, view()) })
-	verifier := sources{h, spec.kind, view}
+	logins := authority{h.accounts, sources{h, spec.kind, view}}
 	switch spec.kind {
 	case "smtpd":
 		return smtpd.New(smtpd.Config{
 			Service: spec.name, Hostname: me, Submission: spec.submission, ImplicitTLS: spec.tls, Settings: view,
 			TLS: tlsConfig, Policy: h.rules, Queue: h.queue, HostName: h.hostName,
-			Through: func(v *settings.View) queue.Submitter { return throughProgram{h, v} }, Auth: verifier, Trace: h.recorder(), Logger: logger,
+			Through: func(v *settings.View) queue.Submitter { return throughProgram{h, v} }, Auth: logins, Trace: h.recorder(), Logger: logger,
 			Now: time.Now, PID: os.Getpid(), NewSessionID: newSessionID,
 		}), nil
 	case "pop3d":
 		return pop3d.New(pop3d.Config{
-			Service: spec.name, Hostname: me, ImplicitTLS: spec.tls, Settings: view, TLS: tlsConfig, Auth: verifier,
+			Service: spec.name, Hostname: me, ImplicitTLS: spec.tls, Settings: view, TLS: tlsConfig, Auth: logins,
 			Trace: h.recorder(), Logger: logger, Now: time.Now, NewSessionID: newSessionID,
 		}), nil
 	case "imapd":
 		return imapd.New(imapd.Config{
-			Service: spec.name, Hostname: me, ImplicitTLS: spec.tls, Settings: view, TLS: tlsConfig, Auth: verifier,
+			Service: spec.name, Hostname: me, ImplicitTLS: spec.tls, Settings: view, TLS: tlsConfig, Auth: logins,
 			Trace: h.recorder(), Logger: logger, Now: time.Now, NewSessionID: newSessionID,
 		}), nil
 	case "metrics":

@@ -67,6 +67,7 @@ type House struct {
 	keeper    *keeper
 	lists     *lists.Finder
 	verifier  *auth.Password
+	accounts  *auth.Accounts
 	// system is the host's users; nil when nobody could ask for them.
 	system *systemUsers
 	// passwordPrograms bounds the programs that check passwords.
@@ -241,6 +242,11 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	if h.config.Child != nil || os.Geteuid() == 0 {
 		h.system = newSystemUsers(h.config.Child, func() string { return settings.Me.Get(h.view("all")) })
 	}
+	key, err := auth.LoadKey(filepath.Join(h.config.Data, "authkey"))
+	if err != nil {
+		return fmt.Errorf("key for made-up salts: %w", err)
+	}
+	h.accounts = auth.NewAccounts(h.verifier, h.directory.Forms, key)
 	dialer := &net.Dialer{}
 	if h.resolver, err = dnsx.New(dnsx.Config{Servers: settings.DNSServers.Get(all), Dial: dialer.DialContext, Now: time.Now, Observe: h.observeDNS}); err != nil {
 		return fmt.Errorf("resolver: %w", err)

@@ -60,15 +60,6 @@ func pendingSettings() []*Setting {
 	flag("DATABYTES_NOTIFY", "", "smtpd", "tell the recipients of a message that was refused for its size", 4446)
 
 	// AUTH.
-	flag("DISABLE", "", "smtpd", "mechanisms of AUTH that are not offered", 2729)
-	for _, mechanism := range []string{"PLAIN", "LOGIN", "CRAM_MD5", "CRAM_SHA1", "CRAM_SHA224", "CRAM_SHA256", "CRAM_SHA384", "CRAM_SHA512", "CRAM_RIPEMD", "DIGEST_MD5", "SCRAM_SHA1", "SCRAM_SHA256", "SCRAM_SHA512", "SCRAM_SHA1_PLUS", "SCRAM_SHA256_PLUS", "SCRAM_SHA512_PLUS"} {
-		line := 2729
-		if mechanism == "DIGEST_MD5" {
-			line = 2736
-		}
-		flag("DISABLE_"+mechanism, "", "smtpd", "do not offer AUTH "+mechanism, line)
-	}
-	flag("FORCE_TLS", "", "smtpd", "take AUTH over TLS only; SECURE_AUTH is Indigo's", 4665)
 	flag("NATIVE_PASSWORD", "", "smtpd", "hand password programs the stored form", 2728)
 	flag("PASSWD_CACHE", "", "all", "keep password entries in memory; Indigo does", 439)
 	flag("QUERY_CACHE", "", "all", "ask inlookup; Indigo's directory has a cache of its own", 442)

@@ -48,6 +48,12 @@ func makeRegistry() *registry {
 	for _, s := range r.all {
 		slices.Sort(s.Rules)
 	}
+	for _, m := range switchable() {
+		// wiki 2734 puts AUTH before CRAM, other lines do not.
+		for _, alias := range []string{"DISABLE_AUTH_" + strings.TrimPrefix(m[1], "AUTH_"), "DISABLE_" + strings.TrimPrefix(m[1], "AUTH_")} {
+			r.names[alias] = r.names["DISABLE_"+m[1]]
+		}
+	}
 	for alias, name := range aliases {
 		r.names[alias] = r.names[name]
 	}

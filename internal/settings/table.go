@@ -11,7 +11,7 @@ var (
 	MaxRecipients      = number("MAXRECIPIENTS", "maxrecipients", "1000", 1, 100000, "smtpd,inject", "most recipients of one message", 0)
 	MaxHops            = number("MAXHOPS", "maxhops", "100", 1, 1000, "smtpd,inject", "most Received fields before a message counts as looping", 0)
 	TimeoutSMTPD       = seconds("TIMEOUTSMTPD", "timeoutsmtpd", "300", 1, 86400, "smtpd", "seconds to wait for the client's next bytes", 0)
-	SecureAuth         = boolean("SECURE_AUTH", "secure_auth", "1", "smtpd", "offer and accept AUTH only over TLS", 2543)
+	SecureAuth         = boolean("SECURE_AUTH", "secure_auth", "1", "smtpd,pop3d,imapd", "take passwords and tokens that the client sends as they are, by PLAIN, LOGIN and the commands LOGIN and USER, only over TLS", 2543)
 	RelayClients       = lines("RELAYCLIENTS", "relayclients", "smtpd", "networks that may relay without AUTH: one address, prefix ending in a dot or CIDR a line, each ending in a colon", 2834, clientNetwork)
 	BareNewline        = oneOf("BARE_NEWLINE", "barenewline", "reject", []string{"reject", "accept"}, "smtpd", "what to do with a bare CR or LF in a message: reject it, or accept it and make it CRLF; the end of data is CRLF.CRLF in both", 0)
 	MaxDaemons         = number("MAXDAEMONS", "maxdaemons", "1000", 1, 1000000, "smtpd,pop3d,imapd,inject", "most connections at a time of one service", 0)
@@ -146,15 +146,40 @@ var (
 	PasswordRehash = boolean("PASSWORD_REHASH", "passwordrehash", "0", "all", "replace weaker stored forms by what PASSWORD_HASH and PASSWORD_SCRAM say when their users log in by PLAIN or LOGIN; an IndiMail on the same database reads none but SHA512, SHA256 and MD5", 0)
 	PasswordLength = number("PASSWORD_MIN_LENGTH", "passwordminlength", "0", 0, 128, "all", "least number of letters of new passwords", 0)
 	BadPasswords   = list("BADPASSWORDS", "badpasswords", "all", "passwords that are refused in any case of their letters, one a line", 0)
-	EnableCRAM     = boolean("ENABLE_CRAM", "", "0", "smtpd,pop3d,imapd", "let a password that stands alone in pw_passwd, in clear text or hashed by the client, serve the CRAM mechanisms", 2591, pending)
 	HostMySQL      = lines("HOST_MYSQL", "host.mysql", "all", "database of the directory in IndiMail's form, host:user:password:socket or host:user:password:port, with :ssl or :nossl behind it; read at start", 4114, nil, secret)
 	MySQLDatabase  = text("MYSQL_DATABASE", "mysqldatabase", "indimail", "all", "name of the database that host.mysql means; read at start", 4114)
 	UDPLogDir      = text("UDPLOG_DIR", "udplogdir", "log/udplogger", "udplogger", "directory that udplogger writes what it receives to, as multilog would", 707)
+
+	ForceTLS     = boolean("FORCE_TLS", "force_tls", "0", "smtpd,pop3d,imapd", "offer and take logins only over TLS, by whatever mechanism", 4665)
+	EnableCRAM   = boolean("ENABLE_CRAM", "enable_cram", "0", "smtpd,pop3d,imapd", "offer the CRAM mechanisms, DIGEST-MD5 and APOP whatever the directory is seen to keep, and let a password that stands alone in pw_passwd, in clear text or hashed by the client, serve them", 2591)
+	AuthExternal = boolean("AUTH_EXTERNAL", "auth_external", "0", "smtpd,pop3d,imapd", "offer EXTERNAL to clients whose certificate, by an authority of CLIENTCA, has a mail address: it logs in the user of that address", 0)
+	OldAuth      = boolean("BROKEN_SASL_AUTH_CLIENTS", "broken_sasl_auth_clients", "0", "smtpd", "announce AUTH a second time as AUTH=, for clients older than RFC 2554", 0)
+	DisableAPOP  = boolean("DISABLE_APOP", "", "0", "pop3d", "do not offer APOP", 0)
+	// DisableMechanism has a setting for each SASL mechanism that can be switched off alone.
+	DisableMechanism = disableMechanisms()
 )
+
+// switchable gives the SASL mechanisms that have a setting to switch them off, and the wiki's word for each.
+func switchable() [][2]string {
+	return [][2]string{
+		{"PLAIN", "AUTH_PLAIN"}, {"LOGIN", "AUTH_LOGIN"}, {"CRAM-MD5", "CRAM_MD5"}, {"CRAM-SHA1", "CRAM_SHA1"}, {"CRAM-SHA224", "CRAM_SHA224"},
+		{"CRAM-SHA256", "CRAM_SHA256"}, {"CRAM-SHA384", "CRAM_SHA384"}, {"CRAM-SHA512", "CRAM_SHA512"}, {"CRAM-RIPEMD", "CRAM_RIPEMD"},
+		{"DIGEST-MD5", "DIGEST_MD5"}, {"SCRAM-SHA-1", "SCRAM_SHA1"}, {"SCRAM-SHA-256", "SCRAM_SHA256"}, {"SCRAM-SHA-512", "SCRAM_SHA512"},
+		{"SCRAM-SHA-1-PLUS", "SCRAM_SHA1_PLUS"}, {"SCRAM-SHA-256-PLUS", "SCRAM_SHA256_PLUS"}, {"SCRAM-SHA-512-PLUS", "SCRAM_SHA512_PLUS"},
+	}
+}
+
+func disableMechanisms() map[string]Key[bool] {
+	all := map[string]Key[bool]{}
+	for _, m := range switchable() {
+		all[m[0]] = boolean("DISABLE_"+m[1], "", "0", "smtpd,pop3d,imapd", "do not offer "+m[0], 2729)
+	}
+	return all
+}
 
 // built gives the settings above, in the order of the table.
 func built() []*Setting {
-	return []*Setting{
+	all := []*Setting{
 		Me.Setting,
 		Listen.Setting,
 		PortOffset.Setting,
@@ -299,5 +324,13 @@ func built() []*Setting {
 		HostMySQL.Setting,
 		MySQLDatabase.Setting,
 		UDPLogDir.Setting,
+		ForceTLS.Setting,
+		AuthExternal.Setting,
+		OldAuth.Setting,
+		DisableAPOP.Setting,
 	}
+	for _, m := range switchable() {
+		all = append(all, DisableMechanism[m[0]].Setting)
+	}
+	return all
 }

@@ -1,7 +1,6 @@
 package smtpd
 
 import (
-	"context"
 	"encoding/base64"
 	"errors"
 	"strings"
@@ -10,6 +9,7 @@ import (
 	"github.com/indigomail/indigo/internal/auth/sasl"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/policy"
+	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/trace"
 	"github.com/indigomail/indigo/internal/wire"
 )
@@ -38,18 +38,15 @@ func (c *session) auth(args string) {
 	name, initial, hasInitial := strings.Cut(args, " ")
 	name = strings.ToUpper(name)
 	began := config.Now()
-	var user string
-	mechanism := sasl.New(name, func(ctx context.Context, given, password string) error {
-		user = given
-		identity, err := config.Auth.Verify(ctx, auth.Attempt{
-			User: given, Password: password, Service: c.Service, Client: c.Client.Addr(), Mechanism: name,
-		})
-		if err == nil {
-			user = identity.Address.String()
-		}
-		return err
-	})
-	if mechanism == nil {
+	connection := c.connection()
+	exchange, err := connection.Begin(c.ctx, name)
+	switch {
+	case errors.Is(err, auth.ErrEncryption):
+		setting := settings.SecureAuth.Setting
+		v := policy.Verdict{Action: policy.Reject, Check: "secure-auth", Input: name, Setting: setting.Name, Layer: c.Settings.Source(setting).String()}
+		c.mistake(c.decide(trace.Event{Kind: "auth"}, v, replyAuthTLS))
+		return
+	case err != nil:
 		// What was given as a mechanism may be part of a password; it is not recorded.
 		c.refuse("auth", "mechanism", "", replyAuthUnknown)
 		return
@@ -63,8 +60,12 @@ func (c *session) auth(args string) {
 		}
 	}
 	for {
-		challenge, done, err := mechanism.Next(c.ctx, response)
+		challenge, done, err := exchange.Next(c.ctx, response)
 		if done {
+			user := exchange.User
+			if err == nil {
+				user = exchange.Identity.Address.String()
+			}
 			c.loggedIn(trace.Event{Kind: "auth", User: user, Took: config.Now().Sub(began)}, name, user, err)
 			return
 		}
@@ -91,6 +92,14 @@ func (c *session) auth(args string) {
 			c.refuse("auth", "base64", name, replyAuthSyntax)
 			return
 		}
+	}
+}
+
+// connection is what a login may depend on.
+func (c *session) connection() *auth.Connection {
+	return &auth.Connection{
+		Authority: c.server.config.Auth, Service: c.Service, Protocol: "smtp", Host: c.server.config.Hostname, Client: c.Client.Addr(),
+		Settings: c.Settings, TLS: c.TLS, Certificate: c.certificate,
 	}
 }
 

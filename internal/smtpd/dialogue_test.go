@@ -255,6 +255,63 @@ TLS
 <250
 >RCPT TO:<y@far.example>
 <250`},
+		{name: "AUTH at all only over TLS", control: map[string]string{"force_tls": "1", "secure_auth": "0"}, change: func(c *Config) { c.Auth = inClear{noSecrets{oneUser{}}} }, script: `
+<220
+>EHLO x
+<250-mx.here.example
+>AUTH CRAM-MD5
+<538 5.7.11
+>STARTTLS
+<220 2.0.0
+TLS
+>EHLO x
+<250-
+>AUTH CRAM-MD5
+<334 PD
+>*
+<501 5.0.0`},
+		{name: "AUTH that shows no password goes without TLS", change: func(c *Config) { c.Auth = inClear{noSecrets{oneUser{}}} }, script: `
+<220
+>EHLO x
+<250-mx.here.example
+>AUTH PLAIN ` + plain + `
+<538 5.7.11
+>AUTH SCRAM-SHA-256-PLUS
+<538 5.7.11
+>AUTH CRAM-MD5 ` + b64("ann@here.example 00") + `
+<501 5.5.2
+>AUTH CRAM-MD5
+<334 PD
+>` + b64("ann@here.example 0123456789abcdef0123456789abcdef") + `
+<535 5.7.8
+>AUTH SCRAM-SHA-256
+<334 ` + `
+>` + b64("n,,n=ann@here.example,r=x") + `
+<334 cj14
+>` + strings.Repeat("A", 12290) + `
+<500 5.5.6
+>AUTH DIGEST-MD5 =
+<334 cmVhbG09
+>` + b64("username") + `
+<501 5.5.2
+>AUTH NTLM
+<504 5.5.4
+>AUTH ANONYMOUS
+<504 5.5.4
+>AUTH EXTERNAL =
+<504 5.5.4
+>AUTH XOAUTH2
+<504 5.5.4`},
+		{name: "AUTH by CRAM where nothing in clear is seen", control: map[string]string{"enable_cram": "1"}, script: `
+<220
+>EHLO x
+<250-mx.here.example
+>AUTH CRAM-RIPEMD
+<334
+>*
+<501
+>AUTH SCRAM-SHA-1
+<504`},
 		{name: "AUTH in all forms", control: map[string]string{"secure_auth": "0"}, script: `
 <220
 >AUTH PLAIN

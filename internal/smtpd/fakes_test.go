@@ -17,6 +17,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/auth/sasl"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/mailerr"
@@ -164,6 +165,54 @@ func (oneUser) Verify(_ context.Context, a auth.Attempt) (auth.Identity, error) 
 	return auth.Identity{Address: addr.Address{Local: "ann", Domain: "here.example"}}, nil
 }
 
+// noSecrets is an authority that can only compare passwords.
+type noSecrets struct{ auth.Verifier }
+
+func (noSecrets) Decoy(user string) []byte                       { return []byte(user) }
+func (noSecrets) Forms(context.Context) (directory.Forms, error) { return directory.Forms{}, nil }
+func (noSecrets) Secrets(context.Context, auth.Attempt) (auth.Identity, sasl.Secrets, error) {
+	return auth.Identity{}, sasl.Secrets{}, sasl.Failed(nil)
+}
+
+func (noSecrets) Identify(context.Context, string) (auth.Identity, error) {
+	panic("nobody can have proved anything")
+}
+
+func (noSecrets) Admit(context.Context, auth.Identity, auth.Attempt) error {
+	panic("nobody can have proved anything")
+}
+
+// inClear is oneUser where it is seen that her password is kept in clear.
+type inClear struct{ noSecrets }
+
+func (inClear) Secrets(_ context.Context, a auth.Attempt) (auth.Identity, sasl.Secrets, error) {
+	switch a.User {
+	case "ann@here.example":
+		return auth.Identity{}, sasl.Secrets{Clear: password}, nil
+	case "down":
+		return auth.Identity{}, sasl.Secrets{}, mailerr.New(454, mailerr.Enhanced{4, 7, 0}, "temporary authentication failure (#4.7.0)")
+	}
+	return auth.Identity{}, sasl.Secrets{}, sasl.Failed(nil)
+}
+
+func (inClear) Identify(_ context.Context, name string) (auth.Identity, error) {
+	if name != "ann@here.example" {
+		panic("not whom to admit")
+	}
+	return auth.Identity{Address: addr.Address{Local: "ann", Domain: "here.example"}}, nil
+}
+
+func (inClear) Admit(_ context.Context, identity auth.Identity, a auth.Attempt) error {
+	if identity.Address.Local != "ann" || a.Password != "" || a.Service == "" || !a.Client.IsValid() || a.Mechanism == "" {
+		panic("not what to admit")
+	}
+	return nil
+}
+
+func (inClear) Forms(context.Context) (directory.Forms, error) {
+	return directory.Forms{Clear: true}, nil
+}
+
 // recorder keeps the trace.
 type recorder struct {
 	mu     sync.Mutex
@@ -258,7 +307,7 @@ func newFixture(t testing.TB, control map[string]string, change func(*Config)) *
 	v := view(t, files)
 	config := Config{
 		Service: "smtpd.25", Hostname: "mx.here.example", Settings: func() *settings.View { return v },
-		TLS: testTLS(), Policy: policy.New(policy.Config{Directory: book{}}), Queue: f.queue, Auth: oneUser{},
+		TLS: testTLS(), Policy: policy.New(policy.Config{Directory: book{}}), Queue: f.queue, Auth: noSecrets{oneUser{}},
 		Trace: f.trace, Logger: slog.New(slog.NewTextHandler(f.log, nil)), Now: clock, PID: 77,
 		NewSessionID: func() string { return "s1" },
 	}

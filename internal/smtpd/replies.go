@@ -117,6 +117,7 @@ var (
 	replyAuthTwice   = newReply(503, "5.5.1", "you're already authenticated (#5.5.1)")
 	replyAuthInMail  = newReply(503, "5.5.1", "no auth during mail transaction (#5.5.1)")
 	replyAuthUnknown = newReply(504, "5.5.4", "auth type unimplemented (#5.5.4)")
+	replyAuthTLS     = newReply(538, "5.7.11", "encryption required for this authentication mechanism (#5.7.11)")
 	replyAuthCancel  = newReply(501, "5.0.0", "auth exchange cancelled (#5.0.0)")
 	replyAuthSyntax  = newReply(501, "5.5.2", "malformed auth input (#5.5.2)")
 	replyAuthLong    = newReply(500, "5.5.6", "authentication exchange line is too long (#5.5.6)")
@@ -133,13 +134,16 @@ func replyGreeting(host, text string) *reply {
 func replyHelo(host string) *reply { return newReply(250, "", host) }
 
 // replyEhlo lists the extensions; size is the limit of SIZE, 0 for none (RFC 1870 section 3).
-func replyEhlo(host string, size int, startTLS bool, mechanisms string) *reply {
+func replyEhlo(host string, size int, startTLS bool, mechanisms []string, oldAuth bool) *reply {
 	text := host + "\nPIPELINING\n8BITMIME\nSMTPUTF8\nENHANCEDSTATUSCODES\nDSN\nSIZE " + strconv.Itoa(size)
 	if startTLS {
 		text += "\nSTARTTLS"
 	}
-	if mechanisms != "" {
-		text += "\nAUTH " + mechanisms
+	if len(mechanisms) > 0 {
+		text += "\nAUTH " + strings.Join(mechanisms, " ")
+		if oldAuth {
+			text += "\nAUTH=" + strings.Join(mechanisms, " ")
+		}
 	}
 	return newReply(250, "", text)
 }

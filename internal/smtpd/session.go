@@ -2,14 +2,13 @@ package smtpd
 
 import (
 	"context"
-	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"strconv"
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
-	"github.com/indigomail/indigo/internal/auth/sasl"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/policy"
 	"github.com/indigomail/indigo/internal/queue"
@@ -43,7 +42,9 @@ type session struct {
 	// raw is the connection below TLS; closing it ends everything.
 	raw  net.Conn
 	link link
-	in   *wire.Reader
+	// certificate is the one that was shown to the client; nil in clear and in a resumed TLS session.
+	certificate *x509.Certificate
+	in          *wire.Reader
 	// client is the address of the client for the trace, "" when it has none.
 	client string
 	began  time.Time
@@ -376,16 +377,11 @@ func (c *session) helo(args []byte, extended bool) {
 // extensions gives the reply to EHLO. AUTH is not even named where it may not be used.
 func (c *session) extensions() *reply {
 	config := &c.server.config
-	mechanisms := ""
+	var mechanisms []string
 	if config.Auth != nil && c.User == "" && !refuses(config.Policy.AuthAllowed(c.ctx, &c.Session)) {
-		for i, name := range sasl.Names() {
-			if i > 0 {
-				mechanisms += " "
-			}
-			mechanisms += name
-		}
+		mechanisms = c.connection().Offer(c.ctx)
 	}
-	return replyEhlo(config.Hostname, settings.DataBytes.Get(c.Settings), config.TLS != nil && c.TLS == nil, mechanisms)
+	return replyEhlo(config.Hostname, settings.DataBytes.Get(c.Settings), config.TLS != nil && c.TLS == nil, mechanisms, settings.OldAuth.Get(c.Settings))
 }
 
 // from is MAIL.
@@ -477,7 +473,7 @@ func (c *session) startTLS() {
 // handshake goes over to TLS; when it fails the session is over.
 func (c *session) handshake() bool {
 	began := c.server.config.Now()
-	conn := tls.Server(c.raw, c.server.config.TLS)
+	conn, certificate := tlsx.Server(c.raw, c.server.config.TLS)
 	ctx, cancel := context.WithTimeout(c.ctx, min(handshakeTime, c.link.timeout))
 	defer cancel()
 	// Deadlines of the dialogue in clear end here; the context's takes their place.
@@ -489,7 +485,7 @@ func (c *session) handshake() bool {
 		return false
 	}
 	state := conn.ConnectionState()
-	c.TLS = &state
+	c.TLS, c.certificate = &state, certificate()
 	c.link.setConn(conn)
 	c.in.Reset(&c.link)
 	c.decide(trace.Event{Kind: "tls", Took: c.server.config.Now().Sub(began)},

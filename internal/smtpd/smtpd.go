@@ -46,7 +46,7 @@ type Config struct {
 	// HostName gives the host name of a client that leads back to its address, "" when there is none; nil looks up nothing.
 	HostName func(ctx context.Context, ip netip.Addr) string
 	// Auth is nil when nobody can log in; AUTH is then not offered.
-	Auth   auth.Verifier
+	Auth   auth.Authority
 	Trace  trace.Recorder
 	Logger *slog.Logger
 	// Now is the clock for what the server writes down; nil means time.Now. Time limits of connections are those of the

@@ -82,7 +82,7 @@ func (people) Verify(_ context.Context, a auth.Attempt) (auth.Identity, error) {
 func newServer(q queue.Submitter) *Server {
 	return New(Config{
 		Service: "smtpd.25", Hostname: "here.test", Settings: func() *settings.View { return nil }, Policy: policy.New(policy.Config{Directory: people{}}),
-		Queue: q, Auth: people{}, Trace: trace.Discard, Logger: slog.New(slog.DiscardHandler), Now: time.Now, NewSessionID: func() string { return "s" },
+		Queue: q, Auth: noSecrets{people{}}, Trace: trace.Discard, Logger: slog.New(slog.DiscardHandler), Now: time.Now, NewSessionID: func() string { return "s" },
 	})
 }
 

@@ -151,6 +151,14 @@ func (l *loaded) config(o Options) (*tls.Config, error) {
 // certificate chooses for a client: by Also, then the first file that is for the name that it asks for and that it can
 // use, or else the first. crypto/tls's own choice would not ask Also for clients that name nothing.
 func (l *loaded) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c, err := l.choose(hello)
+	if s, ok := hello.Conn.(*served); ok {
+		s.certificate = c
+	}
+	return c, err
+}
+
+func (l *loaded) choose(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if also := l.store.Also; also != nil {
 		if c, err := also(hello); c != nil || err != nil {
 			return c, err

@@ -69,3 +69,28 @@ func Describe(s *tls.ConnectionState) string {
 	}
 	return strings.ReplaceAll(tls.VersionName(s.Version), "TLS ", "TLSv") + " " + suite + " bits=" + bits
 }
+
+// served is a connection that remembers which certificate a Store chose for it.
+type served struct {
+	net.Conn
+	certificate *tls.Certificate
+}
+
+// Server is tls.Server, and gives besides the certificate that a Store's configuration showed the client, once the handshake is
+// over: logins can be bound to it (RFC 5929 section 4). It is nil when none was shown, as in a resumed session.
+func Server(conn net.Conn, config *tls.Config) (*tls.Conn, func() *x509.Certificate) {
+	s := &served{Conn: conn}
+	return tls.Server(s, config), func() *x509.Certificate {
+		if s.certificate == nil || len(s.certificate.Certificate) == 0 {
+			return nil
+		}
+		if s.certificate.Leaf != nil {
+			return s.certificate.Leaf
+		}
+		leaf, err := x509.ParseCertificate(s.certificate.Certificate[0])
+		if err != nil {
+			return nil
+		}
+		return leaf
+	}
+}

@@ -1,0 +1,80 @@
+package auth
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/directory"
+)
+
+// Accounts is the Authority over the directory: a Password for what the client sends as it is, and what challenges need beside.
+type Accounts struct {
+	*Password
+	forms func(context.Context) (directory.Forms, error)
+	key   []byte
+}
+
+// NewAccounts makes Accounts. key is what Decoy's secrets are made of: whoever has it can find out which names are of users.
+func NewAccounts(p *Password, forms func(context.Context) (directory.Forms, error), key []byte) *Accounts {
+	return &Accounts{p, forms, key}
+}
+
+// LoadKey reads the key for NewAccounts from a file of hexadecimal digits, and makes it on the first call: it must stay the same, for a
+// salt that changes is that of nobody.
+func LoadKey(file string) ([]byte, error) {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		key := make([]byte, 32)
+		rand.Read(key)
+		if err := os.WriteFile(file+".new", []byte(hex.EncodeToString(key)+"\n"), 0o600); err != nil {
+			return nil, err
+		}
+		return key, os.Rename(file+".new", file)
+	}
+	if err != nil {
+		return nil, err
+	}
+	key, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil || len(key) < 16 {
+		return nil, fmt.Errorf("%s: want at least 32 hexadecimal digits; remove the file to have it made anew", file)
+	}
+	return key, nil
+}
+
+// Identify is Authority's.
+func (a *Accounts) Identify(ctx context.Context, name string) (Identity, error) {
+	user, err := a.find(ctx, name)
+	if err != nil {
+		return Identity{}, err
+	}
+	if _, err := ParseStored(user.Password, user.Scram); errors.Is(err, ErrNoPassword) {
+		// Who is locked is so for certificates and tokens too.
+		return Identity{}, errFailed.Because(err)
+	}
+	return Identity{Address: user.Address(), Home: user.Dir, Quota: user.Quota}, nil
+}
+
+// Decoy is Authority's.
+func (a *Accounts) Decoy(name string) []byte {
+	if !strings.Contains(name, "@") {
+		name += "@" + a.config.DefaultDomain
+	}
+	if address, err := addr.Parse(name); err == nil {
+		name = address.Key()
+	}
+	mac := hmac.New(sha256.New, a.key)
+	mac.Write([]byte(name))
+	return mac.Sum(nil)
+}
+
+// Forms is Authority's.
+func (a *Accounts) Forms(ctx context.Context) (directory.Forms, error) { return a.forms(ctx) }

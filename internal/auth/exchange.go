@@ -1,0 +1,161 @@
+package auth
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net/netip"
+	"slices"
+
+	"github.com/indigomail/indigo/internal/auth/sasl"
+	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/settings"
+)
+
+// Authority is what doors log users in with; *Accounts is one. Its refusals are those of Verifier.
+type Authority interface {
+	Verifier
+	// Secrets gives what is kept for challenge and response; 535 for a user who is unknown or has nothing of that kind.
+	Secrets(ctx context.Context, a Attempt) (Identity, sasl.Secrets, error)
+	// Identify gives who a name means, whoever asks.
+	Identify(ctx context.Context, name string) (Identity, error)
+	// Admit tells whether one is let in who has proved to be the user.
+	Admit(ctx context.Context, identity Identity, a Attempt) error
+	// Decoy gives a secret made of the name alone, the same for all spellings of it; see sasl.Store.
+	Decoy(user string) []byte
+	// Forms tells what is kept of any user.
+	Forms(ctx context.Context) (directory.Forms, error)
+}
+
+// ErrMechanism is the mechanism that is unknown or not offered, ErrEncryption the one that would be over TLS.
+var (
+	ErrMechanism  = errors.New("no such mechanism")
+	ErrEncryption = errors.New("the mechanism needs TLS")
+)
+
+// Connection is what a login may depend on: who is at the other end, and how.
+type Connection struct {
+	Authority Authority
+	// Service is the service's name, Protocol "smtp", "imap" or "pop", Host this system's name.
+	Service, Protocol, Host string
+	Client                  netip.Addr
+	Settings                *settings.View
+	// TLS is nil in clear; Certificate is the one that this side showed, nil when that is not known.
+	TLS         *tls.ConnectionState
+	Certificate *x509.Certificate
+	// Token finds out whose an OAuth 2.0 token is; see sasl.Config. Nil means that nobody can.
+	Token func(ctx context.Context, user, token string) (name string, err error)
+}
+
+// terms asks the directory too. When that cannot answer, only what needs nothing of it is offered.
+func (c *Connection) terms(ctx context.Context) Terms {
+	t := Terms{
+		SecureAuth: settings.SecureAuth.Get(c.Settings), ForceTLS: settings.ForceTLS.Get(c.Settings), EnableCRAM: settings.EnableCRAM.Get(c.Settings),
+		External: settings.AuthExternal.Get(c.Settings), TLS: c.TLS != nil, Bindable: len(sasl.Bindings(c.TLS, c.Certificate)) > 0,
+		Certified: len(sasl.Addresses(c.TLS)) > 0, Tokens: c.Token != nil,
+		Disabled: func(name string) bool {
+			key, ok := settings.DisableMechanism[name]
+			return ok && key.Get(c.Settings)
+		},
+	}
+	if forms, err := c.Authority.Forms(ctx); err == nil {
+		t.Clear, t.SCRAM = forms.Clear, forms.SCRAM
+	}
+	return t
+}
+
+// Offer gives the mechanisms to announce.
+func (c *Connection) Offer(ctx context.Context) []string { return Offer(c.terms(ctx)) }
+
+// Passwords tells whether a password may come as it is by the protocol's own commands, LOGIN and USER.
+func (c *Connection) Passwords() bool {
+	return c.TLS != nil || !settings.SecureAuth.Get(c.Settings) && !settings.ForceTLS.Get(c.Settings)
+}
+
+// APOP tells whether to offer POP3's APOP.
+func (c *Connection) APOP(ctx context.Context) bool {
+	t := c.terms(ctx)
+	return !settings.DisableAPOP.Get(c.Settings) && (t.Clear || t.EnableCRAM) && (t.TLS || !t.ForceTLS)
+}
+
+// Begin begins an exchange by a mechanism in upper case: ErrEncryption when it would be offered over TLS, ErrMechanism when it is
+// not offered.
+func (c *Connection) Begin(ctx context.Context, mechanism string) (*Exchange, error) {
+	t := c.terms(ctx)
+	offered := Offer(t)
+	if !slices.Contains(offered, mechanism) {
+		if t.TLS, t.Bindable = true, true; c.TLS == nil && slices.Contains(Offer(t), mechanism) {
+			return nil, ErrEncryption
+		}
+		return nil, ErrMechanism
+	}
+	e := &Exchange{connection: c, mechanism: mechanism}
+	e.Server = sasl.New(mechanism, sasl.Config{
+		Store: e, Host: c.Host, Service: c.Protocol, TLS: c.TLS, Certificate: c.Certificate, Offered: offered, Token: c.Token,
+	})
+	if e.Server == nil {
+		return nil, ErrMechanism
+	}
+	return e, nil
+}
+
+// CheckAPOP is POP3's APOP; timestamp is the one of the greeting.
+func (c *Connection) CheckAPOP(ctx context.Context, timestamp, user, digest string) (*Exchange, error) {
+	e := &Exchange{connection: c, mechanism: "APOP"}
+	return e, sasl.APOP(ctx, e, timestamp, user, digest)
+}
+
+// CheckPassword is Verify for the protocol's own commands.
+func (c *Connection) CheckPassword(ctx context.Context, command, user, password string) (*Exchange, error) {
+	e := &Exchange{connection: c, mechanism: command}
+	return e, e.Authenticate(ctx, user, password)
+}
+
+// Exchange is a SASL exchange and what comes of it.
+type Exchange struct {
+	sasl.Server
+	connection *Connection
+	mechanism  string
+	// User is the name as the client gave it, once it has; Identity is who logged in, once the exchange has succeeded.
+	User     string
+	Identity Identity
+}
+
+func (e *Exchange) attempt(user, password string) Attempt {
+	e.User = user
+	return Attempt{User: user, Password: password, Service: e.connection.Service, Client: e.connection.Client, Mechanism: e.mechanism,
+		EnableCRAM: settings.EnableCRAM.Get(e.connection.Settings)}
+}
+
+// Authenticate is sasl.Store's.
+func (e *Exchange) Authenticate(ctx context.Context, user, password string) (err error) {
+	e.Identity, err = e.connection.Authority.Verify(ctx, e.attempt(user, password))
+	return err
+}
+
+// Admit is sasl.Store's.
+func (e *Exchange) Admit(ctx context.Context, user string) error {
+	attempt := e.attempt(user, "")
+	identity, err := e.connection.Authority.Identify(ctx, user)
+	if err == nil {
+		err = e.connection.Authority.Admit(ctx, identity, attempt)
+	}
+	if err == nil {
+		e.Identity = identity
+	}
+	return err
+}
+
+// Secrets is sasl.Store's: one who has none is no error there.
+func (e *Exchange) Secrets(ctx context.Context, user string) (sasl.Secrets, error) {
+	_, secrets, err := e.connection.Authority.Secrets(ctx, e.attempt(user, ""))
+	if err != nil && !mailerr.From(err).Temporary() {
+		return sasl.Secrets{}, nil
+	}
+	return secrets, err
+}
+
+// Decoy is sasl.Store's.
+func (e *Exchange) Decoy(user string) []byte { return e.connection.Authority.Decoy(user) }
