@@ -118,6 +118,7 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 		}
 		defer insert.Close()
 		added = 0
+		var fresh []User
 		for _, row := range rows {
 			result, err := insert.ExecContext(ctx, row...)
 			if err != nil {
@@ -134,6 +135,10 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 			if err := s.record(ctx, tx, row[0].(string), row[1].(string), "user added"); err != nil {
 				return err
 			}
+			fresh = append(fresh, User{Name: row[0].(string), Domain: row[1].(string), Gecos: row[6].(string)})
+		}
+		if err := s.stamp(ctx, tx, "add", fresh...); err != nil {
+			return err
 		}
 		for _, domain := range domains {
 			var n int64
@@ -180,7 +185,13 @@ func (s *Store) UpdateUser(ctx context.Context, n NewUser) error {
 	if len(sets) == 0 {
 		return nil
 	}
-	_, err = s.change(ctx, u.Name, u.Domain, strings.Join(what, ", "), "UPDATE indimail SET "+strings.Join(sets, ", ")+", timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
+	stamp := func(tx *sql.Tx) error {
+		if n.Password == "" {
+			return nil
+		}
+		return s.stamp(ctx, tx, "pass", u)
+	}
+	_, err = s.changeAnd(ctx, stamp, u.Name, u.Domain, strings.Join(what, ", "), "UPDATE indimail SET "+strings.Join(sets, ", ")+", timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
 		append(values, u.Name, u.Domain)...)
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
@@ -26,6 +27,8 @@ type Config struct {
 	Who string
 	// HardQuota is the quota of a new user whose domain has no default; "" means NOQUOTA.
 	HardQuota string
+	// Listen keeps a connection for the notices of other hosts' changes, which PostgreSQL gives; for processes that stay.
+	Listen bool
 }
 
 // Store is the directory on SQLite, MariaDB or MySQL, or PostgreSQL. It is safe for concurrent use, and several processes
@@ -37,6 +40,9 @@ type Store struct {
 	write, read *sql.DB
 	cache       cache
 	uses        domainUses
+	// listening is what startListening runs.
+	listening     sync.WaitGroup
+	stopListening context.CancelFunc
 }
 
 // Open opens the database, makes its tables if there are none, and brings them up to date. ErrForeign for IndiMail's own
@@ -63,11 +69,18 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		return nil, fmt.Errorf("%s: %w", src.where, err)
 	}
 	s.cache.now = config.Now
+	if config.Listen && s.engine == postgreSQL {
+		s.startListening(src.dsn)
+	}
 	return s, nil
 }
 
 // Close closes the database.
 func (s *Store) Close() error {
+	if s.stopListening != nil {
+		s.stopListening()
+		s.listening.Wait()
+	}
 	s.cache.close()
 	return errors.Join(s.read.Close(), s.write.Close())
 }
@@ -114,6 +127,11 @@ func (s *Store) AddDomain(ctx context.Context, name string) error {
 // change runs a statement that writes, writes down who did it, and lets the caches of other hosts know. Where nothing changes nothing is
 // written down.
 func (s *Store) change(ctx context.Context, user, domain, what, statement string, args ...any) (n int64, err error) {
+	return s.changeAnd(ctx, func(*sql.Tx) error { return nil }, user, domain, what, statement, args...)
+}
+
+// changeAnd is change, and what more belongs to it.
+func (s *Store) changeAnd(ctx context.Context, more func(*sql.Tx) error, user, domain, what, statement string, args ...any) (n int64, err error) {
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
 		result, err := tx.ExecContext(ctx, s.engine.rebind(statement), args...)
 		if err != nil {
@@ -122,7 +140,7 @@ func (s *Store) change(ctx context.Context, user, domain, what, statement string
 		if n, err = result.RowsAffected(); err != nil || n == 0 {
 			return err
 		}
-		return s.record(ctx, tx, user, domain, what)
+		return errors.Join(more(tx), s.record(ctx, tx, user, domain, what))
 	})
 	return n, err
 }
@@ -137,6 +155,12 @@ func (s *Store) transaction(ctx context.Context, run func(*sql.Tx) error) error 
 	defer s.cache.clear()
 	if err := run(tx); err != nil {
 		return err
+	}
+	if s.engine == postgreSQL {
+		// It goes out with the commit.
+		if _, err := tx.ExecContext(ctx, "NOTIFY "+channel); err != nil {
+			return err
+		}
 	}
 	if s.engine != sqLite {
 		// SQLite counts its changes itself.
@@ -204,7 +228,7 @@ func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, er
 		return "", err
 	}
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
-		for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM indigo_app_password WHERE pw_domain = ?", "DELETE FROM vlimits WHERE domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
+		for _, statement := range []string{"DELETE FROM indimail WHERE pw_domain = ?", "DELETE FROM indigo_app_password WHERE pw_domain = ?", "DELETE FROM vlimits WHERE domain = ?", "DELETE FROM lastauth WHERE domain = ?", "DELETE FROM indigo_domain WHERE domain = ?"} {
 			if _, err := tx.ExecContext(ctx, s.engine.rebind(statement), d.Name); err != nil {
 				return err
 			}
@@ -306,7 +330,8 @@ func (s *Store) SetPassword(ctx context.Context, a addr.Address, passwd, scram s
 	if err != nil {
 		return err
 	}
-	_, err = s.change(ctx, u.Name, u.Domain, "password set", "UPDATE indimail SET pw_passwd = ?, scram = ?, timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
+	stamp := func(tx *sql.Tx) error { return s.stamp(ctx, tx, "pass", u) }
+	_, err = s.changeAnd(ctx, stamp, u.Name, u.Domain, "password set", "UPDATE indimail SET pw_passwd = ?, scram = ?, timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
 		passwd, null(scram), u.Name, u.Domain)
 	return err
 }
@@ -321,8 +346,9 @@ func (s *Store) RemoveUser(ctx context.Context, a addr.Address) (trash string, e
 		return "", err
 	}
 	return trash, s.transaction(ctx, func(tx *sql.Tx) error {
-		for _, table := range []string{"indimail", "indigo_app_password"} {
-			if _, err := tx.ExecContext(ctx, s.engine.rebind("DELETE FROM "+table+" WHERE pw_name = ? AND pw_domain = ?"), u.Name, u.Domain); err != nil {
+		for _, statement := range []string{"DELETE FROM indimail WHERE pw_name = ? AND pw_domain = ?", "DELETE FROM indigo_app_password WHERE pw_name = ? AND pw_domain = ?",
+			"DELETE FROM lastauth WHERE " + s.engine.name("user") + " = ? AND domain = ?"} {
+			if _, err := tx.ExecContext(ctx, s.engine.rebind(statement), u.Name, u.Domain); err != nil {
 				return err
 			}
 		}

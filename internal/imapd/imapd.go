@@ -362,7 +362,7 @@ func (c *session) authenticate(tag string, args []word) {
 }
 
 func (c *session) login(tag, user, password, mechanism string) {
-	identity, err := c.config.Auth.Verify(c.ctx, auth.Attempt{User: user, Password: password, Service: c.config.Service, Client: door.Peer(c.conn).Addr(), Mechanism: mechanism})
+	identity, err := c.config.Auth.Verify(c.ctx, auth.Attempt{User: user, Password: password, Service: c.config.Service, Client: door.Peer(c.conn).Addr(), Local: door.Local(c.conn), Mechanism: mechanism})
 	if err != nil {
 		c.record("auth", "reject", mechanism+" "+user+": "+err.Error())
 		code := "AUTHENTICATIONFAILED"

@@ -61,6 +61,7 @@ func (s *script) Read(p []byte) (int, error)       { return s.in.Read(p) }
 func (s *script) Write(p []byte) (int, error)      { return s.out.Write(p) }
 func (s *script) Close() error                     { return nil }
 func (s *script) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 9} }
+func (s *script) LocalAddr() net.Addr              { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 8} }
 func (s *script) SetDeadline(time.Time) error      { return nil }
 func (s *script) SetReadDeadline(time.Time) error  { return nil }
 func (s *script) SetWriteDeadline(time.Time) error { return nil }

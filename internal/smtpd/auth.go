@@ -42,7 +42,7 @@ func (c *session) auth(args string) {
 	mechanism := sasl.New(name, func(ctx context.Context, given, password string) error {
 		user = given
 		identity, err := config.Auth.Verify(ctx, auth.Attempt{
-			User: given, Password: password, Service: c.Service, Client: c.Client.Addr(), Mechanism: name,
+			User: given, Password: password, Service: c.Service, Client: c.Client.Addr(), Local: c.Local.Addr(), Mechanism: name,
 		})
 		if err == nil {
 			user = identity.Address.String()
