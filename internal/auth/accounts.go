@@ -51,8 +51,8 @@ func LoadKey(file string) ([]byte, error) {
 }
 
 // Identify is Authority's.
-func (a *Accounts) Identify(ctx context.Context, name string) (Identity, error) {
-	user, err := a.find(ctx, name)
+func (a *Accounts) Identify(ctx context.Context, attempt Attempt) (Identity, error) {
+	user, err := a.find(ctx, attempt)
 	if err != nil {
 		return Identity{}, err
 	}

@@ -11,9 +11,11 @@ import (
 
 // Attempt is one try to log in.
 type Attempt struct {
-	// User is the name as the client gave it; a bare name belongs to the default domain.
+	// User is the name as the client gave it; a bare name belongs to the domain of Local, or else to the default domain.
 	User     string
 	Password string
+	// Local is the address of this host that the client connected to.
+	Local netip.Addr
 	// Service is the door's name, smtpd.587: a user's flags and an app password's services are judged by it. Client and Mechanism are for
 	// the trace and for limits.
 	Service   string

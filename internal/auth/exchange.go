@@ -19,8 +19,8 @@ type Authority interface {
 	Verifier
 	// Secrets gives what is kept for challenge and response; 535 for a user who is unknown or has nothing of that kind.
 	Secrets(ctx context.Context, a Attempt) (Identity, sasl.Secrets, error)
-	// Identify gives who a name means, whoever asks.
-	Identify(ctx context.Context, name string) (Identity, error)
+	// Identify gives who the attempt's name means, without a look at the password.
+	Identify(ctx context.Context, a Attempt) (Identity, error)
 	// Admit tells whether one is let in who has proved to be the user.
 	Admit(ctx context.Context, identity Identity, a Attempt) error
 	// Decoy gives a secret made of the name alone, the same for all spellings of it; see sasl.Store.
@@ -40,8 +40,9 @@ type Connection struct {
 	Authority Authority
 	// Service is the service's name, Protocol "smtp", "imap" or "pop", Host this system's name.
 	Service, Protocol, Host string
-	Client                  netip.Addr
-	Settings                *settings.View
+	// Client is the client's address, Local the one of this host that it connected to.
+	Client, Local netip.Addr
+	Settings      *settings.View
 	// TLS is nil in clear; Certificate is the one that this side showed, nil when that is not known.
 	TLS         *tls.ConnectionState
 	Certificate *x509.Certificate
@@ -125,7 +126,7 @@ type Exchange struct {
 
 func (e *Exchange) attempt(user, password string) Attempt {
 	e.User = user
-	return Attempt{User: user, Password: password, Service: e.connection.Service, Client: e.connection.Client, Mechanism: e.mechanism,
+	return Attempt{User: user, Password: password, Service: e.connection.Service, Client: e.connection.Client, Local: e.connection.Local, Mechanism: e.mechanism,
 		EnableCRAM: settings.EnableCRAM.Get(e.connection.Settings)}
 }
 
@@ -138,7 +139,7 @@ func (e *Exchange) Authenticate(ctx context.Context, user, password string) (err
 // Admit is sasl.Store's.
 func (e *Exchange) Admit(ctx context.Context, user string) error {
 	attempt := e.attempt(user, "")
-	identity, err := e.connection.Authority.Identify(ctx, user)
+	identity, err := e.connection.Authority.Identify(ctx, attempt)
 	if err == nil {
 		err = e.connection.Authority.Admit(ctx, identity, attempt)
 	}

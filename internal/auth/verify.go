@@ -37,6 +37,8 @@ type Config struct {
 	Renew func() (form Form, wanted bool)
 	// Saw is told of each log-in that succeeded; nil tells nobody. It must not wait.
 	Saw func(u directory.User, service string, client netip.Addr)
+	// DomainOf gives the domain that an address of this host is mapped to, "" for none; nil knows of none.
+	DomainOf func(ctx context.Context, local netip.Addr) (string, error)
 	// DefaultDomain completes a name without a domain.
 	DefaultDomain string
 	// Workers bounds how many hashes are computed at once, because an argon2id hash takes 19 MiB; 0 means one a CPU.
@@ -152,10 +154,11 @@ func (p *Password) warn(text string, user directory.User, err error) {
 	}
 }
 
-// find gives the user whom a name that a client gave means.
-func (p *Password) find(ctx context.Context, name string) (directory.User, error) {
-	if !strings.Contains(name, "@") {
-		name += "@" + p.config.DefaultDomain
+// find gives the user whom the name that a client gave means.
+func (p *Password) find(ctx context.Context, a Attempt) (directory.User, error) {
+	name, err := p.complete(ctx, a)
+	if err != nil {
+		return directory.User{}, errUnavailable.Because(err)
 	}
 	address, err := addr.Parse(name)
 	if err != nil {
@@ -176,7 +179,7 @@ func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
 	if a.Password == "" || len(a.Password) > maxPassword || strings.ContainsRune(a.Password, 0) {
 		return Identity{}, p.refuse(ctx, errFailed.Because(errors.New("password malformed")))
 	}
-	user, err := p.find(ctx, a.User)
+	user, err := p.find(ctx, a)
 	if err != nil {
 		return Identity{}, p.refuse(ctx, err)
 	}
@@ -216,7 +219,7 @@ var errBare = errors.New("it is the password itself, which is for challenge and 
 // Secrets gives who a user is and what is kept of the password for mechanisms of challenge and response; nothing is checked. An unknown user
 // is a 535 as Verify's, which the mechanism must hide behind secrets of its own making. When the exchange has succeeded, ask Admit.
 func (p *Password) Secrets(ctx context.Context, a Attempt) (Identity, sasl.Secrets, error) {
-	user, err := p.find(ctx, a.User)
+	user, err := p.find(ctx, a)
 	if err != nil {
 		return Identity{}, sasl.Secrets{}, err
 	}
@@ -230,7 +233,7 @@ func (p *Password) Secrets(ctx context.Context, a Attempt) (Identity, sasl.Secre
 
 // Admit tells whether flags and limits let a user in who has proved to be one by challenge and response; the errors are Verify's.
 func (p *Password) Admit(ctx context.Context, identity Identity, a Attempt) error {
-	user, err := p.find(ctx, identity.Address.String())
+	user, err := p.find(ctx, Attempt{User: identity.Address.String()})
 	if err != nil {
 		return err
 	}
@@ -244,6 +247,21 @@ func (p *Password) admit(ctx context.Context, user directory.User, a Attempt) er
 		p.config.Saw(user, a.Service, a.Client)
 	}
 	return err
+}
+
+// complete gives the name with its domain.
+func (p *Password) complete(ctx context.Context, a Attempt) (string, error) {
+	if strings.Contains(a.User, "@") {
+		return a.User, nil
+	}
+	domain := ""
+	if p.config.DomainOf != nil && a.Local.IsValid() {
+		var err error
+		if domain, err = p.config.DomainOf(ctx, a.Local.Unmap()); err != nil {
+			return "", fmt.Errorf("domain of the address %s: %w", a.Local, err)
+		}
+	}
+	return a.User + "@" + cmp.Or(domain, p.config.DefaultDomain), nil
 }
 
 // denied is asked when the password was right: who has it may know why it is not enough.
@@ -374,4 +392,13 @@ func (p *Password) tokenFits(user, password string) bool {
 	t, ok := p.tokens[user]
 	p.mu.Unlock()
 	return ok && p.config.Now().Before(t.until) && subtle.ConstantTimeCompare([]byte(t.secret), []byte(password)) == 1
+}
+
+// Matches tells whether a password is that of a stored form. An error means that the form is unknown.
+func Matches(stored, password string) (bool, error) {
+	s, err := ParseStored(stored, "")
+	if err != nil {
+		return false, err
+	}
+	return s.matches(password), nil
 }

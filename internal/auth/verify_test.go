@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -83,5 +84,44 @@ func TestVerify(t *testing.T) {
 	now = now.Add(2 * time.Minute)
 	if got := code("argon@d.example", token); got != 535 {
 		t.Errorf("old token: %d", got)
+	}
+}
+
+// TestDomainOf: a bare name belongs to the domain of the address that the client connected to.
+func TestDomainOf(t *testing.T) {
+	hash, err := HashPassword("secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mapped, failing := netip.MustParseAddr("192.0.2.17"), netip.MustParseAddr("192.0.2.18")
+	v, err := NewVerifier(Config{DefaultDomain: "d.example", Now: time.Now, Directory: users{"a@d.example": hash, "b@m.example": hash},
+		DomainOf: func(_ context.Context, local netip.Addr) (string, error) {
+			switch local {
+			case mapped:
+				return "m.example", nil
+			case failing:
+				return "", errors.New("down")
+			}
+			return "", nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		user  string
+		local netip.Addr
+		code  int
+	}{
+		{"b", mapped, 235}, {"b", netip.MustParseAddr("::ffff:192.0.2.17"), 235}, {"a", mapped, 535}, {"a@d.example", mapped, 235},
+		{"a", netip.MustParseAddr("192.0.2.1"), 235}, {"b", netip.MustParseAddr("192.0.2.1"), 535}, {"a", netip.Addr{}, 235},
+		{"a", failing, 454}, {"a@d.example", failing, 235},
+	} {
+		code := 235
+		if _, err := v.Verify(t.Context(), Attempt{User: c.user, Password: "secret", Local: c.local}); err != nil {
+			code = mailerr.From(err).Code
+		}
+		if code != c.code {
+			t.Errorf("%s on %s: %d, want %d", c.user, c.local, code, c.code)
+		}
 	}
 }

@@ -245,8 +245,9 @@ func (app *App) check(environment settings.Environment, credentials []byte, owne
 	if environment.Get("AUTHORIZED") == "1" {
 		identity, err = known(ctx, store, name)
 	} else {
+		local, _ := netip.ParseAddr(environment.Get("TCPLOCALIP"))
 		client, _ := netip.ParseAddr(environment.Get("TCPREMOTEIP"))
-		identity, err = verifier.Verify(ctx, auth.Attempt{User: name, Password: password, Service: doorOf(environment), Client: client, Mechanism: "checkpassword"})
+		identity, err = verifier.Verify(ctx, auth.Attempt{User: name, Password: password, Service: doorOf(environment), Client: client, Local: local, Mechanism: "checkpassword"})
 	}
 	var refused *mailerr.Error
 	switch {

@@ -68,7 +68,7 @@ Begin with "indigo up", then "indigo try" in another terminal.`,
 	root.SetErr(app.Err)
 	root.AddCommand(
 		app.upCommand(), app.serveCommand(), app.reloadCommand(), app.tryCommand(), app.explainCommand(), app.settingsCommand(), app.checkCommand(), app.listCommand(), app.serviceCommand(), app.installCommand(), app.dbCommand(), app.limitCommand(), app.trashCommand(), app.storageCommand(),
-		app.domainCommand(), app.userCommand(), app.aliasCommand(), app.queueCommand(), app.linksCommand(),
+		app.domainCommand(), app.userCommand(), app.aliasCommand(), app.adminCommand(), app.queueCommand(), app.linksCommand(),
 	)
 	return root
 }
@@ -80,6 +80,9 @@ func (app *App) programs() map[string]func([]string) int {
 	maps.Copy(all, app.limitPrograms())
 	maps.Copy(all, app.lifecyclePrograms())
 	maps.Copy(all, app.aliasPrograms())
+	maps.Copy(all, app.lookupPrograms())
+	maps.Copy(all, app.adminPrograms())
+	maps.Copy(all, app.bulletinPrograms())
 	maps.Copy(all, app.queuePrograms())
 	maps.Copy(all, app.listPrograms())
 	maps.Copy(all, app.servicePrograms())

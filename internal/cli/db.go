@@ -208,7 +208,7 @@ was. --to - reads the DSN, which may hold a password, from standard input.`,
 		fmt.Fprintf(app.Out, "%d rows of %d tables copied and compared; set DIRECTORY_DSN and restart to use them\n", total, len(rows))
 		return nil
 	}
-	cmd.AddCommand(status, migrate, copyTo, app.dbLogCommand())
+	cmd.AddCommand(status, migrate, copyTo, app.dbLogCommand(), app.dbServerCommand(), app.dbCacheCommand())
 	return cmd
 }
 

@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/indigomail/indigo/internal/addr"
-	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/service"
 	"github.com/indigomail/indigo/internal/settings"
@@ -90,7 +89,7 @@ func (app *App) domainCommand() *cobra.Command {
 	remove.RunE = func(cmd *cobra.Command, args []string) error {
 		return app.removeDomain(cmd.Context(), *removeData, args[0], yes)
 	}
-	cmd.AddCommand(add, list, remove, app.domainRenameCommand(), app.domainAliasCommand())
+	cmd.AddCommand(add, list, remove, app.domainRenameCommand(), app.domainAliasCommand(), app.domainInfoCommand(), app.domainIPCommand(), app.domainBulletinCommand())
 	return cmd
 }
 
@@ -292,62 +291,6 @@ func (app *App) setPassword(ctx context.Context, data string, a addr.Address, p 
 	return app.after(ctx, data, "vpasswd", a.String())
 }
 
-func (app *App) userInfo(ctx context.Context, data string, a addr.Address, asJSON bool) error {
-	return app.withDirectory(ctx, data, func(s *directory.Store) error {
-		u, err := s.User(ctx, a)
-		if err != nil {
-			return fmt.Errorf("%s: %w", a, err)
-		}
-		if asJSON {
-			stored, _ := auth.ParseStored(u.Password, u.Scram)
-			return json.NewEncoder(app.Out).Encode(struct {
-				listedUser
-				// PasswordForms names what is stored, without it.
-				PasswordForms []string `json:"password_forms"`
-			}{listedUser{u.Address().String(), u.Gecos, u.Dir, u.Quota}, append([]string{}, stored.Forms()...)})
-		}
-		return app.printUser(u, nil)
-	})
-}
-
-// userFields prints those fields of a user that vuserinfo's options name, or all.
-func (app *App) userFields(ctx context.Context, data string, a addr.Address, options map[byte]string) error {
-	return app.withDirectory(ctx, data, func(s *directory.Store) error {
-		u, err := s.User(ctx, a)
-		if err != nil {
-			return fmt.Errorf("%s: %w", a, err)
-		}
-		return app.printUser(u, options)
-	})
-}
-
-func (app *App) printUser(u directory.User, options map[byte]string) error {
-	for _, field := range []struct {
-		letter byte
-		label  string
-		value  any
-	}{{0, "email", u.Address()}, {'u', "uid", u.UID}, {'g', "gid", u.GID}, {'c', "gecos", u.Gecos}, {'d', "userdir", u.Dir}, {'q', "quota", u.Quota}, {'p', "passwd", storedText(u)}} {
-		// Secrets are shown when they are asked for.
-		if _, wanted := options[field.letter]; (len(options) > 0 || field.letter == 'p') && !wanted {
-			continue
-		}
-		if _, err := fmt.Fprintf(app.Out, "%-12s: %v\n", field.label, field.value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// storedText gives the stored forms as vuserinfo shows them, with their names behind them (wiki 2667).
-func storedText(u directory.User) string {
-	stored, _ := auth.ParseStored(u.Password, u.Scram)
-	text := u.Password
-	if u.Scram != "" {
-		text = u.Scram + "," + u.Password
-	}
-	return text + " (" + strings.Join(stored.Forms(), ", ") + ")"
-}
-
 func (app *App) removeUser(ctx context.Context, data string, a addr.Address, yes bool) error {
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		u, err := s.User(ctx, a)
@@ -476,18 +419,16 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 			if err != nil {
 				return err
 			}
-			return app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: name, Quota: options['q'], Base: options['B']}, p)
+			return app.thenInfo(ctx, data, "vadduser", a, app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: name, Quota: options['q'], Base: options['B']}, p))
 		})},
 		"vpasswd": {passwordUsage + " USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions, "Di", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
 			p, err := oldPassword(operand(operands), options)
 			if err != nil {
 				return err
 			}
-			return app.setPassword(ctx, data, a, p)
+			return app.thenInfo(ctx, data, "vpasswd", a, app.setPassword(ctx, data, a, p))
 		})},
-		"vuserinfo": {"[-cdgpqu] USER@DOMAIN", 1, 1, "cdgpqu", "aADfhilmPxX", onUser(func(ctx context.Context, data string, a addr.Address, _ []string, options map[byte]string) error {
-			return app.userFields(ctx, data, a, options)
-		})},
+		"vuserinfo": {"[-anpugcdqlf] USER@DOMAIN|-D DOMAIN", 0, 1, "acdfglnpquD:", "", app.oldUserInfo},
 		"incrypt": {"[-h HASH] [-S SALT] PASSWORD|-", 1, 1, "h:S:", "", func(_ context.Context, _ string, operands []string, options map[byte]string) error {
 			return app.incrypt(operands[0], options)
 		}},

@@ -120,6 +120,7 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 		defer insert.Close()
 		added = 0
 		homes := s.newHomes(tx)
+		var fresh []User
 		for _, row := range rows {
 			home, err := homes.choose(ctx, row)
 			if err != nil {
@@ -143,6 +144,10 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 			if err := s.record(ctx, tx, row.name, row.domain.Name, "user added"); err != nil {
 				return err
 			}
+			fresh = append(fresh, User{Name: row.name, Domain: row.domain.Name, Gecos: row.values[4].(string)})
+		}
+		if err := s.stamp(ctx, tx, "add", fresh...); err != nil {
+			return err
 		}
 		for _, domain := range domains {
 			if err := s.mostUsers(ctx, tx, domain, limited[domain]); err != nil && added > 0 {
@@ -185,7 +190,13 @@ func (s *Store) UpdateUser(ctx context.Context, n NewUser) error {
 	if len(sets) == 0 {
 		return nil
 	}
-	_, err = s.change(ctx, u.Name, u.Domain, strings.Join(what, ", "), "UPDATE indimail SET "+strings.Join(sets, ", ")+", timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
+	stamp := func(tx *sql.Tx) error {
+		if n.Password == "" {
+			return nil
+		}
+		return s.stamp(ctx, tx, "pass", u)
+	}
+	_, err = s.changeAnd(ctx, stamp, u.Name, u.Domain, strings.Join(what, ", "), "UPDATE indimail SET "+strings.Join(sets, ", ")+", timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
 		append(values, u.Name, u.Domain)...)
 	return err
 }

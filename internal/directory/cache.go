@@ -39,6 +39,48 @@ type cache struct {
 
 	// searching is held by the one search for forms that goes on; mu is never held when it is taken.
 	searching sync.Mutex
+	stats     CacheStats
+	listening bool
+}
+
+// CacheStats counts what the directory's cache did since it was opened.
+type CacheStats struct {
+	// Hits were answered from the cache, Negative of them with "no such user" or "no such domain"; Misses asked the database.
+	Hits     uint64 `json:"hits"`
+	Negative uint64 `json:"negative_hits"`
+	Misses   uint64 `json:"misses"`
+	// Clearings are how often it forgot everything: own writes, those of others, and foreignTime.
+	Clearings uint64 `json:"clearings"`
+	// Failures are looks at the database's version without an answer.
+	Failures uint64 `json:"failed_checks"`
+	// Users, Domains, Limits and Apps (app passwords of a user) are kept now, Missing of names that are not there.
+	Users   int `json:"users"`
+	Domains int `json:"domains"`
+	Limits  int `json:"limits"`
+	Apps    int `json:"app_passwords"`
+	Missing int `json:"missing"`
+	// Listening is true while other hosts' changes are told and not only looked for.
+	Listening bool `json:"listening"`
+	// Stale is true while the database does not answer and what is kept goes on; Age is how long ago it answered last.
+	Stale bool          `json:"stale"`
+	Age   time.Duration `json:"checked_ago_ns"`
+}
+
+// CacheStats tells how the cache fares.
+func (s *Store) CacheStats() CacheStats {
+	c := &s.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := c.stats
+	v.Users, v.Domains, v.Limits = len(c.users.found), len(c.domains.found), len(c.limits.found)
+	v.Apps = len(c.apps.found)
+	v.Missing = len(c.users.missing) + len(c.domains.missing) + len(c.limits.missing)
+	v.Listening = c.listening
+	if !c.good.IsZero() {
+		v.Age = max(0, c.now().Sub(c.good))
+		v.Stale = c.checked.After(c.good)
+	}
+	return v
 }
 
 const (
@@ -96,6 +138,7 @@ func (c *cache) clear() {
 // forget is called with mu held.
 func (c *cache) forget() {
 	c.generation++
+	c.stats.Clearings++
 	c.users, c.domains, c.limits = answers[addr.Address, User]{}, answers[string, Domain]{}, answers[string, Limits]{}
 	c.apps = answers[addr.Address, []AppPassword]{}
 	c.aliases = answers[addr.Address, []string]{}
@@ -108,6 +151,9 @@ func (c *cache) fresh(ctx context.Context) {
 		return
 	}
 	version, err := c.version(ctx)
+	if err != nil {
+		c.stats.Failures++
+	}
 	switch {
 	case err != nil && c.stale > 0 && now.Sub(c.good) < c.stale:
 		// The server is down: what is kept goes on.
@@ -131,6 +177,14 @@ func lookUp[K comparable, V any](ctx context.Context, c *cache, kept *answers[K,
 	v, found := kept.found[key]
 	err, missing := kept.missing[key]
 	generation := c.generation
+	switch {
+	case found:
+		c.stats.Hits++
+	case missing:
+		c.stats.Hits, c.stats.Negative = c.stats.Hits+1, c.stats.Negative+1
+	default:
+		c.stats.Misses++
+	}
 	c.mu.Unlock()
 	if found || missing {
 		return v, err

@@ -93,7 +93,12 @@ func parseDSN(dsn, path string) (source, error) {
 	}
 	switch u.Scheme {
 	case "postgres", "postgresql":
-		return source{engine: postgreSQL, driver: "pgx", dsn: dsn, where: "postgres://" + u.Host + u.Path}, nil
+		// Times are kept without a zone; they must be the same for every client.
+		if query := u.Query(); !query.Has("timezone") {
+			query.Set("timezone", "UTC")
+			u.RawQuery = query.Encode()
+		}
+		return source{engine: postgreSQL, driver: "pgx", dsn: u.String(), where: "postgres://" + u.Host + u.Path}, nil
 	case "mysql", "mariadb":
 		c := mysql.NewConfig()
 		c.User = u.User.Username()

@@ -166,8 +166,8 @@ func (l *Limits) quota() string {
 	return strings.Join(parts, ",")
 }
 
-// changes tells in words what l has in the place of before.
-func (l *Limits) changes(before Limits) string {
+// Changes tells in words what l has in the place of before: the names of IndiMail's columns and flags.
+func (l *Limits) Changes(before Limits) string {
 	var words []string
 	names, numbers, small := l.fields()
 	_, oldNumbers, oldSmall := before.fields()
@@ -264,7 +264,7 @@ func (s *Store) SetLimits(ctx context.Context, domain string, change func(*Limit
 		if err := change(&l); err != nil {
 			return err
 		}
-		if what := l.changes(before); what != "" {
+		if what := l.Changes(before); what != "" {
 			if err := s.record(ctx, tx, "", d.Name, "limits set: "+what); err != nil {
 				return err
 			}

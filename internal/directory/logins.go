@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,17 +14,26 @@ import (
 	"github.com/indigomail/indigo/internal/addr"
 )
 
-// Login is the last time that a user logged in to a service, of IndiMail's table lastauth.
+// Login is a row of IndiMail's table lastauth: the last time that a user logged in to a service, or that something else was done.
 type Login struct {
-	// Service is "smtp", "imap" or "pop3"; other programs have further words.
-	Service string
-	IP      string
-	At      time.Time
+	// Service is "smtp", "imap" or "pop3", other programs' further words, or one of notLogins.
+	Service string    `json:"service"`
+	IP      string    `json:"ip"`
+	At      time.Time `json:"at"`
 }
+
+// notLogins are IndiMail's words for what is no log-in: the user was added, the password changed, the account switched on and off.
+func notLogins() []any { return []any{"add", "pass", "ACTI", "INAC"} }
 
 // LastLogins gives a user's last log-in to each service, the latest first. A user who never logged in has none, and so has one who is
 // not there.
-func (s *Store) LastLogins(ctx context.Context, a addr.Address) (logins []Login, err error) {
+func (s *Store) LastLogins(ctx context.Context, a addr.Address) ([]Login, error) {
+	all, err := s.LastAuth(ctx, a)
+	return slices.DeleteFunc(all, func(l Login) bool { return slices.Contains(notLogins(), any(l.Service)) }), err
+}
+
+// LastAuth gives all that lastauth has of a user, the latest first.
+func (s *Store) LastAuth(ctx context.Context, a addr.Address) (logins []Login, err error) {
 	err = s.retried(ctx, func() error {
 		logins = nil
 		rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT service, remote_ip, "+s.engine.name("timestamp")+" FROM lastauth WHERE "+s.engine.name("user")+" = ? AND domain = ? ORDER BY "+
@@ -225,7 +235,7 @@ func (s *Store) Inactive(ctx context.Context, domain string, since time.Time, ea
 // lastSeen gives the last log-ins of the users of a domain whose names lie between two.
 func (s *Store) lastSeen(ctx context.Context, domain, from, to string) (map[string]time.Time, error) {
 	user := s.engine.name("user")
-	rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT "+user+", "+s.engine.name("timestamp")+" FROM lastauth WHERE domain = ? AND "+user+" >= ? AND "+user+" <= ?"), domain, from, to)
+	rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT "+user+", "+s.engine.name("timestamp")+" FROM lastauth WHERE domain = ? AND "+user+" >= ? AND "+user+" <= ? AND service NOT IN (?, ?, ?, ?)"), append([]any{domain, from, to}, notLogins()...)...)
 	if err != nil {
 		return nil, fmt.Errorf("look up log-ins: %w", err)
 	}

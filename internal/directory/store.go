@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
@@ -27,6 +28,8 @@ type Config struct {
 	Who string
 	// HardQuota is the quota of a new user whose domain has no default; "" means NOQUOTA.
 	HardQuota string
+	// Listen keeps a connection for the notices of other hosts' changes, which PostgreSQL gives; for processes that stay.
+	Listen bool
 }
 
 // Store is the directory on SQLite, MariaDB or MySQL, or PostgreSQL. It is safe for concurrent use, and several processes
@@ -38,6 +41,9 @@ type Store struct {
 	write, read *sql.DB
 	cache       cache
 	uses        domainUses
+	// listening is what startListening runs.
+	listening     sync.WaitGroup
+	stopListening context.CancelFunc
 }
 
 // Open opens the database, makes its tables if there are none, and brings them up to date. ErrForeign for IndiMail's own
@@ -64,11 +70,18 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		return nil, fmt.Errorf("%s: %w", src.where, err)
 	}
 	s.cache.now = config.Now
+	if config.Listen && s.engine == postgreSQL {
+		s.startListening(src.dsn)
+	}
 	return s, nil
 }
 
 // Close closes the database.
 func (s *Store) Close() error {
+	if s.stopListening != nil {
+		s.stopListening()
+		s.listening.Wait()
+	}
 	s.cache.close()
 	return errors.Join(s.read.Close(), s.write.Close())
 }
@@ -157,6 +170,11 @@ func (s *Store) MakeDomain(ctx context.Context, n NewDomain) error {
 // change runs a statement that writes, writes down who did it, and lets the caches of other hosts know. Where nothing changes nothing is
 // written down.
 func (s *Store) change(ctx context.Context, user, domain, what, statement string, args ...any) (n int64, err error) {
+	return s.changeAnd(ctx, func(*sql.Tx) error { return nil }, user, domain, what, statement, args...)
+}
+
+// changeAnd is change, and what more belongs to it.
+func (s *Store) changeAnd(ctx context.Context, more func(*sql.Tx) error, user, domain, what, statement string, args ...any) (n int64, err error) {
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
 		result, err := tx.ExecContext(ctx, s.engine.rebind(statement), args...)
 		if err != nil {
@@ -165,7 +183,7 @@ func (s *Store) change(ctx context.Context, user, domain, what, statement string
 		if n, err = result.RowsAffected(); err != nil || n == 0 {
 			return err
 		}
-		return s.record(ctx, tx, user, domain, what)
+		return errors.Join(more(tx), s.record(ctx, tx, user, domain, what))
 	})
 	return n, err
 }
@@ -180,6 +198,12 @@ func (s *Store) transaction(ctx context.Context, run func(*sql.Tx) error) error 
 	defer s.cache.clear()
 	if err := run(tx); err != nil {
 		return err
+	}
+	if s.engine == postgreSQL {
+		// It goes out with the commit.
+		if _, err := tx.ExecContext(ctx, "NOTIFY "+channel); err != nil {
+			return err
+		}
 	}
 	if s.engine != sqLite {
 		// SQLite counts its changes itself.
@@ -312,7 +336,8 @@ func (s *Store) SetPassword(ctx context.Context, a addr.Address, passwd, scram s
 	if err != nil {
 		return err
 	}
-	_, err = s.change(ctx, u.Name, u.Domain, "password set", "UPDATE indimail SET pw_passwd = ?, scram = ?, timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
+	stamp := func(tx *sql.Tx) error { return s.stamp(ctx, tx, "pass", u) }
+	_, err = s.changeAnd(ctx, stamp, u.Name, u.Domain, "password set", "UPDATE indimail SET pw_passwd = ?, scram = ?, timestamp = CURRENT_TIMESTAMP WHERE pw_name = ? AND pw_domain = ?",
 		passwd, null(scram), u.Name, u.Domain)
 	return err
 }

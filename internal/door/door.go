@@ -223,6 +223,19 @@ func Peer(conn net.Conn) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
+// Local gives the address of this host that a connection leads to; invalid when it has none.
+func Local(conn net.Conn) netip.Addr {
+	local := conn.LocalAddr()
+	if local == nil {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddrPort(local.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Addr().Unmap()
+}
+
 // View gives v with the tcp rules' settings for a connection's client over it. Rules that are damaged change nothing: the
 // Listener has turned the client away for them.
 func View(v *settings.View, conn net.Conn) *settings.View {

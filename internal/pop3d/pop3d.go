@@ -263,7 +263,7 @@ func uidl(base string) string {
 // connection is what a login may depend on.
 func (c *session) connection() *auth.Connection {
 	return &auth.Connection{
-		Authority: c.config.Auth, Service: c.config.Service, Protocol: "pop", Host: c.config.Hostname, Client: door.Peer(c.conn).Addr(),
+		Authority: c.config.Auth, Service: c.config.Service, Protocol: "pop", Host: c.config.Hostname, Client: door.Peer(c.conn).Addr(), Local: door.Local(c.conn),
 		Settings: c.view, TLS: c.tls, Certificate: c.certificate,
 	}
 }

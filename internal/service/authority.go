@@ -37,11 +37,11 @@ func (a authority) Secrets(ctx context.Context, attempt auth.Attempt) (auth.Iden
 }
 
 // Identify implements auth.Authority.
-func (a authority) Identify(ctx context.Context, name string) (auth.Identity, error) {
+func (a authority) Identify(ctx context.Context, attempt auth.Attempt) (auth.Identity, error) {
 	if !a.usesDirectory() {
 		return auth.Identity{}, auth.Refused(errNoDirectory)
 	}
-	return a.Accounts.Identify(ctx, name)
+	return a.Accounts.Identify(ctx, attempt)
 }
 
 // Forms implements auth.Authority.

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/remote"
 	"github.com/indigomail/indigo/internal/settings"
 )
@@ -96,6 +97,7 @@ func startControl(h *House) (*controlServer, error) {
 	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, h.verifier.IssueToken(r.FormValue("user"), 2*time.Minute), nil)
 	})
+	mux.HandleFunc("GET /directory/cache", func(w http.ResponseWriter, r *http.Request) { reply(w, h.directory.CacheStats(), nil) })
 	h.handleQueue(mux)
 	// For `curl --unix-socket DATA/run/control.sock http://indigo/debug/pprof/profile`; see docs/performance.md.
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -194,6 +196,11 @@ func (c *Control) Token(ctx context.Context, user string) (string, error) {
 // them, and then they are not.
 func (c *Control) Reload(ctx context.Context) error {
 	return c.ask(ctx, http.MethodPost, "/reload", nil, new(struct{}))
+}
+
+// DirectoryCache asks how the directory's cache fares.
+func (c *Control) DirectoryCache(ctx context.Context) (v directory.CacheStats, err error) {
+	return v, c.ask(ctx, http.MethodGet, "/directory/cache", nil, &v)
 }
 
 // Services asks for the state of every service.

@@ -65,7 +65,7 @@ func Create(ctx context.Context, n NewHouse) (*Created, error) {
 	if err := tlsx.SelfSigned(filepath.Join(n.Data, "certs", "servercert.pem"), hosts, time.Now()); err != nil {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
-	store, err := openDirectory(ctx, n.Data, "indigo")
+	store, err := openDirectory(ctx, n.Data, "indigo", false)
 	if err != nil {
 		return nil, err
 	}
@@ -133,15 +133,16 @@ func OpenDirectory(ctx context.Context, data, who string) (*directory.Store, err
 	if !Exists(data) {
 		return nil, fmt.Errorf("%s is not an Indigo data directory: make one with `indigo up --data %s`", data, data)
 	}
-	return openDirectory(ctx, data, who)
+	return openDirectory(ctx, data, who, false)
 }
 
-func openDirectory(ctx context.Context, data, who string) (*directory.Store, error) {
+func openDirectory(ctx context.Context, data, who string, listen bool) (*directory.Store, error) {
 	config, err := DirectoryConfig(data)
 	if err != nil {
 		return nil, err
 	}
 	config.Who = who
+	config.Listen = listen
 	return directory.Open(ctx, config)
 }
 
@@ -162,7 +163,7 @@ func OpenVerifier(ctx context.Context, data, who string) (*directory.Store, *aut
 
 func newVerifier(all *settings.View, store *directory.Store, saw func(directory.User, string, netip.Addr), renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
 	return auth.NewVerifier(auth.Config{
-		Directory: store, Denied: store.Denied, Saw: saw, Renew: renew, DefaultDomain: defaultDomain(all), Now: time.Now, Logger: logger,
+		Directory: store, Denied: store.Denied, Saw: saw, DomainOf: store.DomainOfIP, Renew: renew, DefaultDomain: defaultDomain(all), Now: time.Now, Logger: logger,
 	})
 }
 
@@ -174,6 +175,11 @@ func defaultDomain(all *settings.View) string {
 // DirectoryConfig gives where the directory's database is: what DIRECTORY_DSN names, or host.mysql, or else the data
 // directory's own. Settings that are malformed elsewhere do not matter here.
 func DirectoryConfig(data string) (directory.Config, error) {
+	// The homes' paths are kept, and used by processes that work elsewhere.
+	data, err := filepath.Abs(data)
+	if err != nil {
+		return directory.Config{}, err
+	}
 	config := directory.Config{Path: filepath.Join(data, databaseName), MailRoot: filepath.Join(data, "domains"), Now: time.Now}
 	snapshot, _ := settings.Inspect(data)
 	all := snapshot.View("all")

@@ -133,12 +133,18 @@ func (*moment) Describe(chan<- *prometheus.Desc) {}
 
 // Collect looks.
 func (m *moment) Collect(out chan<- prometheus.Metric) {
-	gauge := func(name, help string, value float64, labels ...string) {
+	metric := func(kind prometheus.ValueType, name, help string, value float64, labels []string) {
 		names, values := []string{}, []string{}
 		for i := 0; i < len(labels); i += 2 {
 			names, values = append(names, labels[i]), append(values, labels[i+1])
 		}
-		out <- prometheus.MustNewConstMetric(description(name, help, names...), prometheus.GaugeValue, value, values...)
+		out <- prometheus.MustNewConstMetric(description(name, help, names...), kind, value, values...)
+	}
+	gauge := func(name, help string, value float64, labels ...string) {
+		metric(prometheus.GaugeValue, name, help, value, labels)
+	}
+	count := func(name, help string, n uint64, labels ...string) {
+		metric(prometheus.CounterValue, name, help, float64(n), labels)
 	}
 	flag := func(b bool) float64 {
 		if b {
@@ -175,6 +181,16 @@ func (m *moment) Collect(out chan<- prometheus.Metric) {
 		gauge("indigo_disk_free_bytes", "Bytes that are free on the data directory's file system.", float64(disk.Bavail)*float64(disk.Bsize))
 		gauge("indigo_disk_bytes", "Size of the data directory's file system.", float64(disk.Blocks)*float64(disk.Bsize))
 	}
+	cache := m.h.directory.CacheStats()
+	for result, n := range map[string]uint64{"hit": cache.Hits - cache.Negative, "negative": cache.Negative, "miss": cache.Misses} {
+		count("indigo_directory_cache_total", "Look-ups of the directory: answered from its cache, there as not existing, or by the database.", n, "result", result)
+	}
+	count("indigo_directory_cache_clearings_total", "How often the directory's cache forgot everything.", cache.Clearings)
+	count("indigo_directory_cache_failures_total", "Looks at the database's version that got no answer.", cache.Failures)
+	for kind, n := range map[string]int{"user": cache.Users, "domain": cache.Domains, "limits": cache.Limits, "missing": cache.Missing} {
+		gauge("indigo_directory_cache_entries", "Answers that the directory's cache has now.", float64(n), "kind", kind)
+	}
+	gauge("indigo_directory_cache_stale", "1 while the database does not answer and what is cached goes on.", flag(cache.Stale))
 	gauge("indigo_trace_dropped", "Events that the trace had no room for.", float64(m.h.trace.Dropped()))
 	gauge("indigo_started_seconds", "When this process started, in seconds since 1970.", float64(m.h.started.Unix()))
 }

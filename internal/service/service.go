@@ -226,7 +226,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	}); err != nil {
 		return fmt.Errorf("trace: %w", err)
 	}
-	if h.directory, err = openDirectory(ctx, h.config.Data, "indigo"); err != nil {
+	if h.directory, err = openDirectory(ctx, h.config.Data, "indigo", true); err != nil {
 		return fmt.Errorf("directory: %w", err)
 	}
 	renew := func() (auth.Form, bool) {

@@ -94,7 +94,7 @@ func OpenStandalone(ctx context.Context, data, dir string, logger *slog.Logger) 
 	}
 	all := h.view("all")
 	me := settings.Me.Get(all)
-	if h.directory, err = openDirectory(ctx, data, "indigo"); err != nil {
+	if h.directory, err = openDirectory(ctx, data, "indigo", true); err != nil {
 		return nil, fmt.Errorf("directory: %w", err)
 	}
 	dialer := &net.Dialer{}

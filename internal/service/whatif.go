@@ -58,7 +58,7 @@ func WhatIf(ctx context.Context, data string, q Question) ([]trace.Event, error)
 	if err != nil {
 		return nil, err
 	}
-	users, err := openDirectory(ctx, data, "indigo")
+	users, err := openDirectory(ctx, data, "indigo", false)
 	if err != nil {
 		return nil, fmt.Errorf("directory: %w", err)
 	}

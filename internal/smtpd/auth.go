@@ -98,7 +98,7 @@ func (c *session) auth(args string) {
 // connection is what a login may depend on.
 func (c *session) connection() *auth.Connection {
 	return &auth.Connection{
-		Authority: c.server.config.Auth, Service: c.Service, Protocol: "smtp", Host: c.server.config.Hostname, Client: c.Client.Addr(),
+		Authority: c.server.config.Auth, Service: c.Service, Protocol: "smtp", Host: c.server.config.Hostname, Client: c.Client.Addr(), Local: c.Local.Addr(),
 		Settings: c.Settings, TLS: c.TLS, Certificate: c.certificate,
 	}
 }

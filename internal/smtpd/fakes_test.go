@@ -174,7 +174,7 @@ func (noSecrets) Secrets(context.Context, auth.Attempt) (auth.Identity, sasl.Sec
 	return auth.Identity{}, sasl.Secrets{}, sasl.Failed(nil)
 }
 
-func (noSecrets) Identify(context.Context, string) (auth.Identity, error) {
+func (noSecrets) Identify(context.Context, auth.Attempt) (auth.Identity, error) {
 	panic("nobody can have proved anything")
 }
 
@@ -195,8 +195,8 @@ func (inClear) Secrets(_ context.Context, a auth.Attempt) (auth.Identity, sasl.S
 	return auth.Identity{}, sasl.Secrets{}, sasl.Failed(nil)
 }
 
-func (inClear) Identify(_ context.Context, name string) (auth.Identity, error) {
-	if name != "ann@here.example" {
+func (inClear) Identify(_ context.Context, a auth.Attempt) (auth.Identity, error) {
+	if a.User != "ann@here.example" {
 		panic("not whom to admit")
 	}
 	return auth.Identity{Address: addr.Address{Local: "ann", Domain: "here.example"}}, nil
