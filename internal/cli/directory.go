@@ -2,10 +2,12 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -53,10 +55,17 @@ func (app *App) domainCommand() *cobra.Command {
 	passwordFlags(add, &postmaster)
 	var base, quota string
 	var most int
+	var etrn bool
+	var etrnClient string
+	add.Flags().BoolVar(&etrn, "etrn", false, "collect all of its mail in DATA/autoturn/DOMAIN/Maildir, for a host that fetches it; there are no users")
+	add.Flags().StringVar(&etrnClient, "etrn-client", "", "the same in DATA/autoturn/ADDRESS/Maildir, which the domains of that host share")
 	add.Flags().StringVar(&base, "base", "", "directory for the homes of its users, in the place of BASE_PATH and of the file systems of `indigo storage`")
 	add.Flags().StringVar(&quota, "quota", "", "postmaster's quota: 52428800, or 52428800S,1000C")
 	add.Flags().IntVar(&most, "homes-per-directory", 0, "most homes in one directory (default 100)")
 	add.RunE = func(cmd *cobra.Command, args []string) error {
+		if etrn || etrnClient != "" {
+			return app.addAutoturn(cmd.Context(), *addData, args[0], etrnClient)
+		}
 		return app.addDomain(cmd.Context(), *addData, directory.NewDomain{Name: args[0], Base: base, PerLevel: most}, quota, postmaster)
 	}
 	var asJSON bool
@@ -89,7 +98,7 @@ func (app *App) domainCommand() *cobra.Command {
 	remove.RunE = func(cmd *cobra.Command, args []string) error {
 		return app.removeDomain(cmd.Context(), *removeData, args[0], yes)
 	}
-	cmd.AddCommand(add, list, remove, app.domainRenameCommand(), app.domainAliasCommand(), app.domainInfoCommand(), app.domainIPCommand(), app.domainBulletinCommand())
+	cmd.AddCommand(add, list, remove, app.domainRenameCommand(), app.domainReorganizeCommand(), app.domainAliasCommand(), app.domainInfoCommand(), app.domainIPCommand(), app.domainBulletinCommand())
 	return cmd
 }
 
@@ -119,6 +128,42 @@ func (app *App) addDomain(ctx context.Context, data string, n directory.NewDomai
 	}
 	return app.after(ctx, data, "vadddomain", name)
 }
+
+// addAutoturn adds a domain whose mail waits for its host; client is that host's address, "" when it is to be found by the domain's MX. The control files
+// that vadddomain adds such a domain to get it too (wiki 1610).
+func (app *App) addAutoturn(ctx context.Context, data, name, client string) error {
+	if client != "" {
+		ip, err := netip.ParseAddr(client)
+		if err != nil {
+			return fmt.Errorf("the host's address %q: %w", client, err)
+		}
+		client = strings.ReplaceAll(ip.Unmap().String(), ":", "_")
+	}
+	name = strings.ToLower(name)
+	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
+		if err := s.MakeDomain(ctx, directory.NewDomain{Name: name, Autoturn: cmp.Or(client, name)}); err != nil {
+			return err
+		}
+		d, err := s.Domain(ctx, name)
+		if err == nil {
+			fmt.Fprintf(app.Out, "the mail of %s waits in %s\n", name, filepath.Join(d.Dir, "Maildir"))
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, file := range autoturnFiles() {
+		if err := settings.AddLine(data, file, name); err != nil {
+			return fmt.Errorf("the domain is added; control/%s: %w", file, err)
+		}
+		fmt.Fprintf(app.Out, "adding %s to %s control file\n", name, filepath.Join(data, "control", file))
+	}
+	return app.after(ctx, data, "vadddomain", name)
+}
+
+// autoturnFiles are the control files that name autoturn domains.
+func autoturnFiles() []string { return []string{"spamignore", "nodnscheck"} }
 
 func (app *App) removeDomain(ctx context.Context, data, name string, yes bool) error {
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
@@ -152,6 +197,13 @@ func (app *App) removeDomain(ctx context.Context, data, name string, yes bool) e
 			return err
 		}
 		trash, err := s.RemoveDomain(ctx, name)
+		if absolute, _ := filepath.Abs(data); err == nil && strings.HasPrefix(d.Dir, filepath.Join(absolute, "autoturn")+string(filepath.Separator)) {
+			for _, file := range autoturnFiles() {
+				if err := settings.RemoveLine(data, file, d.Name); err != nil {
+					return fmt.Errorf("the domain is removed; control/%s: %w", file, err)
+				}
+			}
+		}
 		if err == nil && trash != "" {
 			fmt.Fprintf(app.Out, "it is in %s; to undo: indigo trash restore %s\n", trash, filepath.Base(trash))
 		}
@@ -391,7 +443,18 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 		}
 	}
 	programs := map[string]oldProgram{
-		"vadddomain": {passwordUsage + " [-q QUOTA] [-B BASE] [-d DIRECTORY] [-l USERS] [-bORv] DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions + "q:B:d:l:bORv", "acDEfgHiopPtTuU", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vadddomain": {passwordUsage + " [-q QUOTA] [-B BASE] [-d DIRECTORY] [-l USERS] [-bORv] DOMAIN [PASSWORD|-], or [-u USER] -t|-T ADDRESS DOMAIN", 1, 2, oldPasswordOptions + "q:B:d:l:bORvtT:u:", "acDEfgHiopPU", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+			_, byMX := options['t']
+			client, byAddress := options['T']
+			if _, user := options['u']; user && !byMX && !byAddress {
+				return errors.New("option -u has no effect in Indigo: the mail belongs to the data directory's owner; nothing was done")
+			}
+			if byMX || byAddress {
+				if len(operands) > 1 {
+					return errors.New("a domain whose mail waits for its host has no postmaster and no password")
+				}
+				return app.addAutoturn(ctx, data, operands[0], client)
+			}
 			p, err := oldPassword(operand(operands), options)
 			if err != nil {
 				return err

@@ -160,6 +160,33 @@ func (app *App) moveUser(ctx context.Context, data, user, dir string, asJSON boo
 	return app.after(ctx, data, "vmoveuser", a.String(), from, to)
 }
 
+func (app *App) domainReorganizeCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "reorganize DOMAIN",
+		Short: "Move homes out of directories that hold more than they may",
+		Long: `Move homes of a domain out of directories that hold more than a hundred, or what the domain was added with (--homes-per-directory), to where
+new users' would go; directories that have room again are filled by further users. Each move is one of indigo user move: mail may come in
+and users be logged in meanwhile, and an interrupted command is finished by the same one again. A move waits until no cache knows the old
+place: 0.06 s, with a database server 0.6 s. To undo, move single homes back with indigo user move.`,
+		Example: "  indigo domain reorganize example.org", Args: cobra.ExactArgs(1),
+	}
+	data := app.dataFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return app.reorganize(cmd.Context(), *data, args[0]) }
+	return cmd
+}
+
+func (app *App) reorganize(ctx context.Context, data, domain string) error {
+	n := 0
+	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
+		return s.Reorganize(ctx, domain, func(a addr.Address, from, to string) {
+			n++
+			fmt.Fprintf(app.Out, "%s: %s to %s\n", a, from, to)
+		})
+	})
+	fmt.Fprintf(app.Out, "%d homes moved\n", n)
+	return err
+}
+
 // idleUser is a line of `indigo user inactive`.
 type idleUser struct {
 	Address string `json:"address"`
@@ -275,6 +302,9 @@ func (app *App) lifecyclePrograms() map[string]func([]string) int {
 		}},
 		"vmoveuser": {"USER@DOMAIN NEWDIRECTORY", 2, 2, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			return app.moveUser(ctx, data, operands[0], operands[1], false)
+		}},
+		"vreorg": {"[-v] DOMAIN", 1, 1, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+			return app.reorganize(ctx, data, operands[0])
 		}},
 		"vdeloldusers": {"-d DOMAIN -r|-p [-a DAYS] [-fv]", 0, 0, "d:a:rpfv", "cimstu", func(ctx context.Context, data string, _ []string, options map[byte]string) error {
 			choice := inactive{domain: options['d'], days: 60, yes: true, show: func(u idleUser) error { return app.showIdle(u, false) }}

@@ -1,12 +1,15 @@
 package directory
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/indigomail/indigo/internal/addr"
 )
 
 func TestHomes(t *testing.T) { onEngines(t, testHomes) }
@@ -144,5 +147,68 @@ func TestLevelDir(t *testing.T) {
 	}
 	if _, err := levelDir(677 + 676*676); err == nil {
 		t.Error("no end")
+	}
+}
+
+// TestReorganize moves homes out of a directory that holds more than it may, each with its mail, and no others.
+func TestReorganize(t *testing.T) { onEngines(t, testReorganize) }
+
+func testReorganize(t *testing.T, dsn string) {
+	ctx := t.Context()
+	s := openOn(t, dsn, t.TempDir(), time.Now)
+	if err := s.MakeDomain(ctx, NewDomain{Name: "example.org", PerLevel: 6}); err != nil {
+		t.Fatal(err)
+	}
+	homes := func() map[string]int {
+		t.Helper()
+		users, err := s.Users(ctx, "example.org", "", 100)
+		if err != nil || len(users) != 6 {
+			t.Fatal(len(users), err)
+		}
+		count := map[string]int{}
+		for _, u := range users {
+			count[filepath.Dir(u.Dir)]++
+			if text, err := os.ReadFile(filepath.Join(u.Dir, "Maildir", "new", "1")); err != nil || string(text) != u.Name {
+				t.Errorf("mail of %s: %q %v", u.Name, text, err)
+			}
+		}
+		return count
+	}
+	for i := range 6 {
+		name := fmt.Sprintf("u%d", i)
+		if err := s.AddUser(ctx, NewUser{Name: name, Domain: "example.org", Password: "x"}); err != nil {
+			t.Fatal(err)
+		}
+		u, err := s.User(ctx, addr.Address{Local: name, Domain: "example.org"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(u.Dir, "Maildir", "new", "1"), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := homes(); len(got) != 1 {
+		t.Fatalf("%v", got)
+	}
+	if _, err := s.write.ExecContext(ctx, "UPDATE indigo_domain SET users_per_level = 2"); err != nil {
+		t.Fatal(err)
+	}
+	for run, want := range []int{4, 0} {
+		moved := 0
+		if err := s.Reorganize(ctx, "example.org", func(addr.Address, string, string) { moved++ }); err != nil || moved != want {
+			t.Errorf("run %d: %d moved, want %d: %v", run, moved, want, err)
+		}
+		got := homes()
+		for dir, n := range got {
+			if n > 2 {
+				t.Errorf("%s has %d homes", dir, n)
+			}
+		}
+		if len(got) != 3 {
+			t.Errorf("%v", got)
+		}
+	}
+	if err := s.Reorganize(ctx, "nowhere.test", nil); !errors.Is(err, ErrNoDomain) {
+		t.Error(err)
 	}
 }

@@ -118,6 +118,63 @@ func (s *Store) MoveUser(ctx context.Context, a addr.Address, dir string) (from,
 	return from, to, s.drain(ctx, from, to)
 }
 
+// Reorganize moves homes of a domain out of directories that have more than they may, to where new users' would go, and lets further users
+// fill directories that have room again. Mail may come in meanwhile; an interrupted call is finished by the next. moved is told of each.
+func (s *Store) Reorganize(ctx context.Context, domain string, moved func(a addr.Address, from, to string)) error {
+	d, err := s.ownDomain(ctx, domain)
+	if err != nil {
+		return err
+	}
+	most := 0
+	err = s.transaction(ctx, func(tx *sql.Tx) error {
+		if err := tx.QueryRowContext(ctx, s.engine.rebind("SELECT coalesce(users_per_level, 0) FROM indigo_domain WHERE domain = ?"), d.Name).Scan(&most); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, s.engine.rebind("UPDATE indigo_domain SET full_levels = 0, created = created WHERE domain = ?"), d.Name)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if most == 0 {
+		most = perLevel
+	}
+	homes := map[string]int{}
+	everyone := func(each func(User) error) error {
+		for after := ""; ; {
+			users, err := s.Users(ctx, d.Name, after, 1000)
+			if err != nil {
+				return err
+			}
+			for _, u := range users {
+				if err := each(u); err != nil {
+					return err
+				}
+				after = u.Name
+			}
+			if len(users) < 1000 {
+				return nil
+			}
+		}
+	}
+	if err := everyone(func(u User) error { homes[filepath.Dir(u.Dir)]++; return nil }); err != nil {
+		return err
+	}
+	return everyone(func(u User) error {
+		if homes[filepath.Dir(u.Dir)] <= most {
+			return nil
+		}
+		from, to, err := s.MoveUser(ctx, u.Address(), "")
+		if err != nil {
+			return err
+		}
+		homes[filepath.Dir(from)]--
+		homes[filepath.Dir(to)]++
+		moved(u.Address(), from, to)
+		return nil
+	})
+}
+
 func crossesDevices(err error) bool { return errors.Is(err, unix.EXDEV) }
 
 // switchHome makes to the home and from a link to it. What an interrupted call did is not done again.

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/maildir"
 )
 
 // Config says where a Store keeps its data.
@@ -114,6 +116,14 @@ type NewDomain struct {
 	Base string
 	// PerLevel is the most homes in one directory; 0 stands for 100.
 	PerLevel int
+	// Autoturn names a directory beside the mail root in whose Maildir all of the domain's mail waits until its host fetches it: "" for none,
+	// the domain's own name, or the address of that host, which several domains may share (wiki 1590-1700).
+	Autoturn string
+}
+
+func isAddress(text string) bool {
+	_, err := netip.ParseAddr(text)
+	return err == nil
 }
 
 // AddDomain adds a virtual domain and makes its directory. ErrExists if it is there already.
@@ -129,6 +139,12 @@ func (s *Store) MakeDomain(ctx context.Context, n NewDomain) error {
 	}
 	if n.PerLevel < 0 {
 		return fmt.Errorf("domain %s: %d homes in a directory", name, n.PerLevel)
+	}
+	if n.Autoturn != "" {
+		if err := validName(n.Autoturn, maxDomain); err != nil && !isAddress(n.Autoturn) {
+			return fmt.Errorf("domain %s: %w", name, err)
+		}
+		n.Dir = filepath.Join(filepath.Dir(s.config.MailRoot), "autoturn", strings.ToLower(n.Autoturn))
 	}
 	for _, dir := range []string{n.Dir, n.Base} {
 		if err := validDir(dir); dir != "" && err != nil {
@@ -146,11 +162,19 @@ func (s *Store) MakeDomain(ctx context.Context, n NewDomain) error {
 			if dir, err = s.freeDir(ctx, tx, filepath.Join(s.config.MailRoot, name), "", ""); err != nil {
 				return err
 			}
-		} else if user, err := s.userOf(ctx, tx, dir, "", ""); err != nil || user != "" {
+		} else if user, err := s.userOf(ctx, tx, dir, "", ""); err != nil || user != "" && n.Autoturn == "" {
 			return errors.Join(err, fmt.Errorf("the directory %s is that of %s", dir, user))
 		}
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
+		}
+		if n.Autoturn != "" {
+			if err := maildir.Create(filepath.Join(dir, "Maildir")); err != nil {
+				return err
+			}
+			if err := s.insertLine(ctx, tx, anyone, name, "./Maildir/"); err != nil {
+				return err
+			}
 		}
 		result, err := tx.ExecContext(ctx, s.engine.insert("indigo_domain", "domain", "dir", "base_path", "users_per_level"), name, dir, n.Base, n.PerLevel)
 		if err != nil {

@@ -142,6 +142,17 @@ func (s *Store) rootsOf(ctx context.Context, d Domain) (roots []string, err erro
 		// Another one may hold more than the domain: that of IndiMail's is guessed from a home.
 		roots = append(roots, filepath.Clean(d.Dir))
 	}
+	if strings.HasPrefix(d.Dir, filepath.Join(filepath.Dir(s.config.MailRoot), "autoturn")+"/") {
+		// What waits for a host goes with the last of its domains.
+		var others int
+		if err := s.read.QueryRowContext(ctx, s.engine.rebind("SELECT count(*) FROM indigo_domain WHERE dir = ? AND domain <> ?"), d.Dir, d.Name).Scan(&others); err != nil {
+			return nil, err
+		}
+		roots = roots[:0]
+		if others == 0 {
+			roots = append(roots, filepath.Clean(d.Dir))
+		}
+	}
 	inside := func(dir string) bool {
 		return slices.ContainsFunc(roots, func(root string) bool { return dir == root || strings.HasPrefix(dir, root+"/") })
 	}

@@ -140,3 +140,39 @@ func writeFile(path, content string) (err error) {
 	defer d.Close()
 	return d.Sync()
 }
+
+// AddLine adds a line to a control file that has none like it; RemoveLine takes it out. A file that is left empty is removed.
+func AddLine(dir, file, line string) error {
+	return editLines(filepath.Join(dir, "control", file), func(lines []string) []string {
+		if slices.Contains(lines, line) {
+			return lines
+		}
+		return append(lines, line)
+	})
+}
+
+// RemoveLine is AddLine's counterpart.
+func RemoveLine(dir, file, line string) error {
+	return editLines(filepath.Join(dir, "control", file), func(lines []string) []string {
+		return slices.DeleteFunc(lines, func(one string) bool { return one == line })
+	})
+}
+
+func editLines(path string, edit func([]string) []string) error {
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	before := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+	if len(text) == 0 {
+		before = nil
+	}
+	after := edit(slices.Clone(before))
+	switch {
+	case slices.Equal(before, after):
+		return nil
+	case len(after) == 0:
+		return os.Remove(path)
+	}
+	return writeFile(path, strings.Join(after, "\n")+"\n")
+}
