@@ -134,6 +134,15 @@ names: MariaDB, MySQL or PostgreSQL.`,
 			}
 		})
 	}
+	initialize := &cobra.Command{
+		Use:   "init",
+		Short: "Make the tables in an empty database",
+		Long: `Make the tables that are missing, and name each. An instance does so itself when it starts; this is for a database that is to be ready
+before. A database with IndiMail's own tables is left as it is: see indigo db migrate. To undo, drop the tables.`,
+		Example: "  indigo db init", Args: cobra.NoArgs,
+	}
+	initData := app.dataFlag(initialize)
+	initialize.RunE = func(cmd *cobra.Command, _ []string) error { return app.installTables(cmd.Context(), *initData) }
 	var yes bool
 	migrate := &cobra.Command{
 		Use:   "migrate",
@@ -208,11 +217,12 @@ was. --to - reads the DSN, which may hold a password, from standard input.`,
 		fmt.Fprintf(app.Out, "%d rows of %d tables copied and compared; set DIRECTORY_DSN and restart to use them\n", total, len(rows))
 		return nil
 	}
-	cmd.AddCommand(status, migrate, copyTo, app.dbLogCommand(), app.dbServerCommand(), app.dbCacheCommand())
+	cmd.AddCommand(status, initialize, migrate, copyTo, app.dbLogCommand(), app.dbServerCommand(), app.dbCacheCommand())
 	return cmd
 }
 
-// installTables is IndiMail's install_tables (wiki 4122-4142).
+// installTables is `indigo db init` and IndiMail's install_tables (wiki 4122-4142). A database of IndiMail's own is left to migrate, which shows what it
+// would change.
 func (app *App) installTables(ctx context.Context, data string) error {
 	config, err := service.DirectoryConfig(data)
 	if err != nil {
@@ -221,6 +231,9 @@ func (app *App) installTables(ctx context.Context, data string) error {
 	before, err := directory.Inspect(ctx, config)
 	if err != nil {
 		return err
+	}
+	if before.Foreign {
+		return fmt.Errorf("%s holds IndiMail's own tables: `indigo db migrate` shows what would be changed and asks; nothing was done", before.Where)
 	}
 	if err := directory.Migrate(ctx, config); err != nil {
 		return err
