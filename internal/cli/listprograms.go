@@ -360,7 +360,12 @@ func (app *App) cdbDatabase(args []string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
-	return lists.WriteAssignments(file+".cdb", all)
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	// What the text keeps from others, as remote_auth does, the database must keep, too.
+	return lists.WriteAssignments(file+".cdb", info.Mode().Perm()&0o644, all)
 }
 
 func (app *App) ctrlenv(args []string) error {

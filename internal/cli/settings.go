@@ -2,9 +2,11 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,7 +66,8 @@ func explainSetting(v *settings.View, s *settings.Setting) explained {
 
 // shown gives a value as people may see it.
 func shown(s *settings.Setting, source settings.Source) string {
-	if s.Secret && source.Value != "" {
+	// The routes that rules give may have passwords.
+	if s.Secret && source.Value != "" || s.Type == "rules" && strings.Contains(source.Value, settings.SMTPRoute.Name) {
 		return hidden
 	}
 	if source.Unset {
@@ -232,8 +235,18 @@ func (app *App) settingsCommand() *cobra.Command {
 	sub("dump", "Print all that is set, service by service, with the file that sets it; secrets are left out", "  indigo settings dump > settings.txt", cobra.NoArgs, true, func(data string, _ []string) error {
 		return app.dumpSettings(data, asJSON)
 	})
-	var service string
-	set := sub("set NAME VALUE", "Set a setting, for all services or for one", "  indigo settings set RELAYCLIENTS 192.168.1.:\n  indigo settings set DATABYTES 0 --service smtpd.587", cobra.ExactArgs(2), false, func(data string, args []string) error {
+	var service, valueFile string
+	set := sub("set NAME [VALUE]", "Set a setting, for all services or for one", "  indigo settings set RELAYCLIENTS 192.168.1.:\n  indigo settings set DATABYTES 0 --service smtpd.587\n  indigo settings set SMTPROUTES --value-file route   # what holds passwords is read from a file, or with - from standard input", cobra.RangeArgs(1, 2), false, func(data string, args []string) error {
+		switch {
+		case (len(args) == 2) == (valueFile != ""):
+			return errors.New("name a value, or --value-file with the file that holds it")
+		case valueFile != "":
+			text, err := app.readValue(valueFile)
+			if err != nil {
+				return err
+			}
+			args = append(args, text)
+		}
 		if err := settings.Set(data, args[0], settings.ServiceName(service), args[1]); err != nil {
 			return err
 		}
@@ -243,6 +256,7 @@ func (app *App) settingsCommand() *cobra.Command {
 		fmt.Fprintln(app.Out, "set; a running instance takes it over on `indigo reload`, `indigo settings unset` undoes it")
 		return nil
 	})
+	set.Flags().StringVar(&valueFile, "value-file", "", "file that holds the value, - for standard input: for values with passwords, which every user of the host could see among the arguments")
 	set.Flags().StringVar(&service, "service", "", "name of a service, for example smtpd.25")
 	unset := sub("unset NAME", "Undo set", "  indigo settings unset DATABYTES --service smtpd.25", cobra.ExactArgs(1), false, func(data string, args []string) error {
 		return settings.Unset(data, args[0], settings.ServiceName(service))
@@ -257,6 +271,25 @@ func (app *App) settingsCommand() *cobra.Command {
 	})
 	doc.Flags().StringVar(&man, "man", "", "directory for man5/indigo-settings.5 and a page in man1 for each command")
 	return cmd
+}
+
+// readValue gives the text of a file, or for - of standard input, without line ends behind it.
+func (app *App) readValue(file string) (string, error) {
+	in := app.In
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		in = f
+	}
+	const most = 1 << 20
+	text, err := io.ReadAll(io.LimitReader(in, most+1))
+	if err == nil && len(text) > most {
+		err = fmt.Errorf("longer than %d bytes", most)
+	}
+	return strings.TrimRight(string(text), "\r\n"), err
 }
 
 func notYet(pending bool) string {

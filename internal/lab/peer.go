@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"net"
 	"strings"
 	"sync"
@@ -17,7 +16,7 @@ type Peer struct {
 	// Name stands in the greeting.
 	Name string
 	// Script has the reply at a stage, without the last CRLF, instead of the usual one: "greeting", "EHLO", "HELO",
-	// "STARTTLS", "AUTH", "MAIL", "RCPT", "DATA", "end" (the reply to the content), "RSET", "QUIT". It may be anything: a
+	// "STARTTLS", "AUTH", "AUTH MECHANISM" (instead of the first challenge), "MAIL", "RCPT", "DATA", "end" (the reply to the content), "RSET", "QUIT". It may be anything: a
 	// lie, half a line, a thousand lines. Cut, Stall and Swallow are special.
 	Script map[string]string
 	// Rcpt gives the reply to one recipient; "" means Script's or "250".
@@ -25,8 +24,12 @@ type Peer struct {
 	// TLS, if set, is offered by STARTTLS. Implicit makes every connection begin with TLS.
 	TLS      *tls.Config
 	Implicit bool
-	// Users are offered AUTH PLAIN: name to password.
-	Users map[string]string
+	// Users are offered AUTH: name to password; by Mechanisms, nil for PLAIN. With AuthTLS that is so over TLS only.
+	Users      map[string]string
+	Mechanisms []string
+	AuthTLS    bool
+	// Meddle, if set, gives what is sent in a challenge's place.
+	Meddle func(mechanism string, challenge []byte) []byte
 	// Extensions are further lines of the reply to EHLO.
 	Extensions []string
 
@@ -187,8 +190,8 @@ func (d *dialogue) command(verb, argument string) bool {
 			if d.p.TLS != nil && !d.tls {
 				lines = append(lines, "STARTTLS")
 			}
-			if d.p.Users != nil {
-				lines = append(lines, "AUTH PLAIN")
+			if d.p.Users != nil && (d.tls || !d.p.AuthTLS) {
+				lines = append(lines, "AUTH "+strings.Join(d.p.mechanisms(), " "))
 			}
 			usual = "250-" + strings.Join(lines[:len(lines)-1], "\r\n250-") + "\r\n250 " + lines[len(lines)-1]
 		}
@@ -204,15 +207,7 @@ func (d *dialogue) command(verb, argument string) bool {
 		d.r = bufio.NewReader(d.conn)
 		return true
 	case "AUTH":
-		mechanism, initial, _ := strings.Cut(argument, " ")
-		b, _ := base64.StdEncoding.DecodeString(initial)
-		fields := strings.Split(string(b), "\x00")
-		good := strings.EqualFold(mechanism, "PLAIN") && len(fields) == 3 && d.p.Users[fields[1]] == fields[2] && fields[2] != ""
-		if !good {
-			return d.say(verb, "535 5.7.8 no")
-		}
-		d.mail.User = fields[1]
-		return d.say(verb, "235 2.7.0 welcome")
+		return d.auth(argument)
 	case "MAIL":
 		if !d.refused(verb) {
 			d.mail.From, d.mail.To = path(argument), nil

@@ -44,9 +44,9 @@ func ParseAssignments(text string) ([]Assignment, error) {
 }
 
 // WriteAssignments writes them as a constant database in the form of qmail's users/cdb: the key of an address ends with a
-// NUL, that of a start does not, and the empty key holds the last characters of all starts.
-func WriteAssignments(name string, all []Assignment) error {
-	w, err := cdb.Create(name, 0o644)
+// NUL, that of a start does not, and the empty key holds the last characters of all starts. Who may read it says mode.
+func WriteAssignments(name string, mode os.FileMode, all []Assignment) error {
+	w, err := cdb.Create(name, mode)
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -38,13 +37,15 @@ type client struct {
 	extensions map[string]string
 	tls        bool
 	dialogue   []string
-	messages   int
-	usable     bool
-	since      time.Time
+	// secrets are texts that must not be shown.
+	secrets  []string
+	messages int
+	usable   bool
+	since    time.Time
 }
 
-func newClient(conn net.Conn, t target, timeout time.Duration) *client {
-	return &client{conn: conn, in: wire.NewReader(conn, 4<<10), out: bufio.NewWriterSize(conn, 16<<10), target: t, timeout: timeout, usable: true}
+func newClient(conn net.Conn, t target, timeout time.Duration, buffer int) *client {
+	return &client{conn: conn, in: wire.NewReader(conn, buffer), out: bufio.NewWriterSize(conn, 16<<10), target: t, timeout: timeout, usable: true}
 }
 
 func (c *client) offers(keyword string) bool { _, ok := c.extensions[keyword]; return ok }
@@ -104,8 +105,12 @@ func (c *client) get(timeout time.Duration) (r serverReply, err error) {
 		return r, err
 	}
 	c.conn.SetReadDeadline(time.Now().Add(timeout))
+	limit := maxReplyLine
+	if c.secrets != nil {
+		limit = maxAuthLine
+	}
 	for range maxReplyLines {
-		line, err := c.in.ReadLine(maxReplyLine)
+		line, err := c.in.ReadLine(limit)
 		if err != nil {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
@@ -114,12 +119,19 @@ func (c *client) get(timeout time.Duration) (r serverReply, err error) {
 		}
 		code, text, last, ok := parseReply(string(line))
 		if !ok || len(r.lines) > 0 && code != r.code {
-			return r, fmt.Errorf("malformed reply %q", line)
+			return r, fmt.Errorf("malformed reply %q", c.censor(string(line[:min(len(line), maxReplyLine)])))
 		}
 		r.code = code
+		if code != 334 {
+			text = c.censor(text)
+		}
 		r.lines = append(r.lines, text)
 		if last {
-			c.note("< ", strconv.Itoa(r.code)+" "+r.text())
+			shown := r.text()
+			if code == 334 {
+				shown = "(challenge)"
+			}
+			c.note("< ", strconv.Itoa(r.code)+" "+shown)
 			return r, nil
 		}
 	}
@@ -206,6 +218,14 @@ func (c *client) startTLS(ctx context.Context, name string, config *tls.Config) 
 	}
 	// What came behind the 220 in clear was not said by the TLS peer.
 	c.in.Discard()
+	if e := c.handshake(ctx, config); e != nil {
+		return e
+	}
+	return c.ehlo(name)
+}
+
+// handshake goes over to TLS.
+func (c *client) handshake(ctx context.Context, config *tls.Config) *mailerr.Error {
 	conn := tls.Client(c.conn, config)
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -216,50 +236,6 @@ func (c *client) startTLS(ctx context.Context, name string, config *tls.Config) 
 	c.in.Reset(conn)
 	c.out.Reset(conn)
 	c.note("* ", tls.VersionName(conn.ConnectionState().Version)+" "+tls.CipherSuiteName(conn.ConnectionState().CipherSuite))
-	return c.ehlo(name)
-}
-
-// authenticate logs in with PLAIN, or LOGIN where only that is offered.
-func (c *client) authenticate(user, password string, inClear bool) *mailerr.Error {
-	if !c.tls && !inClear {
-		return mailerr.Newf(451, mailerr.Enhanced{4, 7, 11}, "%s offers no TLS, and I don't send a password without. (#4.7.11)", c.target.ip())
-	}
-	encode := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
-	offered := strings.Fields(strings.ToUpper(c.extensions["AUTH"]))
-	has := func(m string) bool {
-		for _, o := range offered {
-			if o == m {
-				return true
-			}
-		}
-		return false
-	}
-	var steps []string
-	switch {
-	case has("PLAIN"):
-		steps = []string{"AUTH PLAIN " + encode("\x00"+user+"\x00"+password)}
-	case has("LOGIN"):
-		steps = []string{"AUTH LOGIN", encode(user), encode(password)}
-	default:
-		return mailerr.Newf(451, mailerr.Enhanced{4, 7, 0}, "%s offers no AUTH mechanism that I know. (#4.7.0)", c.target.ip())
-	}
-	for i, s := range steps {
-		c.put(s, "AUTH (hidden)")
-		r, err := c.get(c.timeout)
-		if err != nil {
-			return c.died(err)
-		}
-		want := 334
-		if i == len(steps)-1 {
-			want = 235
-		}
-		if r.code != want {
-			e := r.fail(c, "rejected my credentials")
-			// The configuration of this system is wrong, not the message.
-			e.Code, e.Enhanced = 454, mailerr.Enhanced{4, 7, 8}
-			return e
-		}
-	}
 	return nil
 }
 

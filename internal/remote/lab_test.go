@@ -23,6 +23,12 @@ type internet struct {
 
 func newInternet(t *testing.T, zone string) *internet {
 	t.Helper()
+	return newInternetWith(t, zone, nil, slog.DiscardHandler)
+}
+
+// newInternetWith is newInternet with settings and a log.
+func newInternetWith(t *testing.T, zone string, view *settings.View, log slog.Handler) *internet {
+	t.Helper()
 	zones, err := lab.NewZones(zone)
 	if err != nil {
 		t.Fatal(err)
@@ -33,8 +39,8 @@ func newInternet(t *testing.T, zone string) *internet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := New(Config{Resolver: resolver, Dial: network.DialContext, Settings: func() *settings.View { return nil },
-		Hostname: func() string { return "here.test" }, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+	d, err := New(Config{Resolver: resolver, Dial: network.DialContext, Settings: func() *settings.View { return view },
+		Hostname: func() string { return "here.test" }, Now: time.Now, Logger: slog.New(log)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/dnsx"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/queue"
@@ -44,6 +45,8 @@ const (
 	maxMessages = 100
 	deadFirst   = time.Minute
 	deadLongest = time.Hour
+	// refusedFor is how long a login that was refused is not tried again.
+	refusedFor  = 5 * time.Minute
 	maxAttempts = 10
 )
 
@@ -54,22 +57,30 @@ type Deliverer struct {
 	// idle holds open connections by what they lead to.
 	idle map[string][]*client
 	// dead remembers addresses that did not answer.
-	dead   map[string]deadHost
-	closed bool
-	stop   chan struct{}
-	done   sync.WaitGroup
+	dead map[string]deadHost
+	// refused remembers logins, by the key of their way, that a relay did not take.
+	refused map[string]refusal
+	closed  bool
+	stop    chan struct{}
+	done    sync.WaitGroup
 }
 
 type deadHost struct {
-	// since is the last failure.
-	since, until time.Time
-	times        int
+	// first and since are the first and the last failure.
+	first, since, until time.Time
+	times               int
+}
+
+type refusal struct {
+	reply *mailerr.Error
+	until time.Time
 }
 
 // DeadHost is an address that did not answer.
 type DeadHost struct {
 	Address string `json:"address"`
-	// Since is its last failure; Until it is left alone.
+	// First and Since are its first and its last failure; Until it is left alone.
+	First time.Time `json:"first"`
 	Since time.Time `json:"since"`
 	Until time.Time `json:"until"`
 	// Times counts failures without an answer between them.
@@ -82,16 +93,21 @@ func (d *Deliverer) Dead() []DeadHost {
 	defer d.mu.Unlock()
 	all := make([]DeadHost, 0, len(d.dead))
 	for address, h := range d.dead {
-		all = append(all, DeadHost{address, h.since, h.until, h.times})
+		all = append(all, DeadHost{address, h.first, h.since, h.until, h.times})
 	}
 	slices.SortFunc(all, func(a, b DeadHost) int { return strings.Compare(a.Address, b.Address) })
 	return all
 }
 
-// Forget forgets that an address, or with "" any, did not answer, and tells how many it forgot.
+// Forget forgets that an address, or with "" any, did not answer, and tells how many it forgot; with "" also which logins were
+// refused.
 func (d *Deliverer) Forget(address string) (n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if address == "" {
+		n = len(d.refused)
+		clear(d.refused)
+	}
 	for a := range d.dead {
 		if address == "" || a == address {
 			delete(d.dead, a)
@@ -109,13 +125,13 @@ func (d *Deliverer) remember() {
 		return
 	}
 	for _, h := range all {
-		d.dead[h.Address] = deadHost{h.Since, h.Until, h.Times}
+		d.dead[h.Address] = deadHost{h.First, h.Since, h.Until, h.Times}
 	}
 }
 
 // New makes a Deliverer. Close ends it.
 func New(config Config) (*Deliverer, error) {
-	d := &Deliverer{config: config, idle: map[string][]*client{}, dead: map[string]deadHost{}, stop: make(chan struct{})}
+	d := &Deliverer{config: config, idle: map[string][]*client{}, dead: map[string]deadHost{}, refused: map[string]refusal{}, stop: make(chan struct{})}
 	if config.Memory != "" {
 		d.remember()
 	}
@@ -179,6 +195,11 @@ func (d *Deliverer) sweep() {
 				delete(d.dead, ip)
 			}
 		}
+		for key, r := range d.refused {
+			if now.After(r.until) {
+				delete(d.refused, key)
+			}
+		}
 		d.mu.Unlock()
 		for _, c := range old {
 			c.quit()
@@ -220,69 +241,31 @@ func all(job *queue.Delivery, e *mailerr.Error, dialogue []string) []queue.Resul
 	return results
 }
 
-// way is what settings say of a delivery: those of the queue, or with rules for a sender or a recipient over them.
-type way struct {
-	view  *settings.View
-	route *relay
-	// helo is the name in EHLO; local the address of this host that connections come from, not valid for any.
-	helo  string
-	local netip.Addr
-}
-
-// wayFor gives the way to host; the error is for the operator.
-func (d *Deliverer) wayFor(view *settings.View, host string) (way, error) {
-	w := way{view: view, helo: settings.HeloHost.Get(view)}
-	if w.helo == "" {
-		w.helo = d.config.Hostname()
-	}
-	if local := settings.OutgoingIP.Get(view); local != "" {
-		var err error
-		if w.local, err = netip.ParseAddr(local); err != nil {
-			return w, fmt.Errorf("OUTGOINGIP %q of %s: %w", local, view.Source(settings.OutgoingIP.Setting), err)
-		}
-	}
-	var err error
-	if one := settings.SMTPRoute.Get(view); one != "" {
-		if w.route, err = findRoute([]string{one}, host); err != nil {
-			return w, fmt.Errorf("SMTPROUTE of %s: %w", view.Source(settings.SMTPRoute.Setting), err)
-		}
-	}
-	if w.route == nil {
-		w.route, err = findRoute(settings.SMTPRoutes.Get(view), host)
-	}
-	return w, err
-}
-
-// key names the connections that will do for w.
-func (w way) key(host string) string {
-	if w.route != nil {
-		host = strings.Join([]string{"route", w.route.host, w.route.port, w.route.user}, " ")
-	}
-	return strings.Join([]string{host, w.helo, w.local.String()}, " ")
-}
-
 // Deliver makes one SMTP transaction with the best host that takes it; where rules give recipients ways of their own
 // (wiki 2278-2287), one for each way.
 func (d *Deliverer) Deliver(ctx context.Context, job *queue.Delivery) []queue.Result {
 	view := d.config.Settings()
 	if settings.FromdRules.Get(view).Len() == 0 && settings.RcptRules.Get(view).Len() == 0 {
-		return d.deliver(ctx, job, view)
+		if w, err := d.wayFor(view, job.Host, job.Envelope.Sender, job.Recipients[0].Address); err != nil || !w.each {
+			return d.deliver(ctx, job, w, err)
+		}
 	}
 	type group struct {
-		view    *settings.View
+		way     way
+		err     error
 		indexes []int
 	}
 	var order []string
 	groups := map[string]*group{}
 	for i, r := range job.Recipients {
 		own := view.ForDelivery(job.Envelope.Sender, r.Address)
-		w, err := d.wayFor(own, job.Host)
+		w, err := d.wayFor(own, job.Host, job.Envelope.Sender, r.Address)
 		key := w.key(job.Host)
 		if err != nil {
 			key = err.Error()
 		}
 		if groups[key] == nil {
-			groups[key] = &group{view: own}
+			groups[key] = &group{way: w, err: err}
 			order = append(order, key)
 		}
 		groups[key].indexes = append(groups[key].indexes, i)
@@ -295,18 +278,18 @@ func (d *Deliverer) Deliver(ctx context.Context, job *queue.Delivery) []queue.Re
 		for _, i := range g.indexes {
 			part.Recipients = append(part.Recipients, job.Recipients[i])
 		}
-		for n, r := range d.deliver(ctx, &part, g.view) {
+		for n, r := range d.deliver(ctx, &part, g.way, g.err) {
 			results[g.indexes[n]] = r
 		}
 	}
 	return results
 }
 
-// deliver makes one transaction by the settings of view.
-func (d *Deliverer) deliver(ctx context.Context, job *queue.Delivery, view *settings.View) []queue.Result {
-	w, err := d.wayFor(view, job.Host)
+// deliver makes one transaction by the way w; err says that there is none.
+func (d *Deliverer) deliver(ctx context.Context, job *queue.Delivery, w way, err error) []queue.Result {
 	if err != nil {
-		return all(job, mailerr.New(451, mailerr.Enhanced{4, 3, 5}, "The static routes of this system are malformed. (#4.3.5)").Because(err), []string{err.Error()})
+		d.config.Logger.Warn("mail for " + job.Host + " is deferred: " + err.Error())
+		return all(job, misconfigured(err), []string{"! " + err.Error()})
 	}
 	route, key := w.route, w.key(job.Host)
 	// An idle connection may have died meanwhile; before anything was accepted a fresh one takes over.
@@ -317,6 +300,9 @@ func (d *Deliverer) deliver(ctx context.Context, job *queue.Delivery, view *sett
 			return results
 		}
 	}
+	if e := d.wasRefused(key); e != nil {
+		return all(job, e, []string{"! " + route.Host + " refused the login lately; it is tried again when user, password or settings have changed, or a few minutes later"})
+	}
 	targets, e := d.targets(ctx, job.Host, route)
 	if e != nil {
 		return all(job, e, nil)
@@ -325,7 +311,7 @@ func (d *Deliverer) deliver(ctx context.Context, job *queue.Delivery, view *sett
 	last := mailerr.New(451, mailerr.Enhanced{4, 4, 1}, "Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)")
 	// tried tells people which hosts failed and why.
 	var tried []string
-	living, until := d.alive(targets)
+	living, until := d.alive(targets, w)
 	if len(living) == 0 {
 		for _, t := range targets[:min(len(targets), 5)] {
 			tried = append(tried, t.String()+": did not answer lately; left alone until "+until.UTC().Format(time.RFC3339))
@@ -333,12 +319,12 @@ func (d *Deliverer) deliver(ctx context.Context, job *queue.Delivery, view *sett
 		dialogue = append(dialogue, "none of the hosts answered lately; they are left alone until "+until.UTC().Format(time.RFC3339))
 	}
 	for _, t := range living {
-		c, e := d.connect(ctx, t, w)
+		c, said, e := d.connect(ctx, t, w)
 		if c == nil {
-			dialogue = append(dialogue, t.String()+": "+e.Error())
+			dialogue = append(append(dialogue, t.String()+": "+e.Error()), said...)
 			tried = append(tried, t.String()+": "+reason(e))
 			last = e
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || d.wasRefused(key) != nil {
 				break
 			}
 			continue
@@ -376,31 +362,41 @@ func reason(e *mailerr.Error) string {
 	return e.Reply()
 }
 
+// misconfigured is the deferral of mail whose way is not to be found; the cause is not for the sender.
+func misconfigured(err error) *mailerr.Error {
+	if errors.Is(err, errExposed) {
+		return mailerr.New(451, mailerr.Enhanced{4, 7, 0}, "Everybody on this system can read its passwords for that relay. (#4.7.0)").Because(err)
+	}
+	return mailerr.New(451, mailerr.Enhanced{4, 3, 5}, "The static routes of this system are malformed. (#4.3.5)").Because(err)
+}
+
 // Way is where mail for a destination would go now.
 type Way struct {
-	// Route is the relay that SMTPROUTES names, without its password; "" when the DNS decides.
+	// Route is the relay that Setting names, and who logs in there, without the password; "" when the DNS decides.
 	Route string
+	// Setting is what gave the route, and Layer where it stands.
+	Setting, Layer string
 	// Hosts are the addresses in the order in which they would be tried, as "mx.example.org (192.0.2.1:25)".
 	Hosts []string
 }
 
-// Way finds the way of mail for a destination, without connecting to anybody. The error is what a delivery would meet.
-func (d *Deliverer) Way(ctx context.Context, host string) (Way, *mailerr.Error) {
-	var w Way
-	route, err := findRoute(settings.SMTPRoutes.Get(d.config.Settings()), host)
+// Way finds the way of mail from a sender to a recipient at a destination, without connecting to anybody. The error is what a
+// delivery would meet.
+func (d *Deliverer) Way(ctx context.Context, host string, from, to addr.Address) (Way, *mailerr.Error) {
+	view := d.config.Settings().ForDelivery(from, to)
+	w, err := d.wayFor(view, host, from, to)
 	if err != nil {
-		return w, mailerr.New(451, mailerr.Enhanced{4, 3, 5}, "The static routes of this system are malformed. (#4.3.5)").Because(err)
+		return Way{}, misconfigured(err)
 	}
-	if route != nil {
-		if w.Route = net.JoinHostPort(route.host, route.port); route.user != "" {
-			w.Route += " as user " + route.user
-		}
+	way := Way{Route: w.String()}
+	if w.route != nil {
+		way.Setting, way.Layer = w.setting.Name, view.Source(w.setting).String()
 	}
-	targets, e := d.targets(ctx, host, route)
+	targets, e := d.targets(ctx, host, w.route)
 	for _, t := range targets {
-		w.Hosts = append(w.Hosts, t.String())
+		way.Hosts = append(way.Hosts, t.String())
 	}
-	return w, e
+	return way, e
 }
 
 // target is one address to try.
@@ -412,7 +408,7 @@ type target struct {
 func (t target) String() string { return t.name + " (" + t.address + ")" }
 
 // targets finds the addresses of a destination in the order in which they are to be tried (RFC 5321 section 5.1).
-func (d *Deliverer) targets(ctx context.Context, domain string, route *relay) ([]target, *mailerr.Error) {
+func (d *Deliverer) targets(ctx context.Context, domain string, route *settings.Route) ([]target, *mailerr.Error) {
 	dnsTrouble := func(err error) *mailerr.Error {
 		return mailerr.New(451, mailerr.Enhanced{4, 4, 3}, "DNS lookup failed temporarily. (#4.4.3)").Because(err)
 	}
@@ -420,7 +416,7 @@ func (d *Deliverer) targets(ctx context.Context, domain string, route *relay) ([
 	var hosts []string
 	switch {
 	case route != nil:
-		hosts, port = []string{route.host}, route.port
+		hosts, port = []string{route.Host}, route.Port
 	case strings.HasPrefix(domain, "["):
 		literal := strings.Trim(domain, "[]")
 		if len(literal) > 5 && strings.EqualFold(literal[:5], "IPv6:") {
@@ -481,7 +477,10 @@ func (d *Deliverer) targets(ctx context.Context, domain string, route *relay) ([
 }
 
 // alive leaves out addresses that did not answer lately. When none is left, until is when the first may be tried again.
-func (d *Deliverer) alive(targets []target) (living []target, until time.Time) {
+func (d *Deliverer) alive(targets []target, w way) (living []target, until time.Time) {
+	if penalty, _, ok := w.patience(); ok && penalty == 0 {
+		return targets, until
+	}
 	now := d.config.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -496,7 +495,8 @@ func (d *Deliverer) alive(targets []target) (living []target, until time.Time) {
 	return living, until
 }
 
-func (d *Deliverer) mark(address string, alive bool) {
+// mark remembers whether an address answered.
+func (d *Deliverer) mark(address string, alive bool, w way) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if alive {
@@ -508,10 +508,39 @@ func (d *Deliverer) mark(address string, alive bool) {
 		// Of many attempts that failed together one counts.
 		return
 	}
-	h.times++
+	if h.times++; h.times == 1 {
+		h.first = now
+	}
 	h.since = now
-	h.until = now.Add(min(time.Duration(h.times*h.times)*deadFirst, deadLongest))
+	switch penalty, tolerance, ok := w.patience(); {
+	case !ok:
+		h.until = now.Add(min(time.Duration(h.times*h.times)*deadFirst, deadLongest))
+	case now.Sub(h.first) >= tolerance:
+		h.until = now.Add(penalty)
+	default:
+		h.until = now
+	}
 	d.dead[address] = h
+}
+
+// wasRefused gives the deferral for mail whose relay refused the same login a short time ago; nil when it may be tried.
+func (d *Deliverer) wasRefused(key string) *mailerr.Error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r, ok := d.refused[key]
+	if !ok || !d.config.Now().Before(r.until) {
+		return nil
+	}
+	return r.reply
+}
+
+// refuse logs that a relay refused a login, and remembers it, so that many messages do not lock the account.
+func (d *Deliverer) refuse(t target, w way, e *mailerr.Error) {
+	d.config.Logger.Warn(fmt.Sprintf("%s refuses the login of user %s: put right user and password in %s, then `indigo reload`; `indigo explain` has the dialogue",
+		t, w.login.User, w.login.Where), "reply", e.Reply())
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refused[w.key("")] = refusal{e, d.config.Now().Add(refusedFor)}
 }
 
 // dial connects from the address local, if that is valid.
@@ -525,38 +554,51 @@ func (d *Deliverer) dial(ctx context.Context, local netip.Addr, address string) 
 	return d.config.DialFrom(ctx, local, "tcp", address)
 }
 
-// connect opens a connection to a target up to EHLO, TLS and AUTH.
-func (d *Deliverer) connect(ctx context.Context, t target, w way) (*client, *mailerr.Error) {
-	view, helo, route := w.view, w.helo, w.route
+// connect opens a connection to a target up to EHLO, TLS and AUTH. When that fails, said is the dialogue.
+func (d *Deliverer) connect(ctx context.Context, t target, w way) (c *client, said []string, e *mailerr.Error) {
+	config := &tls.Config{ServerName: t.name, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}
+	buffer := 4 << 10
+	if w.login.User != "" {
+		buffer = maxAuthLine
+	}
 	for _, tryTLS := range []bool{true, false} {
-		dialCtx, cancel := context.WithTimeout(ctx, settings.TimeoutConnect.Get(view))
+		dialCtx, cancel := context.WithTimeout(ctx, settings.TimeoutConnect.Get(w.view))
 		conn, err := d.dial(dialCtx, w.local, t.address)
 		cancel()
 		if err != nil {
-			d.mark(t.address, false)
-			return nil, mailerr.New(451, mailerr.Enhanced{4, 4, 1}, "Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)").Because(err)
+			d.mark(t.address, false, w)
+			return nil, nil, mailerr.New(451, mailerr.Enhanced{4, 4, 1}, "Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)").Because(err)
 		}
-		d.mark(t.address, true)
-		c := newClient(conn, t, settings.TimeoutRemote.Get(view))
+		d.mark(t.address, true, w)
+		c := newClient(conn, t, settings.TimeoutRemote.Get(w.view), buffer)
 		stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-		e := c.hello(helo)
-		if e == nil && tryTLS && c.offers("STARTTLS") {
-			if e = c.startTLS(ctx, helo, &tls.Config{ServerName: t.name, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}); e != nil && errors.Is(e, errTLS) {
+		var e *mailerr.Error
+		if w.implicit() {
+			e = c.handshake(ctx, config)
+		}
+		if e == nil {
+			e = c.hello(w.helo)
+		}
+		if e == nil && tryTLS && !c.tls && c.offers("STARTTLS") {
+			if e = c.startTLS(ctx, w.helo, config); e != nil && errors.Is(e, errTLS) {
 				// Opportunistic TLS (RFC 7435): without it is better than not at all.
 				stop()
 				conn.Close()
 				continue
 			}
 		}
-		if e == nil && route != nil && route.user != "" {
-			e = c.authenticate(route.user, route.password, settings.PermitPlainAuth.Get(view))
+		if e == nil && w.login.User != "" {
+			var refused bool
+			if refused, e = c.authenticate(w); refused {
+				d.refuse(t, w, e)
+			}
 		}
 		stop()
 		if e != nil {
 			c.quit()
-			return nil, e
+			return nil, c.dialogue, e
 		}
-		return c, nil
+		return c, nil, nil
 	}
-	return nil, mailerr.New(451, mailerr.Enhanced{4, 7, 5}, fmt.Sprintf("TLS with %s failed. (#4.7.5)", t.name))
+	return nil, nil, mailerr.New(451, mailerr.Enhanced{4, 7, 5}, fmt.Sprintf("TLS with %s failed. (#4.7.5)", t.name))
 }

@@ -20,27 +20,6 @@ import (
 	"github.com/indigomail/indigo/internal/settings"
 )
 
-func TestFindRoute(t *testing.T) {
-	lines := []string{"a.test:relay.test", ".a.test:[127.0.0.1]:26 u p", "b.test:relay.test:2525:1:3 u p X=1", ":[IPv6:::1]:25", "own.test:"}
-	for domain, want := range map[string]string{
-		"a.test": "relay.test 25  ", "x.a.test": "127.0.0.1 26 u p", "b.test": "relay.test 2525 u p", "c.test": "::1 25  ", "own.test": "none",
-	} {
-		r, err := findRoute(lines, domain)
-		got := "none"
-		if r != nil {
-			got = fmt.Sprintf("%s %s %s %s", r.host, r.port, r.user, r.password)
-		}
-		if err != nil || got != want {
-			t.Errorf("%s: %q %v, want %q", domain, got, err, want)
-		}
-	}
-	for _, bad := range []string{"a.test", "a.test:x:0", "a.test:x:99999", "a.test:[x]", "a.test:x:25 user"} {
-		if _, err := findRoute([]string{bad}, "a.test"); err == nil {
-			t.Errorf("%q was taken", bad)
-		}
-	}
-}
-
 // zones is a resolver of fixed answers; errNX stands for a name that does not exist.
 type zones struct {
 	mx    map[string][]dnsx.MX

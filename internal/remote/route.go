@@ -1,81 +1,198 @@
 package remote
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/settings"
 )
 
-// relay is where a static route leads, with its credentials.
-type relay struct {
-	host, port     string
-	user, password string
+// way is what settings say of a delivery: those of the queue, with rules for a sender or a recipient over them, and with those of
+// a route and its credentials over these.
+type way struct {
+	view *settings.View
+	// route is nil where the DNS decides; setting is what gave it.
+	route   *settings.Route
+	setting *settings.Setting
+	// login has no User when there is nothing to log in with.
+	login settings.Login
+	// helo is the name in EHLO; local the address of this host that connections come from, not valid for any.
+	helo  string
+	local netip.Addr
+	// each tells that another recipient may have another login.
+	each bool
 }
 
-// findRoute finds a domain's line in smtproutes (wiki 2748-2761): domain:relay[:port[:penalty:tolerance]] [user password
-// [env]]; a domain that begins with a dot stands for all below it, an empty one for all. The exact name wins, then the
-// longest suffix. An empty relay means that the domain's own MX is used. The error names the line.
-func findRoute(lines []string, domain string) (*relay, error) {
-	best := -1
-	var found *relay
-	for i, line := range lines {
-		name, rest, ok := strings.Cut(line, ":")
-		if !ok {
-			return nil, fmt.Errorf("smtproutes, entry %d: no colon", i+1)
+// errExposed says that credentials lie open.
+var errExposed = errors.New("they are not used")
+
+// wayFor gives the way to host; the error is for the operator.
+func (d *Deliverer) wayFor(view *settings.View, host string, from, to addr.Address) (way, error) {
+	w := way{view: view}
+	null := from.IsNull() || from.Domain == "[]"
+	if one := settings.SMTPRoute.Get(view); one != nil {
+		w.route, w.setting = findRoute([]*settings.Route{one}, host, null), settings.SMTPRoute.Setting
+	}
+	if w.route == nil {
+		w.route, w.setting = findRoute(settings.SMTPRoutes.Get(view), host, null), settings.SMTPRoutes.Setting
+	}
+	if w.route != nil && w.route.Host == "" {
+		w.route = nil
+	}
+	if w.route != nil {
+		w.view = view.ForLogin(w.route.Login)
+		if w.login = w.route.Login; w.login.Where == "" {
+			w.login.Where = view.Source(w.setting).String()
 		}
-		name = strings.ToLower(name)
+		if w.login.User == "" {
+			if err := w.lookUp(from, to); err != nil {
+				return w, err
+			}
+		}
+	}
+	w.helo = settings.HeloHost.Get(w.view)
+	if w.helo == "" {
+		w.helo = d.config.Hostname()
+	}
+	if local := settings.OutgoingIP.Get(w.view); local != "" {
+		var err error
+		if w.local, err = netip.ParseAddr(local); err != nil {
+			return w, fmt.Errorf("OUTGOINGIP %q of %s: %w", local, w.view.Source(settings.OutgoingIP.Setting), err)
+		}
+	}
+	return w, nil
+}
+
+// lookUp finds what to log in with in remote_auth: where the route says so for the sender or the recipient, and else for the relay.
+func (w *way) lookUp(from, to addr.Address) error {
+	credentials := settings.RemoteAuth.Get(w.view)
+	whose := func(a addr.Address) []string { return []string{a.String(), "@" + a.Domain} }
+	var keys []string
+	switch w.route.Key {
+	case "":
+	case "/s":
+		keys = whose(from)
+	case "/r":
+		keys, w.each = whose(to), true
+	default:
+		keys = []string{w.route.Key[1:]}
+	}
+	if w.route.Key == "" || w.each || w.route.Key == "/s" {
+		keys = append(keys, w.route.Host)
+	}
+	login, found, err := credentials.Find(keys...)
+	switch {
+	case err != nil:
+		return err
+	case !found && len(keys) == 1 && w.route.Key != "":
+		return fmt.Errorf("the route of %s names the entry %s of remote_auth, and there is none", w.login.Where, keys[0])
+	case !found:
+		return nil
+	}
+	if err := credentials.Safe(); err != nil {
+		return fmt.Errorf("%s: %w: %w", login.Where, err, errExposed)
+	}
+	w.view, w.login = w.view.ForLogin(login), login
+	return nil
+}
+
+// findRoute finds the route for a domain: that of bounces for one, then the exact name, then the longest suffix.
+func findRoute(routes []*settings.Route, domain string, bounce bool) (found *settings.Route) {
+	best := -1
+	for _, r := range routes {
 		rank := -1
 		switch {
-		case name == domain:
-			rank = len(name) + 1000
-		case name == "" || name[0] == '.' && strings.HasSuffix(domain, name):
-			rank = len(name)
+		case r.Domain == "!@":
+			if bounce && r.Host != "" {
+				return r
+			}
+		case r.Domain == domain:
+			rank = len(r.Domain) + 1000
+		case r.Domain == "" || r.Domain[0] == '.' && strings.HasSuffix(domain, r.Domain):
+			rank = len(r.Domain)
 		}
-		if rank <= best {
-			continue
+		if rank > best {
+			best, found = rank, r
 		}
-		r, err := parseRelay(rest)
-		if err != nil {
-			return nil, fmt.Errorf("smtproutes, entry %d: %w", i+1, err)
-		}
-		best, found = rank, r
 	}
-	if found != nil && found.host == "" {
-		return nil, nil
-	}
-	return found, nil
+	return found
 }
 
-func parseRelay(s string) (*relay, error) {
-	fields := strings.Fields(s)
-	r := &relay{port: "25"}
-	if len(fields) == 0 {
-		return r, nil
-	}
-	if len(fields) == 2 {
-		return nil, fmt.Errorf("a user without a password")
-	}
-	if len(fields) > 2 {
-		r.user, r.password = fields[1], fields[2]
-	}
-	where := fields[0]
-	if rest, ok := strings.CutPrefix(where, "["); ok {
-		host, after, closed := strings.Cut(rest, "]")
-		if !closed || net.ParseIP(strings.TrimPrefix(host, "IPv6:")) == nil {
-			return nil, fmt.Errorf("%q is no address in brackets", where)
+// implicit tells that the connection begins with TLS.
+func (w way) implicit() bool {
+	return w.route != nil && (w.route.Port == "465" || settings.SMTPS.Get(w.view))
+}
+
+// clear tells that a password may be sent without TLS.
+func (w way) clear() bool {
+	secure := w.view.IsSet(settings.SecureAuth.Setting) && settings.SecureAuth.Get(w.view)
+	return settings.PermitPlainAuth.Get(w.view) && !secure
+}
+
+// mechanisms are what AUTH_SMTP and DISABLE_… leave, nil for all; what a salted password does not fit is left out.
+func (w way) mechanisms() (wanted []string) {
+	wanted = settings.Mechanisms(settings.AuthSMTP.Get(w.view))
+	if settings.SaltedPassword.Get(w.view) {
+		fits := "SCRAM-SHA-" + map[int]string{40: "1", 64: "256", 128: "512"}[len(w.login.Password)]
+		if wanted == nil {
+			wanted = []string{fits, fits + "-PLUS"}
 		}
-		r.host, where = strings.TrimPrefix(host, "IPv6:"), after
-	} else {
-		r.host, where, _ = strings.Cut(where, ":")
-		where = ":" + where
-	}
-	parts := strings.Split(strings.TrimPrefix(where, ":"), ":")
-	if parts[0] != "" {
-		if n, err := strconv.ParseUint(parts[0], 10, 16); err != nil || n == 0 {
-			return nil, fmt.Errorf("%q is no port", parts[0])
+		wanted = slices.DeleteFunc(wanted, func(m string) bool { return strings.TrimSuffix(m, "-PLUS") != fits })
+		if wanted == nil {
+			wanted = []string{}
 		}
-		r.port = parts[0]
 	}
-	return r, nil
+	return wanted
+}
+
+// patience is how long a host may not answer, and then is left alone; without ok the times grow.
+func (w way) patience() (penalty, tolerance time.Duration, ok bool) {
+	penalty, tolerance = time.Duration(settings.MinPenalty.Get(w.view))*time.Second, settings.MaxTolerance.Get(w.view)
+	if w.route != nil && w.route.Penalty >= 0 {
+		penalty = w.route.Penalty
+	}
+	if w.route != nil && w.route.Tolerance >= 0 {
+		tolerance = w.route.Tolerance
+	}
+	return penalty, tolerance, penalty >= 0
+}
+
+// key names the connections that will do for w. It holds the password, and is never shown.
+func (w way) key(host string) string {
+	words := []string{host}
+	if w.route != nil {
+		words = []string{"route", w.route.Host, w.route.Port, strconv.FormatBool(w.implicit()), w.login.User, w.login.Password, strconv.FormatBool(w.clear()),
+			strings.Join(w.mechanisms(), ","), strconv.FormatBool(settings.SaltedPassword.Get(w.view)), strings.Join(w.disabled(), ",")}
+	}
+	return strings.Join(append(words, w.helo, w.local.String()), " ")
+}
+
+// disabled are the mechanisms that DISABLE_… switches off.
+func (w way) disabled() (names []string) {
+	for name, disable := range settings.DisableMechanism {
+		if disable.Get(w.view) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// String tells people the relay, and who logs in there.
+func (w way) String() string {
+	if w.route == nil {
+		return ""
+	}
+	s := net.JoinHostPort(w.route.Host, w.route.Port)
+	if w.login.User != "" {
+		s += " as user " + w.login.User
+	}
+	return s
 }

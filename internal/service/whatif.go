@@ -157,10 +157,14 @@ func ways(ctx context.Context, data string, snapshot *settings.Snapshot, users *
 			}
 		default:
 			w.Check = "remote"
-			way, e := onward.Way(ctx, d.Host)
-			if w.Input = way.Route; way.Route != "" {
-				w.Setting, w.Layer = settings.SMTPRoutes.Name, view().Source(settings.SMTPRoutes.Setting).String()
+			var from addr.Address
+			if e.From != "" && e.From != "<>" {
+				if from, err = addr.Parse(e.From); err != nil {
+					return nil, err
+				}
 			}
+			way, e := onward.Way(ctx, d.Host, from, to)
+			w.Input, w.Setting, w.Layer = way.Route, way.Setting, way.Layer
 			if w.Dialogue = way.Hosts; e != nil {
 				failed(e)
 			}

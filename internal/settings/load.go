@@ -338,7 +338,7 @@ func (l *loader) loadControl(s *Snapshot, dir string, own bool) values {
 			// NAME.cdb and NAME.sql stand for NAME.
 			if setting, known := table.files[base]; known {
 				present[base] = true
-				if setting.Type != "list" {
+				if setting.Type != "list" && (setting.Type != "credentials" || filepath.Ext(name) != ".cdb") {
 					l.warn(filepath.Join(dir, name), 1, "has no effect: only lists are looked up in constant databases and tables of SQL, and %s is read from control/%s", setting.Name, base)
 				}
 				delete(present, name)

@@ -26,7 +26,11 @@ func overrides() map[string][]string {
 			QUEUE_START QUEUE_COUNT TMPDIR`,
 		// wiki 2287: qmail-remote.
 		"remote": `CONTROLDIR SMTPROUTE SIGNKEY OUTGOINGIP DOMAINBINDINGS AUTH_SMTP MIN_PENALTY MAX_TOLERANCE
-			HELOHOST SMTPROUTES ONSUCCESS_REMOTE ONFAILURE_REMOTE TIMEOUTREMOTE`,
+			HELOHOST SMTPROUTES ONSUCCESS_REMOTE ONFAILURE_REMOTE TIMEOUTREMOTE
+			SALTED_PASSWORD SECURE_AUTH REMOTE_PLAIN_AUTH REMOTE_AUTH REMOTE_AUTH_FAILURE`,
+		// wiki 2749-2760: the last word of a route, and of an entry of remote_auth.
+		"route": `AUTH_SMTP SALTED_PASSWORD SECURE_AUTH REMOTE_PLAIN_AUTH REMOTE_AUTH_FAILURE SMTPS HELOHOST OUTGOINGIP TIMEOUTREMOTE
+			TIMEOUTCONNECT MIN_PENALTY MAX_TOLERANCE`,
 		// wiki 2289: qmail-local.
 		"local": `PROGRAM_TIMEOUT USE_SYNCDIR USE_FSYNC LOCALDOMAINS`,
 		// domainqueue: what from.envrules may, and what the wiki's examples set (1886).
@@ -37,6 +41,9 @@ func overrides() map[string][]string {
 	lists := map[string][]string{}
 	for class, names := range classes {
 		lists[class] = strings.Fields(names)
+	}
+	for _, m := range switchable() {
+		lists["route"] = append(lists["route"], "DISABLE_"+m[1])
 	}
 	return lists
 }

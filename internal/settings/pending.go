@@ -158,10 +158,6 @@ func pendingSettings() []*Setting {
 	file("QMTPROUTES", "qmtproutes", "queue", "routes by QMTP", 2363)
 	file("QMQPSERVERS", "qmqpservers", "inject", "servers that qmail-qmqpc hands mail to", 2297)
 	word("REDIRECTREMOTE", "redirectremote", "queue", "addresses that remote mail goes to in the place of its own", 4686)
-	word("AUTH_SMTP", "", "queue", "mechanism of AUTH for deliveries", 2287)
-	flag("SALTED_PASSWORD", "", "queue", "the password of a route is a salted one", 2786)
-	count("MIN_PENALTY", "", "0", "queue", "seconds that a host that did not answer is left alone at least", 2287)
-	count("MAX_TOLERANCE", "", "0", "queue", "seconds that a host may be slow before it is left alone", 2287)
 	count("SMTP_RATE", "", "0", "queue", "messages a period to one host; `indigo queue rate` does so", 478)
 	word("CONCURRENCYQ", "", "queue", "concurrency of one queue", 377)
 

@@ -56,7 +56,7 @@ func parseRules(l *loader, s string, classes []string) (*Rules, error) {
 			}
 		}
 		if end < 0 {
-			fail("%q is not of the form pattern:NAME=value,NAME=value", line.text)
+			fail("%s is not of the form pattern:NAME=value,NAME=value", quoted(line.text))
 			continue
 		}
 		pattern := line.text[:end]
@@ -64,34 +64,9 @@ func parseRules(l *loader, s string, classes []string) (*Rules, error) {
 			pattern = "<>"
 		}
 		one := rule{line: line.line}
-		for _, word := range splitAssignments(line.text[end+1:]) {
-			name, text, ok := strings.Cut(word, "=")
-			if !ok {
-				fail("%q is not of the form NAME=value", word)
-				continue
-			}
-			setting := l.registry.names[name]
-			switch {
-			case setting == nil:
-				fail("no setting %s; the nearest is %s", name, nearest(name, l.registry.namesFor(classes)))
-				continue
-			case !mayChange(setting, classes):
-				fail("%s cannot be set by this file, which may set %s", name, strings.Join(l.registry.namesFor(classes), ", "))
-				continue
-			}
-			a := assignment{setting: setting, value: value{parsed: setting.parsedUnset, source: Source{Value: setting.Unset, Unset: true}}}
-			if text != "" {
-				parsed, err := l.parse(setting, text)
-				if err != nil {
-					fail("%s: %v (%s)", name, err, setting.Help)
-					continue
-				}
-				a.value = value{parsed: parsed, source: Source{Value: text}}
-			}
-			if l != nil {
-				l.noteUse(setting, a.value, l.file, line.line)
-			}
-			one.assigns = append(one.assigns, a)
+		one.assigns = l.assignments(line.text[end+1:], classes, fail)
+		for _, a := range one.assigns {
+			l.noteUse(a.setting, a.value, l.file, line.line)
 		}
 		r.rules = append(r.rules, one)
 		patterns = append(patterns, numbered{line.line, pattern})
@@ -112,6 +87,51 @@ func parseRules(l *loader, s string, classes []string) (*Rules, error) {
 		return nil, wrong
 	}
 	return r, nil
+}
+
+// assignments reads NAME=value,NAME=value of settings that some of classes may change. fail is told what is wrong.
+func (l *loader) assignments(text string, classes []string, fail func(format string, a ...any)) (all []assignment) {
+	var before *Setting
+	for _, word := range splitAssignments(text) {
+		name, text, ok := strings.Cut(word, "=")
+		if !ok {
+			if before != nil && before.Secret {
+				fail("what stands behind a comma in %s is not of the form NAME=value; a comma in a value is \\,", before.Name)
+			} else {
+				fail("%s is not of the form NAME=value", quoted(word))
+			}
+			continue
+		}
+		setting := l.registry.names[name]
+		before = setting
+		switch {
+		case setting == nil:
+			fail("no setting %s; the nearest is %s", name, nearest(name, l.registry.namesFor(classes)))
+			continue
+		case !mayChange(setting, classes):
+			fail("%s cannot be set by this file, which may set %s", name, strings.Join(l.registry.namesFor(classes), ", "))
+			continue
+		}
+		a := assignment{setting: setting, value: value{parsed: setting.parsedUnset, source: Source{Value: setting.Unset, Unset: true}}}
+		if text != "" {
+			parsed, err := l.parse(setting, text)
+			if err != nil {
+				fail("%s: %v (%s)", name, err, setting.Help)
+				continue
+			}
+			a.value = value{parsed: parsed, source: Source{Value: text}}
+		}
+		all = append(all, a)
+	}
+	return all
+}
+
+// quoted quotes a faulty text, unless a password may stand in it.
+func quoted(s string) string {
+	if strings.Contains(s, "SMTPROUTE") {
+		return "this line"
+	}
+	return fmt.Sprintf("%q", s)
 }
 
 // splitAssignments splits at commas that no backslash precedes.

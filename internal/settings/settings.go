@@ -28,7 +28,8 @@ type Setting struct {
 	// Services names the kinds of service that read it: "smtpd", "pop3d", "imapd", "queue", "inject", or "all".
 	Services []string
 	// Rules names the rules that may change it: "smtp" stands for from.envrules and auth.envrules, "filter", "remote" and
-	// "local" for fromd.envrules and rcpt.envrules, "inject" for domainqueue, "bounce" for bounce.envrules (wiki 2282-2290).
+	// "local" for fromd.envrules and rcpt.envrules, "inject" for domainqueue, "bounce" for bounce.envrules (wiki 2282-2290), "route"
+	// for what stands last in a route and in an entry of remote_auth.
 	Rules []string
 	// Help is one line: what it does, its unit, its limits.
 	Help string
@@ -229,6 +230,20 @@ func lines(name, file, services, help string, wiki int, check func(string) error
 		parse = eachLine(check)
 	}
 	k := row(name, file, "lines", "", services, help, wiki, plain(parse), options)
+	k.inFile = true
+	return k
+}
+
+// routes is a control file of routes.
+func routes(name, file, services, help string, wiki int) Key[[]*Route] {
+	k := row(name, file, "lines", "", services, help, wiki, parseRoutes, []option{secret})
+	k.inFile = true
+	return k
+}
+
+// credentials is a control file of names and passwords that may also be a constant database.
+func credentials(name, file, services, help string, wiki int) Key[*Credentials] {
+	k := row(name, file, "credentials", "", services, help, wiki, parseCredentials, []option{secret})
 	k.inFile = true
 	return k
 }

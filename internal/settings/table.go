@@ -11,7 +11,7 @@ var (
 	MaxRecipients      = number("MAXRECIPIENTS", "maxrecipients", "1000", 1, 100000, "smtpd,inject", "most recipients of one message", 0)
 	MaxHops            = number("MAXHOPS", "maxhops", "100", 1, 1000, "smtpd,inject", "most Received fields before a message counts as looping", 0)
 	TimeoutSMTPD       = seconds("TIMEOUTSMTPD", "timeoutsmtpd", "300", 1, 86400, "smtpd", "seconds to wait for the client's next bytes", 0)
-	SecureAuth         = boolean("SECURE_AUTH", "secure_auth", "1", "smtpd,pop3d,imapd", "take passwords and tokens that the client sends as they are, by PLAIN, LOGIN and the commands LOGIN and USER, only over TLS", 2543)
+	SecureAuth         = boolean("SECURE_AUTH", "secure_auth", "1", "smtpd,pop3d,imapd,queue", "take passwords and tokens that the client sends as they are, by PLAIN, LOGIN and the commands LOGIN and USER, only over TLS; where it is set to 1, deliveries send them so whatever REMOTE_PLAIN_AUTH says", 2543)
 	RelayClients       = lines("RELAYCLIENTS", "relayclients", "smtpd", "networks that may relay without AUTH: one address, prefix ending in a dot or CIDR a line, each ending in a colon", 2834, clientNetwork)
 	BareNewline        = oneOf("BARE_NEWLINE", "barenewline", "reject", []string{"reject", "accept"}, "smtpd", "what to do with a bare CR or LF in a message: reject it, or accept it and make it CRLF; the end of data is CRLF.CRLF in both", 0)
 	MaxDaemons         = number("MAXDAEMONS", "maxdaemons", "1000", 1, 1000000, "smtpd,pop3d,imapd,inject", "most connections at a time of one service", 0)
@@ -47,10 +47,10 @@ var (
 	DoubleBounceTo     = text("DOUBLEBOUNCETO", "doublebounceto", "postmaster", "queue", "local part or address that gets double bounces; empty means nobody", 0)
 	DoubleBounceHost   = text("DOUBLEBOUNCEHOST", "doublebouncehost", "", "queue", "domain for doublebounceto; empty means DEFAULT_DOMAIN, or else the host name", 0, valid(hostName))
 	HeloHost           = text("HELOHOST", "helohost", "", "queue", "name that deliveries give in EHLO; empty means the host name", 0, valid(hostName))
-	SMTPRoutes         = lines("SMTPROUTES", "smtproutes", "queue", "static routes, domain:relay:port user password a line; an empty domain is the wildcard", 2748, staticRoute, secret)
+	SMTPRoutes         = routes("SMTPROUTES", "smtproutes", "queue", "static routes, domain:relay:port:penalty:tolerance user password NAME=value,NAME=value a line; an empty domain is the wildcard", 2748)
 	TimeoutConnect     = seconds("TIMEOUTCONNECT", "timeoutconnect", "60", 1, 3600, "queue", "seconds to wait for a remote host to accept a connection", 0)
 	TimeoutRemote      = seconds("TIMEOUTREMOTE", "timeoutremote", "300", 1, 86400, "queue", "seconds to wait for a remote host's reply", 0)
-	PermitPlainAuth    = boolean("REMOTE_PLAIN_AUTH", "remote_plain_auth", "0", "queue", "send smtproutes credentials without TLS", 0)
+	PermitPlainAuth    = boolean("REMOTE_PLAIN_AUTH", "remote_plain_auth", "0", "queue", "log in at relays by PLAIN, LOGIN and tokens without TLS, too", 0)
 	DNSServers         = lines("DNSSERVERS", "dnsservers", "all", "name servers as address or address:port, one a line; empty means those of the system", 0, nameServer)
 	TimeoutPOP3        = seconds("TIMEOUTPOP3D", "timeoutpop3d", "600", 1, 86400, "pop3d", "seconds to wait for the client's next command", 0)
 	TimeoutIMAP        = seconds("TIMEOUTIMAPD", "timeoutimapd", "1800", 1, 86400, "imapd", "seconds to wait for the client's next command", 0)
@@ -76,7 +76,7 @@ var (
 	BounceRules  = ruleList("BOUNCERULES", "bounce.envrules", "queue", "settings by the address that gets the bounce, pattern:NAME=value,NAME=value a line", 2211, "bounce")
 
 	Port                  = number("PORT", "", "-1", -1, 65535, "smtpd,pop3d,imapd,metrics,udplogger,acme", "port to listen on; -1 means the number behind the dot of the service's name; PORT_OFFSET is added to either; read at the service's start", 436)
-	SMTPS                 = boolean("SMTPS", "", "0", "smtpd,pop3d,imapd", "begin with a TLS handshake; on by itself for ports 465, 993 and 995; read at the service's start", 424)
+	SMTPS                 = boolean("SMTPS", "", "0", "smtpd,pop3d,imapd,queue", "begin with a TLS handshake; on by itself for ports 465, 993 and 995, and for relays at port 465; read at the service's start", 424)
 	Submission            = boolean("SUBMISSION", "", "0", "smtpd", "be a door for users (RFC 6409): AUTH first, missing header fields are added; on by itself for ports 587 and 465; read at the service's start", 4610)
 	AuthModules           = text("AUTHMODULES", "authmodules", "", "smtpd,pop3d,imapd", "sources of passwords, tried in this order: vchkpass, the directory; sys-checkpwd, the host's users; programs of the checkpassword interface by their absolute path; empty means the directory", 434)
 	IMAPModules           = text("IMAPMODULES", "imapmodules", "", "pop3d,imapd", "sources of passwords for POP3 and IMAP in the place of AUTHMODULES, with their names there: authindi, authshadow, authpwd", 3027)
@@ -113,7 +113,14 @@ var (
 	ConnectionRate        = number("CONNECTION_RATE", "connectionrate", "0", 0, 1000000, "smtpd,pop3d,imapd", "most new connections a minute of one client address and service; 0 means no limit", 0)
 	SessionTime           = seconds("SESSION_TIME", "sessiontime", "0", 0, 604800, "smtpd,pop3d,imapd", "seconds that a connection may last in all; 0 means no limit", 0)
 	OutgoingIP            = text("OUTGOINGIP", "", "", "queue", "address of this host that remote deliveries come from; empty lets the system choose", 2140, valid(ipAddress))
-	SMTPRoute             = text("SMTPROUTE", "", "", "queue", "the route of a remote delivery in the form of a line of smtproutes, before that file", 2087, secret, valid(staticRoute))
+	SMTPRoute             = row("SMTPROUTE", "", "text", "", "queue", "the route of a remote delivery in the form of a line of smtproutes, before that file", 2087, parseOneRoute, []option{secret})
+
+	RemoteAuth        = credentials("REMOTE_AUTH", "remote_auth", "queue", "what deliveries log in with at relays whose route has no password of its own: by the sender, the recipient or the relay, key:user password a line, or a constant database made by cdb-database", 2789)
+	RemoteAuthFailure = oneOf("REMOTE_AUTH_FAILURE", "remote_auth_failure", "defer", []string{"defer", "bounce"}, "queue", "what becomes of mail when a relay refuses the login with 535: it waits in the queue while somebody puts the password right, or it is bounced", 0)
+	AuthSMTP          = text("AUTH_SMTP", "", "", "queue", "mechanisms that deliveries may log in by, with blanks between several; empty or 1 means all that need only a password, the strongest first", 2287, valid(mechanismList))
+	SaltedPassword    = boolean("SALTED_PASSWORD", "", "0", "queue", "the password of a route is SCRAM's salted one in hexadecimal; only SCRAM takes it", 2786)
+	MinPenalty        = number("MIN_PENALTY", "", "-1", -1, 31536000, "queue", "seconds that a host is left alone that did not answer for MAX_TOLERANCE; 0 means that it never is, -1 that times grow from a minute to an hour", 2287)
+	MaxTolerance      = seconds("MAX_TOLERANCE", "", "120", 0, 31536000, "queue", "seconds that a host may not answer before MIN_PENALTY, or the penalty of its route, begins", 2287)
 
 	HardQuota     = text("HARD_QUOTA", "hardquota", "NOQUOTA", "all", "quota of a new user whose domain has no default quota: 52428800, 52428800S,1000C or NOQUOTA; the environment's goes first", 3242, valid(quota))
 	OverQuota     = oneOf("OVERQUOTA", "overquota", "bounce", []string{"bounce", "defer"}, "smtpd,queue", "what becomes of mail that does not fit into its user's quota: it is refused and bounced (552 5.2.2), or deferred (452 4.2.2)", 3240)
@@ -172,7 +179,7 @@ func switchable() [][2]string {
 func disableMechanisms() map[string]Key[bool] {
 	all := map[string]Key[bool]{}
 	for _, m := range switchable() {
-		all[m[0]] = boolean("DISABLE_"+m[1], "", "0", "smtpd,pop3d,imapd", "do not offer "+m[0], 2729)
+		all[m[0]] = boolean("DISABLE_"+m[1], "", "0", "smtpd,pop3d,imapd,queue", "do not offer "+m[0]+"; deliveries do not log in by it", 2729)
 	}
 	return all
 }
@@ -290,6 +297,12 @@ func built() []*Setting {
 		SessionTime.Setting,
 		OutgoingIP.Setting,
 		SMTPRoute.Setting,
+		RemoteAuth.Setting,
+		RemoteAuthFailure.Setting,
+		AuthSMTP.Setting,
+		SaltedPassword.Setting,
+		MinPenalty.Setting,
+		MaxTolerance.Setting,
 		HardQuota.Setting,
 		OverQuota.Setting,
 		CheckQuota.Setting,

@@ -93,48 +93,6 @@ func nameServer(s string) error {
 	return nil
 }
 
-// staticRoute takes a line of smtproutes: domain:relay:port, and user and password behind blanks. An IPv6 address stands in
-// brackets.
-func staticRoute(s string) error {
-	domain, rest, ok := strings.Cut(s, ":")
-	if !ok {
-		return errors.New("a route has the form domain:relay:port, and user and password behind blanks")
-	}
-	if domain = strings.TrimPrefix(domain, "."); domain != "" {
-		if err := hostName(domain); err != nil {
-			return err
-		}
-	}
-	fields := strings.Fields(rest)
-	if len(fields) == 2 {
-		return errors.New("a route has a user without a password")
-	}
-	if len(fields) > 3 {
-		return errors.New("a route has more than a user and a password")
-	}
-	if len(fields) == 0 {
-		return nil
-	}
-	relay := fields[0]
-	if strings.HasPrefix(relay, "[") {
-		address, after, ok := strings.Cut(relay[1:], "]")
-		if !ok || ipAddress(address) != nil {
-			return fmt.Errorf("%q is no address in brackets", relay)
-		}
-		relay = "x" + after
-	}
-	host, port, ok := strings.Cut(relay, ":")
-	if ok && port != "" {
-		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
-			return fmt.Errorf("%q is no port", port)
-		}
-	}
-	if host == "" || ipAddress(host) == nil {
-		return nil
-	}
-	return hostName(host)
-}
-
 // inside takes a path that does not lead out of the data directory, or an absolute one.
 func inside(s string) error {
 	if !filepath.IsAbs(s) && !filepath.IsLocal(s) {

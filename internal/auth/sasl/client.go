@@ -43,7 +43,8 @@ type Client interface {
 	Finish() error
 }
 
-var errServer = errors.New("the server has not proved that it knows the password")
+// ErrServer says that the server has not proved that it knows the password: whoever answers may be somebody else.
+var ErrServer = errors.New("the server has not proved that it knows the password")
 
 // maxIterations bounds what a server can make a client compute.
 const maxIterations = 1_000_000
@@ -214,7 +215,7 @@ func (m *digestClient) verify(challenge []byte) error {
 	text, ok := strings.CutPrefix(string(challenge), "rspauth=")
 	proof, err := hex.DecodeString(strings.Trim(text, `"`))
 	if !ok || err != nil || len(proof) != md5.Size || !hmac.Equal(proof, m.proof) {
-		return errServer
+		return ErrServer
 	}
 	m.done = true
 	return nil
@@ -222,7 +223,7 @@ func (m *digestClient) verify(challenge []byte) error {
 
 func (m *digestClient) Finish() error {
 	if !m.done {
-		return errServer
+		return ErrServer
 	}
 	return nil
 }
@@ -282,7 +283,7 @@ func (m *scramClient) Next(challenge []byte) ([]byte, error) {
 	text, _, _ = strings.Cut(text, ",")
 	given, err := base64.StdEncoding.DecodeString(text)
 	if !ok || err != nil || !hmac.Equal(given, m.signature) {
-		return nil, errServer
+		return nil, ErrServer
 	}
 	m.checked = true
 	return []byte{}, nil
@@ -328,7 +329,7 @@ func (m *scramClient) final(first string) ([]byte, error) {
 
 func (m *scramClient) Finish() error {
 	if !m.checked {
-		return errServer
+		return ErrServer
 	}
 	return nil
 }

@@ -55,23 +55,23 @@ func TestClientsDistrust(t *testing.T) {
 		"", "r=client,s=" + salt + ",i=4096", "r=other,s=" + salt + ",i=4096", "r=clientx,s=" + salt + ",i=4095", "r=clientx,s=" + salt + ",i=0", "r=clientx,s=" + salt + ",i=-1",
 		"r=clientx,s=" + salt + ",i=99999999", "r=clientx,s=!,i=4096", "r=clientx,s=,i=4096", "r=clientx,s=" + salt, "m=x,r=clientx,s=" + salt + ",i=4096", strings.Repeat("r", maxMessage+1),
 	} {
-		if err := first("SCRAM-SHA-256", challenge); err == nil || errors.Is(err, errServer) {
+		if err := first("SCRAM-SHA-256", challenge); err == nil || errors.Is(err, ErrServer) {
 			t.Errorf("SCRAM %.40q: %v", challenge, err)
 		}
 	}
 	for _, last := range []string{"v=AAAA", "v=", "e=other-error", "x"} {
-		if err := first("SCRAM-SHA-256", "r=clientx,s="+salt+",i=4096", last); !errors.Is(err, errServer) {
+		if err := first("SCRAM-SHA-256", "r=clientx,s="+salt+",i=4096", last); !errors.Is(err, ErrServer) {
 			t.Errorf("SCRAM %q: %v", last, err)
 		}
 	}
 	const digest = `realm="h",nonce="n",qop="auth",charset=utf-8,algorithm=md5-sess`
 	for _, challenge := range []string{"", "realm", `nonce="",algorithm=md5-sess`, `nonce="n",algorithm=md5`, `nonce="n",qop="auth-conf",algorithm=md5-sess`, digest + `,nonce="m"`, `nonce="n`} {
-		if err := first("DIGEST-MD5", challenge); err == nil || errors.Is(err, errServer) {
+		if err := first("DIGEST-MD5", challenge); err == nil || errors.Is(err, ErrServer) {
 			t.Errorf("DIGEST %q: %v", challenge, err)
 		}
 	}
 	for _, last := range []string{"", "rspauth=00", "rspauth=" + strings.Repeat("0", 32)} {
-		if err := first("DIGEST-MD5", digest, last); !errors.Is(err, errServer) {
+		if err := first("DIGEST-MD5", digest, last); !errors.Is(err, ErrServer) {
 			t.Errorf("DIGEST %q: %v", last, err)
 		}
 	}

@@ -244,7 +244,7 @@ func TestSCRAMVectors(t *testing.T) {
 			}
 			first, err1 := m.Next(nil)
 			final, err2 := m.Next([]byte(v.ServerFirst))
-			if err := m.Finish(); !errors.Is(err, errServer) {
+			if err := m.Finish(); !errors.Is(err, ErrServer) {
 				t.Errorf("%s: content with a server that proves nothing: %v", v.Name, err)
 			}
 			_, err3 := m.Next([]byte(v.ServerFinal))
