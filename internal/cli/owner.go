@@ -46,9 +46,11 @@ func (app *App) dropRoot(cmd *cobra.Command, _ []string) error {
 	if flag == nil || slices.Contains([]string{"indigo up", "indigo serve", "indigo install", "indigo settings doc"}, cmd.CommandPath()) {
 		return nil
 	}
-	if password := cmd.Flags().Lookup("password-file"); password != nil && password.Value.String() != "" && password.Value.String() != "-" {
-		// Root may read what the owner of the mail may not. Without the file, who needs it says so.
-		app.opened, _ = os.Open(password.Value.String())
+	for _, name := range []string{"password-file", "value-file"} {
+		if file := cmd.Flags().Lookup(name); file != nil && file.Value.String() != "" && file.Value.String() != "-" {
+			// Root may read what the owner of the mail may not. Without the file, who needs it says so.
+			app.opened, _ = os.Open(file.Value.String())
+		}
 	}
 	return asOwner(flag.Value.String())
 }

@@ -277,9 +277,12 @@ func (app *App) settingsCommand() *cobra.Command {
 func (app *App) readValue(file string) (string, error) {
 	in := app.In
 	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return "", err
+		f := app.opened
+		if f == nil || f.Name() != file {
+			var err error
+			if f, err = os.Open(file); err != nil {
+				return "", err
+			}
 		}
 		defer f.Close()
 		in = f

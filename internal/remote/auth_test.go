@@ -135,54 +135,54 @@ func TestWhatRelaysDo(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
 		files map[string]string
-		peer  lab.Peer
+		peer  *lab.Peer
 		// want is "ok", or the beginning of the reply; shown stands in the dialogue.
 		want, shown string
 		// auth are the commands and responses from AUTH on, where they are known beforehand.
 		auth []string
 	}{
-		{"strongest first", nil, lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "CRAM-MD5", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"}}, "ok", "by SCRAM-SHA-256-PLUS", nil},
-		{"strongest first in clear", nil, lab.Peer{Mechanisms: []string{"PLAIN", "CRAM-MD5", "SCRAM-SHA-256-PLUS"}}, "ok", "by CRAM-MD5", nil},
-		{"the one that AUTH_SMTP names", map[string]string{"AUTH_SMTP": "CRAM-MD5"}, lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "CRAM-MD5", "SCRAM-SHA-256"}}, "ok", "by CRAM-MD5", nil},
-		{"the stronger of those that AUTH_SMTP names", map[string]string{"AUTH_SMTP": "plain, cram-md5"}, lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "CRAM-MD5", "SCRAM-SHA-256"}}, "ok", "by CRAM-MD5", nil},
-		{"AUTH_SMTP names what is not offered", map[string]string{"AUTH_SMTP": "CRAM-MD5"}, lab.Peer{TLS: config}, "451 4.7.0", "the server offers PLAIN, AUTH_SMTP and SALTED_PASSWORD leave CRAM-MD5, no other", nil},
-		{"one is switched off", map[string]string{"DISABLE_SCRAM_SHA256": "1"}, lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "SCRAM-SHA-256"}}, "ok", "by PLAIN", []string{plain}},
-		{"no AUTH", nil, lab.Peer{TLS: config, AuthTLS: true, Script: map[string]string{"STARTTLS": "454 4.7.0 not now"}}, "451 4.7.0", "the server offers no AUTH; is it the port for users", nil},
-		{"AUTH after STARTTLS only", nil, lab.Peer{TLS: config, AuthTLS: true}, "ok", "by PLAIN", []string{plain}},
-		{"PLAIN in clear", nil, lab.Peer{}, "451 4.7.0", "without TLS the server offers only PLAIN", nil},
-		{"PLAIN in clear is allowed", map[string]string{"remote_plain_auth": "1"}, lab.Peer{}, "ok", "by PLAIN", []string{plain}},
-		{"SECURE_AUTH goes first", map[string]string{"remote_plain_auth": "1", "SECURE_AUTH": "1"}, lab.Peer{}, "451 4.7.0", "unless SECURE_AUTH is set to 1", nil},
-		{"SECURE_AUTH=0 alone allows nothing", map[string]string{"secure_auth": "0"}, lab.Peer{}, "451 4.7.0", "without TLS", nil},
-		{"SECURE_AUTH of a route", map[string]string{"remote_plain_auth": "1", "smtproutes": route + " SECURE_AUTH=1"}, lab.Peer{}, "451 4.7.0", "without TLS", nil},
-		{"504 for what was offered", nil, lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "CRAM-MD5", "PLAIN"}, Script: map[string]string{"AUTH SCRAM-SHA-256": "504 5.5.4 no", "AUTH CRAM-MD5": "534 5.7.9 too weak"}},
+		{"strongest first", nil, &lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "CRAM-MD5", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"}}, "ok", "by SCRAM-SHA-256-PLUS", nil},
+		{"strongest first in clear", nil, &lab.Peer{Mechanisms: []string{"PLAIN", "CRAM-MD5", "SCRAM-SHA-256-PLUS"}}, "ok", "by CRAM-MD5", nil},
+		{"the one that AUTH_SMTP names", map[string]string{"AUTH_SMTP": "CRAM-MD5"}, &lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "CRAM-MD5", "SCRAM-SHA-256"}}, "ok", "by CRAM-MD5", nil},
+		{"the stronger of those that AUTH_SMTP names", map[string]string{"AUTH_SMTP": "plain, cram-md5"}, &lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "CRAM-MD5", "SCRAM-SHA-256"}}, "ok", "by CRAM-MD5", nil},
+		{"AUTH_SMTP names what is not offered", map[string]string{"AUTH_SMTP": "CRAM-MD5"}, &lab.Peer{TLS: config}, "451 4.7.0", "the server offers PLAIN, AUTH_SMTP and SALTED_PASSWORD leave CRAM-MD5, no other", nil},
+		{"one is switched off", map[string]string{"DISABLE_SCRAM_SHA256": "1"}, &lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "SCRAM-SHA-256"}}, "ok", "by PLAIN", []string{plain}},
+		{"no AUTH", nil, &lab.Peer{TLS: config, AuthTLS: true, Script: map[string]string{"STARTTLS": "454 4.7.0 not now"}}, "451 4.7.0", "the server offers no AUTH; is it the port for users", nil},
+		{"AUTH after STARTTLS only", nil, &lab.Peer{TLS: config, AuthTLS: true}, "ok", "by PLAIN", []string{plain}},
+		{"PLAIN in clear", nil, &lab.Peer{}, "451 4.7.0", "without TLS the server offers only PLAIN", nil},
+		{"PLAIN in clear is allowed", map[string]string{"remote_plain_auth": "1"}, &lab.Peer{}, "ok", "by PLAIN", []string{plain}},
+		{"SECURE_AUTH goes first", map[string]string{"remote_plain_auth": "1", "SECURE_AUTH": "1"}, &lab.Peer{}, "451 4.7.0", "unless SECURE_AUTH is set to 1", nil},
+		{"SECURE_AUTH=0 alone allows nothing", map[string]string{"secure_auth": "0"}, &lab.Peer{}, "451 4.7.0", "without TLS", nil},
+		{"SECURE_AUTH of a route", map[string]string{"remote_plain_auth": "1", "smtproutes": route + " SECURE_AUTH=1"}, &lab.Peer{}, "451 4.7.0", "without TLS", nil},
+		{"504 for what was offered", nil, &lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "CRAM-MD5", "PLAIN"}, Script: map[string]string{"AUTH SCRAM-SHA-256": "504 5.5.4 no", "AUTH CRAM-MD5": "534 5.7.9 too weak"}},
 			"ok", "! CRAM-MD5: the server said 534", nil},
-		{"504 for all", nil, lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "504 5.5.4 no"}}, "451 4.7.0", "of which PLAIN cannot be used", []string{plain}},
-		{"535 ends it", nil, lab.Peer{TLS: config, Mechanisms: []string{"CRAM-MD5", "PLAIN"}, Script: map[string]string{"AUTH CRAM-MD5": "535 5.7.8 no, me c2VjcmV0 secret"}}, "454 4.7.8", "name another mechanism by AUTH_SMTP", []string{"AUTH CRAM-MD5"}},
-		{"535 may bounce", map[string]string{"remote_auth_failure": "bounce"}, lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "535 5.7.8 no"}}, "535 5.7.8", "", []string{plain}},
-		{"535 may bounce, 530 not", map[string]string{"remote_auth_failure": "bounce"}, lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "530 5.7.0 no"}}, "454 4.7.8", "", []string{plain}},
-		{"454 is temporary", nil, lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "454 4.7.0 later"}}, "454 4.7.0", "", []string{plain}},
-		{"250 is no success", nil, lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "250 fine"}}, "454 4.7.8", "", []string{plain}},
-		{"no initial response", nil, lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "501 5.5.2 no"}}, "451 4.7.0", "PLAIN: the server said 501", []string{plain, "AUTH PLAIN"}},
-		{"server that closes", nil, lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": lab.Cut}}, "451 4.4.2", "unexpected EOF", []string{plain}},
-		{"server that closes after 535", nil, lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "421 4.7.0 bye"}}, "421 4.7.0", "", []string{plain}},
-		{"wrong signature", nil, lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "PLAIN"}, Meddle: func(m string, challenge []byte) []byte {
+		{"504 for all", nil, &lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "504 5.5.4 no"}}, "451 4.7.0", "of which PLAIN cannot be used", []string{plain}},
+		{"535 ends it", nil, &lab.Peer{TLS: config, Mechanisms: []string{"CRAM-MD5", "PLAIN"}, Script: map[string]string{"AUTH CRAM-MD5": "535 5.7.8 no, me c2VjcmV0 secret"}}, "454 4.7.8", "name another mechanism by AUTH_SMTP", []string{"AUTH CRAM-MD5"}},
+		{"535 may bounce", map[string]string{"remote_auth_failure": "bounce"}, &lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "535 5.7.8 no"}}, "535 5.7.8", "", []string{plain}},
+		{"535 may bounce, 530 not", map[string]string{"remote_auth_failure": "bounce"}, &lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "530 5.7.0 no"}}, "454 4.7.8", "", []string{plain}},
+		{"454 is temporary", nil, &lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "454 4.7.0 later"}}, "454 4.7.0", "", []string{plain}},
+		{"250 is no success", nil, &lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "250 fine"}}, "454 4.7.8", "", []string{plain}},
+		{"no initial response", nil, &lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "501 5.5.2 no"}}, "451 4.7.0", "PLAIN: the server said 501", []string{plain, "AUTH PLAIN"}},
+		{"server that closes", nil, &lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": lab.Cut}}, "451 4.4.2", "unexpected EOF", []string{plain}},
+		{"server that closes after 535", nil, &lab.Peer{TLS: config, Script: map[string]string{"AUTH PLAIN": "421 4.7.0 bye"}}, "421 4.7.0", "", []string{plain}},
+		{"wrong signature", nil, &lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "PLAIN"}, Meddle: func(m string, challenge []byte) []byte {
 			if bytes.HasPrefix(challenge, []byte("v=")) {
 				return []byte("v=" + encode(make([]byte, 32)))
 			}
 			return challenge
 		}}, "451 4.7.8", "somebody else may answer", nil},
-		{"235 without a signature", nil, lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "PLAIN"}, Script: map[string]string{"AUTH SCRAM-SHA-256": "235 2.7.0 welcome"}}, "451 4.7.8", "somebody else may answer", nil},
-		{"235 before LOGIN has the password", nil, lab.Peer{TLS: config, Mechanisms: []string{"LOGIN"}, Script: map[string]string{"AUTH LOGIN": "235 2.7.0 welcome"}}, "451 4.7.8", "", []string{"AUTH LOGIN"}},
-		{"challenge that is none", nil, lab.Peer{TLS: config, Mechanisms: []string{"CRAM-MD5", "PLAIN"}, Script: map[string]string{"AUTH CRAM-MD5": "334 {nonsense}"}}, "ok", "! CRAM-MD5: the challenge is not base64", nil},
-		{"challenge of two lines", nil, lab.Peer{TLS: config, Mechanisms: []string{"CRAM-MD5", "PLAIN"}, Script: map[string]string{"AUTH CRAM-MD5": "334-PDE+\r\n334 PDI+"}}, "ok", "! CRAM-MD5: the challenge is not base64", nil},
-		{"challenge that is too long for SCRAM", nil, lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "PLAIN"}, Script: map[string]string{"AUTH SCRAM-SHA-256": "334 " + strings.Repeat("cj14", 2500)}}, "ok", "! SCRAM-SHA-256: malformed", nil},
-		{"challenge that is too long for a line", nil, lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "PLAIN"}, Script: map[string]string{"AUTH SCRAM-SHA-256": "334 " + strings.Repeat("cj14", 20000)}}, "451 4.4.2", "", nil},
-		{"too few iterations", nil, lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "PLAIN"}, Meddle: func(m string, challenge []byte) []byte {
+		{"235 without a signature", nil, &lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "PLAIN"}, Script: map[string]string{"AUTH SCRAM-SHA-256": "235 2.7.0 welcome"}}, "451 4.7.8", "somebody else may answer", nil},
+		{"235 before LOGIN has the password", nil, &lab.Peer{TLS: config, Mechanisms: []string{"LOGIN"}, Script: map[string]string{"AUTH LOGIN": "235 2.7.0 welcome"}}, "451 4.7.8", "", []string{"AUTH LOGIN"}},
+		{"challenge that is none", nil, &lab.Peer{TLS: config, Mechanisms: []string{"CRAM-MD5", "PLAIN"}, Script: map[string]string{"AUTH CRAM-MD5": "334 {nonsense}"}}, "ok", "! CRAM-MD5: the challenge is not base64", nil},
+		{"challenge of two lines", nil, &lab.Peer{TLS: config, Mechanisms: []string{"CRAM-MD5", "PLAIN"}, Script: map[string]string{"AUTH CRAM-MD5": "334-PDE+\r\n334 PDI+"}}, "ok", "! CRAM-MD5: the challenge is not base64", nil},
+		{"challenge that is too long for SCRAM", nil, &lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "PLAIN"}, Script: map[string]string{"AUTH SCRAM-SHA-256": "334 " + strings.Repeat("cj14", 2500)}}, "ok", "! SCRAM-SHA-256: malformed", nil},
+		{"challenge that is too long for a line", nil, &lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "PLAIN"}, Script: map[string]string{"AUTH SCRAM-SHA-256": "334 " + strings.Repeat("cj14", 20000)}}, "451 4.4.2", "", nil},
+		{"too few iterations", nil, &lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256", "PLAIN"}, Meddle: func(m string, challenge []byte) []byte {
 			return bytes.Replace(challenge, []byte("i=4096"), []byte("i=1"), 1)
 		}}, "ok", "! SCRAM-SHA-256: the server asks for 1 iterations", nil},
-		{"salted password that is none", map[string]string{"SALTED_PASSWORD": "1"}, lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256"}}, "451 4.7.0", "SALTED_PASSWORD is set", nil},
-		{"salted password is never a password", map[string]string{"smtproutes": ":relay.test:587 me " + salted + " SALTED_PASSWORD=1"}, lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "CRAM-MD5", "SCRAM-SHA-1"}}, "451 4.7.0", "leave SCRAM-SHA-256, SCRAM-SHA-256-PLUS", nil},
-		{"relay that repeats the password later", nil, lab.Peer{TLS: config, Script: map[string]string{"MAIL": "550 5.7.1 secret is a bad password"}}, "550 5.7.1 192.0.2.1 does not like the sender. Remote host said: 550 5.7.1 (hidden)", "", []string{plain}},
+		{"salted password that is none", map[string]string{"SALTED_PASSWORD": "1"}, &lab.Peer{TLS: config, Mechanisms: []string{"SCRAM-SHA-256"}}, "451 4.7.0", "SALTED_PASSWORD is set", nil},
+		{"salted password is never a password", map[string]string{"smtproutes": ":relay.test:587 me " + salted + " SALTED_PASSWORD=1"}, &lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "CRAM-MD5", "SCRAM-SHA-1"}}, "451 4.7.0", "leave SCRAM-SHA-256, SCRAM-SHA-256-PLUS", nil},
+		{"relay that repeats the password later", nil, &lab.Peer{TLS: config, Script: map[string]string{"MAIL": "550 5.7.1 secret is a bad password"}}, "550 5.7.1 192.0.2.1 does not like the sender. Remote host said: 550 5.7.1 (hidden)", "", []string{plain}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			files := map[string]string{"smtproutes": route}
@@ -191,7 +191,7 @@ func TestWhatRelaysDo(t *testing.T) {
 			}
 			i := newInternetWith(t, relayZone, viewOf(t, files), slog.DiscardHandler)
 			defer i.Close()
-			p := &tc.peer
+			p := tc.peer
 			p.Name, p.Users = "relay.test", map[string]string{"me": "secret"}
 			i.network.Listen("192.0.2.1:587", p.Serve)
 			r := i.Deliver(t.Context(), job("far.test", "u"))[0]

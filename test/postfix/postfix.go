@@ -29,8 +29,8 @@ type Config struct {
 	Users []string
 	// Transport gives the transport of further domains, for example "example.org": "smtp:[127.0.0.1]:2025".
 	Transport map[string]string
-	// Settings are further lines of main.cf.
-	Settings []string
+	// Settings are further lines of main.cf, Services of master.cf.
+	Settings, Services []string
 }
 
 // Instance is a running postfix.
@@ -114,7 +114,8 @@ func (p *Instance) writeMaster() error {
 			lines[i] = strings.Join(fields, "\t")
 		}
 	}
-	lines = append(lines, fmt.Sprintf("127.0.0.1:%d inet n - n - 200 smtpd", p.config.Port), "")
+	lines = append(lines, fmt.Sprintf("127.0.0.1:%d inet n - n - 200 smtpd", p.config.Port))
+	lines = append(append(lines, p.config.Services...), "")
 	return os.WriteFile(filepath.Join(p.etc, "master.cf"), []byte(strings.Join(lines, "\n")), 0o644)
 }
 

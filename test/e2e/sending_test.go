@@ -1,0 +1,264 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/auth/sasl"
+	"github.com/indigomail/indigo/internal/queue"
+	"github.com/indigomail/indigo/internal/remote"
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/test/instance"
+	"github.com/indigomail/indigo/test/postfix"
+)
+
+// stripped is a connection on which somebody takes STARTTLS out of what the server offers.
+type stripped struct{ net.Conn }
+
+func (s stripped) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	copy(p, bytes.ReplaceAll(p[:n], []byte("STARTTLS"), []byte("XSTRIPPD")))
+	return n, err
+}
+
+type letter struct{ *bytes.Reader }
+
+func (l letter) Size() int64 { return l.Reader.Size() }
+
+// sendBy delivers one message to a recipient by the code of the queue's service, by a line of smtproutes.
+func sendBy(t *testing.T, route, to string, strip bool) queue.Result {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "control"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "control", "smtproutes"), []byte(route+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, err := settings.Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialer := &net.Dialer{}
+	d, err := remote.New(remote.Config{
+		Settings: func() *settings.View { return snapshot.View("queue") }, Hostname: func() string { return "near.test" }, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, network, address)
+			if strip && err == nil {
+				conn = stripped{conn}
+			}
+			return conn, err
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	rcpt, err := addr.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.Deliver(within(t, time.Minute), &queue.Delivery{
+		Host: rcpt.Domain, Envelope: &queue.Envelope{Sender: addr.Address{Local: "alice", Domain: "near.test"}}, Recipients: []queue.Recipient{{Address: rcpt}},
+		Content: letter{bytes.NewReader([]byte("Subject: by " + route[strings.LastIndex(route, " ")+1:] + "\r\n\r\ntext\r\n"))},
+	})[0]
+}
+
+// securities are the ways to reach a server: by STARTTLS that somebody has taken out, by STARTTLS, and by TLS from the first byte.
+var securities = []string{"clear", "starttls", "tls"}
+
+// grid prints what came of mechanisms and securities as a table of Markdown.
+func grid(t *testing.T, server string, mechanisms []string, cells map[string]string) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n| mechanism | without TLS | STARTTLS | TLS |\n|---|---|---|---|\n", server)
+	for _, m := range mechanisms {
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", m, cells[m+" clear"], cells[m+" starttls"], cells[m+" tls"])
+	}
+	t.Log(b.String())
+}
+
+// TestSendingThroughPostfix logs in at Debian's postfix with Dovecot's SASL by each mechanism that Dovecot has.
+func TestSendingThroughPostfix(t *testing.T) {
+	need(t, "dovecot")
+	if why := postfix.Missing(); why != "" {
+		missing(t, why)
+	}
+	mechanisms := []string{"SCRAM-SHA-256", "SCRAM-SHA-1", "DIGEST-MD5", "CRAM-MD5", "PLAIN", "LOGIN"}
+	in := up(t)
+	dir, peerDir := folder(t), folder(t)
+	pem, err := os.ReadFile(filepath.Join(in.Ready.Data, "certs", "servercert.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate := filepath.Join(dir, "cert.pem")
+	if err := os.WriteFile(certificate, pem, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	name := func(mechanism, security string) string { return strings.ToLower(mechanism) + "." + security }
+	var users strings.Builder
+	for _, m := range mechanisms {
+		for _, s := range securities {
+			fmt.Fprintf(&users, "%s:{PLAIN}sekret\n", name(m, s))
+		}
+	}
+	passwd := filepath.Join(dir, "users")
+	if err := os.WriteFile(passwd, []byte(users.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "sasl")
+	dovecot(t, fmt.Sprintf(`auth_mechanisms = %s
+passdb {
+  driver = passwd-file
+  args = scheme=PLAIN username_format=%%u %s
+}
+userdb {
+  driver = static
+  args = uid=65534 gid=65534 home=/nonexistent
+}
+service auth {
+  unix_listener %s {
+    mode = 0666
+  }
+}
+`, strings.ToLower(strings.Join(mechanisms, " ")), passwd, socket))
+	implicit := freePort(t)
+	p, err := postfix.Start(within(t, time.Minute), postfix.Config{
+		Dir: peerDir, Port: freePort(t), Users: []string{"bob@postfix.test"},
+		Services: []string{fmt.Sprintf("127.0.0.1:%d inet n - n - 200 smtpd -o smtpd_tls_wrappermode=yes", implicit)},
+		Settings: []string{
+			"smtpd_sasl_auth_enable = yes", "smtpd_sasl_type = dovecot", "smtpd_sasl_path = " + socket, "smtpd_sasl_security_options = noanonymous",
+			"smtpd_tls_security_level = may", "smtpd_tls_cert_file = " + certificate, "smtpd_tls_key_file = " + certificate, "smtpd_recipient_restrictions = permit_sasl_authenticated, reject",
+			"mynetworks = 192.0.2.1/32",
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("end of postfix's log:\n%s", p.Log())
+		}
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	route := func(mechanism, security, password string) string {
+		_, port, _ := net.SplitHostPort(p.Address())
+		more := ""
+		if security == "tls" {
+			port, more = fmt.Sprint(implicit), ",SMTPS=1"
+		}
+		return fmt.Sprintf(":[127.0.0.1]:%s %s %s AUTH_SMTP=%s%s", port, name(mechanism, security), password, mechanism, more)
+	}
+	cells := map[string]string{}
+	for _, m := range mechanisms {
+		for _, s := range securities {
+			cell := m + " " + s
+			want := "logged in"
+			if s == "clear" && sasl.NeedsTLS(m) {
+				want = "not tried"
+			}
+			r := sendBy(t, route(m, s, "sekret"), "bob@postfix.test", s == "clear")
+			switch {
+			case r.Err == nil:
+				err := instance.Await(within(t, waiting), "postfix names the mechanism", func() (bool, error) {
+					return strings.Contains(p.Log(), "sasl_method="+m+", sasl_username="+name(m, s)), nil
+				})
+				if err != nil {
+					t.Errorf("%s: %v", cell, err)
+				}
+				cells[cell] = "logged in"
+			case !strings.Contains(strings.Join(r.Dialogue, "\n"), "> AUTH"):
+				cells[cell] = "not tried"
+			default:
+				cells[cell] = "failed"
+			}
+			if cells[cell] != want {
+				t.Errorf("%s: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
+			}
+			if want == "logged in" {
+				if r := sendBy(t, route(m, s, "wrong"), "bob@postfix.test", s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "Remote host said: 535 5.7.8") {
+					t.Errorf("%s, wrong password: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
+				}
+			}
+		}
+	}
+	grid(t, "Postfix with Dovecot 2.3", mechanisms, cells)
+	// Without AUTH_SMTP it is the strongest.
+	strongest := strings.TrimSuffix(route("PLAIN", "starttls", "sekret"), " AUTH_SMTP=PLAIN")
+	if r := sendBy(t, strongest, "bob@postfix.test", false); r.Err != nil || !strings.Contains(strings.Join(r.Dialogue, "\n"), "> AUTH SCRAM-SHA-256 (hidden)") {
+		t.Errorf("the strongest: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
+	}
+	// PLAIN in clear, where that is allowed; and no login, which postfix refuses.
+	if r := sendBy(t, route("PLAIN", "clear", "sekret")+",REMOTE_PLAIN_AUTH=1", "bob@postfix.test", true); r.Err != nil {
+		t.Errorf("PLAIN in clear: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
+	}
+	if r := sendBy(t, ":[127.0.0.1]:"+fmt.Sprint(implicit)+":0:0 /none", "bob@postfix.test", false); r.Err == nil || !r.Err.Temporary() {
+		t.Errorf("an entry that is not there: %v", r.Err)
+	}
+}
+
+// TestSendingThroughIndigo logs in at another instance by every mechanism, with channel binding, too.
+func TestSendingThroughIndigo(t *testing.T) {
+	far := up(t)
+	importSASLUsers(t, far)
+	var mechanisms []string
+	for _, m := range sasl.Names() {
+		if m != "EXTERNAL" && !strings.Contains(m, "OA") {
+			mechanisms = append(mechanisms, m)
+		}
+	}
+	route := func(mechanism, security, password string) string {
+		_, port, _ := net.SplitHostPort(far.Address(map[string]string{"clear": "smtpd.587", "starttls": "smtpd.587", "tls": "smtpd.465"}[security]))
+		more := ""
+		if security == "tls" {
+			more = ",SMTPS=1"
+		}
+		return fmt.Sprintf(":[127.0.0.1]:%s both@indigo.test %s AUTH_SMTP=%s%s", port, password, mechanism, more)
+	}
+	cells := map[string]string{}
+	for _, m := range mechanisms {
+		for _, s := range securities {
+			cell, want := m+" "+s, "logged in"
+			if s == "clear" && (sasl.NeedsTLS(m) || strings.HasSuffix(m, "-PLUS")) {
+				want = "not tried"
+			}
+			r := sendBy(t, route(m, s, "supersecret"), "alice@indigo.test", s == "clear")
+			switch {
+			case r.Err == nil:
+				cells[cell] = "logged in"
+			case !strings.Contains(strings.Join(r.Dialogue, "\n"), "> AUTH"):
+				cells[cell] = "not tried"
+			default:
+				cells[cell] = "failed"
+			}
+			if cells[cell] != want || r.Err == nil && !strings.Contains(strings.Join(r.Dialogue, "\n"), "> AUTH "+m) {
+				t.Errorf("%s: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
+			}
+			if want == "logged in" {
+				if r := sendBy(t, route(m, s, "wrong"), "alice@indigo.test", s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "535 5.7.8") {
+					t.Errorf("%s, wrong password: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
+				}
+			}
+		}
+	}
+	grid(t, "Indigo", mechanisms, cells)
+	// The wiki's salted password (2786).
+	const salted = "a8bac1a24c7aa2725630c9ab6813a631b366c79c6bc959bf344d3af8e685a375"
+	if r := sendBy(t, route("SCRAM-SHA-256", "starttls", salted)+",SALTED_PASSWORD=1", "alice@indigo.test", false); r.Err != nil {
+		t.Errorf("salted password: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
+	}
+	if r := sendBy(t, strings.TrimSuffix(route("PLAIN", "starttls", "supersecret"), " AUTH_SMTP=PLAIN"), "alice@indigo.test", false); r.Err != nil || !slices.Contains(r.Dialogue, "> AUTH SCRAM-SHA-512-PLUS (hidden)") {
+		t.Errorf("the strongest: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
+	}
+}
