@@ -70,7 +70,7 @@ func (c *client) authenticate(w way) (refused bool, e *mailerr.Error) {
 		c.note("* ", "login of user "+w.login.User+" by "+mechanism+", with what stands in "+w.login.Where)
 		next, refused, e := c.exchange(mechanism, who, settings.RemoteAuthFailure.Get(w.view) == "bounce")
 		switch {
-		case e == nil && next == nil:
+		case e == nil && next == "":
 			return false, nil
 		case e != nil:
 			if refused {
@@ -78,7 +78,7 @@ func (c *client) authenticate(w way) (refused bool, e *mailerr.Error) {
 			}
 			return refused, e
 		}
-		c.note("! ", mechanism+": "+c.censor(next.Error()))
+		c.note("! ", mechanism+": "+c.censor(next))
 		left = slices.DeleteFunc(left, func(m string) bool { return m == mechanism })
 	}
 }
@@ -113,14 +113,14 @@ func (c *client) whyNone(w way, left []string) string {
 
 // exchange runs one mechanism (RFC 4954 section 4). next says why another mechanism may do better; refused that the server does not
 // take the credentials.
-func (c *client) exchange(mechanism string, who sasl.Credentials, bounce bool) (next error, refused bool, e *mailerr.Error) {
+func (c *client) exchange(mechanism string, who sasl.Credentials, bounce bool) (next string, refused bool, e *mailerr.Error) {
 	client, err := sasl.NewClient(mechanism, who)
 	if err != nil {
-		return err, false, nil
+		return err.Error(), false, nil
 	}
 	response, err := client.Next(nil)
 	if err != nil {
-		return err, false, nil
+		return err.Error(), false, nil
 	}
 	command := "AUTH " + mechanism
 	ahead := response != nil && len(command)+1+base64.StdEncoding.EncodedLen(len(response)) <= maxCommand-2
@@ -152,20 +152,20 @@ func (c *client) exchange(mechanism string, who sasl.Credentials, bounce bool) (
 			break
 		}
 		if errors.Is(bad, sasl.ErrServer) || r.code/100 == 2 {
-			return nil, false, c.impostor(bad)
+			return "", false, c.impostor(bad)
 		}
-		return bad, false, nil
+		return bad.Error(), false, nil
 	}
 	switch {
 	case err != nil:
-		return nil, false, c.died(err)
+		return "", false, c.died(err)
 	case r.code == 235:
 		if err := client.Finish(); err != nil {
-			return nil, false, c.impostor(err)
+			return "", false, c.impostor(err)
 		}
-		return nil, false, nil
+		return "", false, nil
 	case slices.Contains([]int{500, 501, 502, 504, 534, 538}, r.code):
-		return fmt.Errorf("the server said %d %s", r.code, r.text()), false, nil
+		return fmt.Sprintf("the server said %d %s", r.code, r.text()), false, nil
 	}
 	e = r.fail(c, "rejected my credentials")
 	switch {
@@ -175,7 +175,7 @@ func (c *client) exchange(mechanism string, who sasl.Credentials, bounce bool) (
 		// The configuration of this system is wrong, not the message.
 		e.Code, e.Enhanced = 454, mailerr.Enhanced{4, 7, 8}
 	}
-	return nil, r.code/100 == 5, e
+	return "", r.code/100 == 5, e
 }
 
 // say sends a command, or without one a response, and with ahead the command with its response; it reads the reply.

@@ -1,13 +1,16 @@
 package remote
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/pbkdf2"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -213,6 +216,45 @@ func TestWhatRelaysDo(t *testing.T) {
 			}
 			if (len(p.Mails()) == 1 && p.Mails()[0].User == "me") != (tc.want == "ok") {
 				t.Errorf("%+v", p.Mails())
+			}
+		})
+	}
+}
+
+// TestManInTheMiddle: whoever ends TLS and begins it again gets no login by -PLUS, and no password afterwards.
+func TestManInTheMiddle(t *testing.T) {
+	own, other := security(t)["tls"], security(t)["tls"]
+	for _, mechanisms := range [][]string{{"SCRAM-SHA-256-PLUS", "PLAIN"}, {"SCRAM-SHA-256", "PLAIN"}} {
+		t.Run(mechanisms[0], func(t *testing.T) {
+			i := newInternetWith(t, relayZone, viewOf(t, map[string]string{"smtproutes": ":relay.test:465 me secret"}), slog.DiscardHandler)
+			defer i.Close()
+			p := &lab.Peer{Name: "relay.test", TLS: own, Implicit: true, Users: map[string]string{"me": "secret"}, Mechanisms: []string{"SCRAM-SHA-256-PLUS", "PLAIN"}}
+			i.network.Listen("192.0.2.1:465", func(c net.Conn) {
+				near, far := net.Pipe()
+				go p.Serve(far)
+				front, back := tls.Server(c, other), tls.Client(near, &tls.Config{InsecureSkipVerify: true})
+				go func() {
+					io.Copy(back, front)
+					back.Close()
+				}()
+				// The middle may also hide what is bound.
+				in := bufio.NewReader(back)
+				for {
+					line, err := in.ReadString('\n')
+					if err != nil {
+						break
+					}
+					if strings.Contains(line, "AUTH ") {
+						line = line[:4] + "AUTH " + strings.Join(mechanisms, " ") + "\r\n"
+					}
+					io.WriteString(front, line)
+				}
+				front.Close()
+			})
+			r := i.Deliver(t.Context(), job("far.test", "u"))[0]
+			said := strings.Join(p.Lines(), "\n")
+			if r.Err == nil || r.Err.Code != 454 || len(p.Mails()) > 0 || strings.Contains(said, "AUTH PLAIN") || !strings.Contains(said, "AUTH "+mechanisms[0]) {
+				t.Errorf("%v\n%s\n%s", r.Err, said, strings.Join(r.Dialogue, "\n"))
 			}
 		})
 	}

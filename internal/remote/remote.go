@@ -365,7 +365,7 @@ func reason(e *mailerr.Error) string {
 // misconfigured is the deferral of mail whose way is not to be found; the cause is not for the sender.
 func misconfigured(err error) *mailerr.Error {
 	if errors.Is(err, errExposed) {
-		return mailerr.New(451, mailerr.Enhanced{4, 7, 0}, "Everybody on this system can read its passwords for that relay. (#4.7.0)").Because(err)
+		return mailerr.New(451, mailerr.Enhanced{4, 7, 0}, "The credentials of this system for that relay cannot be used. (#4.7.0)").Because(err)
 	}
 	return mailerr.New(451, mailerr.Enhanced{4, 3, 5}, "The static routes of this system are malformed. (#4.3.5)").Because(err)
 }

@@ -169,7 +169,7 @@ func (w way) key(host string) string {
 	words := []string{host}
 	if w.route != nil {
 		words = []string{"route", w.route.Host, w.route.Port, strconv.FormatBool(w.implicit()), w.login.User, w.login.Password, strconv.FormatBool(w.clear()),
-			strings.Join(w.mechanisms(), ","), strconv.FormatBool(settings.SaltedPassword.Get(w.view)), strings.Join(w.disabled(), ",")}
+			strings.Join(w.mechanisms(), ","), strconv.FormatBool(settings.SaltedPassword.Get(w.view)), strings.Join(w.disabled(), ","), settings.RemoteAuthFailure.Get(w.view)}
 	}
 	return strings.Join(append(words, w.helo, w.local.String()), " ")
 }
