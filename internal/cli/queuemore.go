@@ -33,7 +33,7 @@ func (app *App) queueDeadCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "dead",
 		Short:   "List the hosts that did not answer and are left alone, or forget that",
-		Long:    "List the hosts that did not answer and are left alone for a time: a minute, then 4, 9 and so on up to an hour. --forget all,\nor an address with its port, makes them be tried again with the next attempt of a message.",
+		Long:    "List the hosts that did not answer and are left alone for a time: a minute, then 4, 9 and so on up to an hour, or as MIN_PENALTY and\nroutes with a penalty say. --forget all, or an address with its port, makes them be tried again with the next attempt of a message; all\nforgets as well which relays refused a login.",
 		Example: "  indigo queue dead\n  indigo queue dead --forget all && indigo queue retry",
 		Args:    cobra.NoArgs,
 	}

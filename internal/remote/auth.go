@@ -40,8 +40,18 @@ func (c *client) censor(s string) string {
 	return s
 }
 
-// offered gives the mechanisms of the server's EHLO reply, in upper case.
-func (c *client) offered() []string { return strings.Fields(strings.ToUpper(c.extensions["AUTH"])) }
+// offered gives the mechanisms of the server's EHLO reply, in upper case; of servers older than RFC 2554 those behind "AUTH=".
+func (c *client) offered() []string {
+	if list, ok := c.extensions["AUTH"]; ok {
+		return strings.Fields(strings.ToUpper(list))
+	}
+	for keyword, more := range c.extensions {
+		if first, old := strings.CutPrefix(keyword, "AUTH="); old {
+			return strings.Fields(strings.ToUpper(first + " " + more))
+		}
+	}
+	return nil
+}
 
 // authenticate logs in by the strongest mechanism that both sides have and w allows. A mechanism that the server does not have after
 // all gives way to the next; a refusal of the login ends it, so that no password is ever tried twice. refused tells that the server

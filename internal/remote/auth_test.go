@@ -152,6 +152,7 @@ func TestWhatRelaysDo(t *testing.T) {
 		{"one is switched off", map[string]string{"DISABLE_SCRAM_SHA256": "1"}, &lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "SCRAM-SHA-256"}}, "ok", "by PLAIN", []string{plain}},
 		{"no AUTH", nil, &lab.Peer{TLS: config, AuthTLS: true, Script: map[string]string{"STARTTLS": "454 4.7.0 not now"}}, "451 4.7.0", "the server offers no AUTH; is it the port for users", nil},
 		{"AUTH after STARTTLS only", nil, &lab.Peer{TLS: config, AuthTLS: true}, "ok", "by PLAIN", []string{plain}},
+		{"announced as AUTH= only", nil, &lab.Peer{Mechanisms: []string{"CRAM-MD5"}, Script: map[string]string{"EHLO": "250-relay.test\r\n250 AUTH=LOGIN CRAM-MD5"}}, "ok", "by CRAM-MD5", nil},
 		{"PLAIN in clear", nil, &lab.Peer{}, "451 4.7.0", "without TLS the server offers only PLAIN", nil},
 		{"PLAIN in clear is allowed", map[string]string{"remote_plain_auth": "1"}, &lab.Peer{}, "ok", "by PLAIN", []string{plain}},
 		{"SECURE_AUTH goes first", map[string]string{"remote_plain_auth": "1", "SECURE_AUTH": "1"}, &lab.Peer{}, "451 4.7.0", "unless SECURE_AUTH is set to 1", nil},
