@@ -49,6 +49,9 @@ func Refused(cause error) error { return errFailed.Because(cause) }
 // Unavailable is Refused's counterpart.
 func Unavailable(cause error) error { return errUnavailable.Because(cause) }
 
+// SwitchedOff tells whether an error of a Verifier is a refusal in spite of the right password.
+func SwitchedOff(err error) bool { return errors.Is(err, errSwitchedOff) }
+
 // ValidCredentials tells whether name and password have a length and form that any source could take.
 func ValidCredentials(name, password string) bool {
 	return name != "" && password != "" && len(name)+len(password) <= maxPassword && !strings.ContainsRune(name+password, 0)

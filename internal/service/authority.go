@@ -20,7 +20,8 @@ type authority struct {
 var errNoDirectory = errors.New("the directory is no source of passwords of this service")
 
 func (a authority) usesDirectory() bool {
-	return slices.ContainsFunc(moduleWords(a.sources.kind, a.sources.view()), isDirectory)
+	words, _ := moduleWords(a.sources.kind, a.sources.view())
+	return slices.ContainsFunc(words, isDirectory)
 }
 
 // Verify implements auth.Authority.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/indigomail/indigo/internal/authd"
 	"github.com/indigomail/indigo/internal/inject"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/tlsx"
@@ -94,18 +95,8 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			wrong = append(wrong, at(all, settings.RunAs.Setting, "%v", err))
 		}
 	}
-	for _, name := range instances(snapshot) {
-		if !asksPasswords(kindOf(name)) {
-			continue
-		}
-		v := snapshot.View(name)
-		for _, word := range moduleWords(kindOf(name), v) {
-			setting := settings.AuthModules.Setting
-			if v.IsSet(settings.IMAPAuthModules.Setting) {
-				setting = settings.IMAPAuthModules.Setting
-			} else if v.IsSet(settings.IMAPModules.Setting) {
-				setting = settings.IMAPModules.Setting
-			}
+	chains(snapshot, func(v *settings.View, words []string, setting *settings.Setting) {
+		for _, word := range words {
 			switch {
 			case isDirectory(word):
 			case isSystem(word) && settings.RunAs.Get(all) == "":
@@ -118,6 +109,15 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 					wrong = appendOnce(wrong, at(v, setting, "%v", err))
 				}
 			}
+		}
+	})
+	others := snapshot.View(authd.Service)
+	if _, _, err := socketOwner(others); err != nil {
+		wrong = append(wrong, at(others, settings.DovecotSocketOwner.Setting, "%v", err))
+	}
+	for _, s := range authSockets(data, others) {
+		if info, err := os.Stat(filepath.Dir(s.path)); err != nil || !info.IsDir() {
+			wrong = append(wrong, at(others, s.setting, "there is no directory %s", filepath.Dir(s.path)))
 		}
 	}
 	for _, name := range append(instances(snapshot), "queue", "inject") {

@@ -24,8 +24,8 @@ import (
 )
 
 // The parent keeps what the services must not have: root. It starts the child, which serves, as the account of RUNAS, and
-// answers two kinds of questions of it: to listen on the port of a service, and whether the password of one of the host's
-// users is right, where a service's AUTHMODULES ask for those. As process 1 of a container it also collects what orphans
+// answers three kinds of questions of it: to listen on the port of a service, for the sockets that other mail programs ask at, and whether the
+// password of one of the host's users is right, where a service's AUTHMODULES ask for those. As process 1 of a container it also collects what orphans
 // leave (architecture, section 7).
 
 // ChildVariable names, in the child's environment, the descriptor that leads to the parent.
@@ -34,7 +34,7 @@ const ChildVariable = "INDIGO_PARENT"
 // parentFD is the child's end of it.
 const parentFD = 3
 
-// request is what the child asks, answer what it gets; a descriptor comes with the answers to "listen" and "passwords".
+// request is what the child asks, answer what it gets; a descriptor comes with the answers to "listen", "socket" and "passwords".
 type request struct {
 	Op      string `json:"op"`
 	Service string `json:"service,omitempty"`
@@ -60,6 +60,10 @@ type Parent struct {
 	Logger    *slog.Logger
 	// Signals are forwarded to the child.
 	Signals <-chan os.Signal
+
+	// sockets are those for other mail programs, by the name of the setting. They are made before the first child, which could else have
+	// them made anywhere by what it writes into the settings.
+	sockets map[string]*net.UnixListener
 }
 
 // Configure reads RUNAS, and checks that the child could work as that account. Without root it changes nothing. Malformed
@@ -133,6 +137,11 @@ const (
 // itself after it has served for a while is started again.
 func (p *Parent) Run(ctx context.Context) (int, error) {
 	pause := firstChild
+	remove, err := p.openSockets()
+	if err != nil {
+		return 1, err
+	}
+	defer remove()
 	for {
 		began := time.Now()
 		code, asked, err := p.once(ctx)
@@ -275,6 +284,10 @@ func (p *Parent) answer(c *net.UnixConn) {
 			a.First = p.First
 		} else if r.Op == "listen" {
 			if descriptor, err = p.listen(r.Service, r.Address); err != nil {
+				a.Error = err.Error()
+			}
+		} else if r.Op == "socket" {
+			if descriptor, err = p.socket(r.Service); err != nil {
 				a.Error = err.Error()
 			}
 		} else if r.Op == "passwords" {

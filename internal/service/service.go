@@ -21,6 +21,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/acme"
 	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/authd"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/dnsx"
 	"github.com/indigomail/indigo/internal/inject"
@@ -88,7 +89,10 @@ type House struct {
 	// background is what services that a reload brings run under.
 	background context.Context
 	inject     *inject.Server
-	control    *controlServer
+	// auth answers other mail programs of the host; nil when no socket is set. authSockets are the sockets that this process made.
+	auth        *authd.Server
+	authSockets []string
+	control     *controlServer
 	// serving counts the goroutines that run doors.
 	serving sync.WaitGroup
 	started time.Time
@@ -124,6 +128,9 @@ func Open(ctx context.Context, config Config) (_ *House, err error) {
 	h.background = ctx
 	h.startDoors(ctx)
 	if err := h.startInject(ctx); err != nil {
+		return nil, err
+	}
+	if err := h.startAuth(ctx); err != nil {
 		return nil, err
 	}
 	if h.control, err = startControl(h); err != nil {
@@ -397,7 +404,13 @@ func (h *House) closeDoors(ctx context.Context) {
 	if h.inject != nil {
 		doors.Go(func() { h.inject.Shutdown(ctx) })
 	}
+	if h.auth != nil {
+		doors.Go(func() { h.auth.Shutdown(ctx) })
+	}
 	doors.Wait()
+	for _, path := range h.authSockets {
+		os.Remove(path)
+	}
 	h.serving.Wait()
 }
 

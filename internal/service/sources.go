@@ -1,7 +1,6 @@
 package service
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -10,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/authd"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
@@ -26,7 +26,8 @@ type sources struct {
 // Verify implements auth.Verifier.
 func (s sources) Verify(ctx context.Context, a auth.Attempt) (auth.Identity, error) {
 	view := s.view()
-	chain, err := s.h.chain(moduleWords(s.kind, view), view)
+	words, _ := moduleWords(s.kind, view)
+	chain, err := s.h.chain(words, view)
 	if err != nil {
 		return auth.Identity{}, err
 	}
@@ -34,23 +35,47 @@ func (s sources) Verify(ctx context.Context, a auth.Attempt) (auth.Identity, err
 }
 
 // moduleWords gives the sources that a service's settings name, in their order (wiki 434, 3008-3038): IMAPAUTHMODULES or IMAPMODULES for POP3
-// and IMAP, else AUTHMODULES; the directory alone when none is set.
-func moduleWords(kind string, view *settings.View) []string {
-	var words []string
-	if kind != "smtpd" {
-		words = strings.Fields(cmp.Or(settings.IMAPAuthModules.Get(view), settings.IMAPModules.Get(view)))
+// and IMAP, else AUTHMODULES; the directory alone when none is set. from is the setting that says so.
+func moduleWords(kind string, view *settings.View) (words []string, from *settings.Setting) {
+	from = settings.AuthModules.Setting
+	if kind == "pop3d" || kind == "imapd" {
+		for _, key := range []settings.Key[string]{settings.IMAPAuthModules, settings.IMAPModules} {
+			if words = strings.Fields(key.Get(view)); len(words) > 0 {
+				from = key.Setting
+				break
+			}
+		}
 	}
 	if len(words) == 0 {
 		words = strings.Fields(settings.AuthModules.Get(view))
 	}
 	if len(words) == 0 {
-		return []string{"vchkpass"}
+		return []string{"vchkpass"}, from
 	}
 	// IndiMail's run scripts end the chain so.
 	if filepath.Base(words[len(words)-1]) == "false" {
 		words = words[:len(words)-1]
 	}
-	return words
+	return words, from
+}
+
+// chains goes through the words of every service that asks for passwords, with the setting that they stand in.
+func chains(snapshot *settings.Snapshot, each func(view *settings.View, words []string, from *settings.Setting)) {
+	for _, name := range instances(snapshot) {
+		if kind := kindOf(name); asksPasswords(kind) {
+			view := snapshot.View(name)
+			words, from := moduleWords(kind, view)
+			each(view, words, from)
+		}
+	}
+	view := snapshot.View(authd.Service)
+	if settings.DovecotAuthSocket.Get(view) == "" {
+		return
+	}
+	for _, kind := range []string{"smtpd", "imapd"} {
+		words, from := moduleWords(kind, view)
+		each(view, words, from)
+	}
 }
 
 // chain makes the sources that words name: Indigo's own by their names, whatever the directory before them, and programs.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,18 +35,11 @@ type systemAnswer struct {
 }
 
 // asksSystem tells whether some service's settings name the host's users as a source of passwords.
-func asksSystem(snapshot *settings.Snapshot) bool {
-	for _, name := range instances(snapshot) {
-		if !asksPasswords(kindOf(name)) {
-			continue
-		}
-		for _, word := range moduleWords(kindOf(name), snapshot.View(name)) {
-			if isSystem(word) {
-				return true
-			}
-		}
-	}
-	return false
+func asksSystem(snapshot *settings.Snapshot) (asks bool) {
+	chains(snapshot, func(_ *settings.View, words []string, _ *settings.Setting) {
+		asks = asks || slices.ContainsFunc(words, isSystem)
+	})
+	return asks
 }
 
 // checker gives a connection on which passwords of the host's users are checked, until the child ends. The settings must have a service that asks for

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/indigomail/indigo/internal/authd"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
@@ -33,7 +34,7 @@ func defaultServices() []string {
 func Kinds() []string { return []string{"acme", "imapd", "metrics", "pop3d", "smtpd", "udplogger"} }
 
 // internalServices are the services that listen to nothing from outside.
-func internalServices() []string { return []string{"inject", "queue"} }
+func internalServices() []string { return []string{"auth", "inject", "queue"} }
 
 // newDoorSpec reads what a service is from its name and settings.
 func newDoorSpec(name string, v *settings.View) (doorSpec, error) {
@@ -471,6 +472,9 @@ func (h *House) Services() (all []ServiceState) {
 		all = append(all, u.state())
 	}
 	all = append(all, ServiceState{Name: "inject", Up: h.inject != nil, Wanted: true, Since: h.started, PID: os.Getpid()})
+	if h.auth != nil {
+		all = append(all, ServiceState{Name: authd.Service, Up: true, Wanted: true, Since: h.started, Connections: h.auth.Connections(), PID: os.Getpid()})
+	}
 	for _, name := range append([]string{""}, h.queue.Names()...) {
 		name = strings.TrimSuffix("queue."+name, ".")
 		down := h.held.Load(name)
@@ -511,12 +515,15 @@ func (h *House) ServiceDo(ctx context.Context, name, verb string) error {
 		u = h.units[i]
 	}
 	h.unitsMu.Unlock()
-	if verb == "reload" && (u != nil || name == "inject") {
+	if verb == "reload" && (u != nil || name == "inject" || name == authd.Service && h.auth != nil) {
 		return h.Reload()
 	}
 	if u == nil {
 		if name == "inject" {
 			return errors.New("inject cannot be stopped alone: programs of this host leave their mail in pickup while nothing runs")
+		}
+		if name == authd.Service && h.auth != nil {
+			return errors.New("auth cannot be stopped alone: unset DOVECOT_AUTH_SOCKET and DOVECOT_USERDB_SOCKET, and restart the instance")
 		}
 		return h.errNoService(name)
 	}

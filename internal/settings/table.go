@@ -14,7 +14,7 @@ var (
 	SecureAuth         = boolean("SECURE_AUTH", "secure_auth", "1", "smtpd,pop3d,imapd,queue", "take passwords and tokens that the client sends as they are, by PLAIN, LOGIN and the commands LOGIN and USER, only over TLS; where it is set to 1, deliveries send them so whatever REMOTE_PLAIN_AUTH says", 2543)
 	RelayClients       = lines("RELAYCLIENTS", "relayclients", "smtpd", "networks that may relay without AUTH: one address, prefix ending in a dot or CIDR a line, each ending in a colon", 2834, clientNetwork)
 	BareNewline        = oneOf("BARE_NEWLINE", "barenewline", "reject", []string{"reject", "accept"}, "smtpd", "what to do with a bare CR or LF in a message: reject it, or accept it and make it CRLF; the end of data is CRLF.CRLF in both", 0)
-	MaxDaemons         = number("MAXDAEMONS", "maxdaemons", "1000", 1, 1000000, "smtpd,pop3d,imapd,inject", "most connections at a time of one service", 0)
+	MaxDaemons         = number("MAXDAEMONS", "maxdaemons", "1000", 1, 1000000, "smtpd,pop3d,imapd,inject,auth", "most connections at a time of one service", 0)
 	MaxPerIP           = number("MAXPERIP", "maxperip", "500", 1, 1000000, "smtpd,pop3d,imapd", "most connections at a time of one client address and service", 438)
 	ConcurrencyLocal   = number("CONCURRENCYLOCAL", "concurrencylocal", "120", 0, 500, "queue", "most local deliveries at a time; 0 holds local mail", 377)
 	ConcurrencyRemote  = number("CONCURRENCYREMOTE", "concurrencyremote", "120", 0, 500, "queue", "most remote deliveries at a time; 0 holds remote mail", 377)
@@ -78,9 +78,13 @@ var (
 	Port                  = number("PORT", "", "-1", -1, 65535, "smtpd,pop3d,imapd,metrics,udplogger,acme", "port to listen on; -1 means the number behind the dot of the service's name; PORT_OFFSET is added to either; read at the service's start", 436)
 	SMTPS                 = boolean("SMTPS", "", "0", "smtpd,pop3d,imapd,queue", "begin with a TLS handshake; on by itself for ports 465, 993 and 995, and for relays at port 465; read at the service's start", 424)
 	Submission            = boolean("SUBMISSION", "", "0", "smtpd", "be a door for users (RFC 6409): AUTH first, missing header fields are added; on by itself for ports 587 and 465; read at the service's start", 4610)
-	AuthModules           = text("AUTHMODULES", "authmodules", "", "smtpd,pop3d,imapd", "sources of passwords, tried in this order: vchkpass, the directory; sys-checkpwd, the host's users; programs of the checkpassword interface by their absolute path; empty means the directory", 434)
-	IMAPModules           = text("IMAPMODULES", "imapmodules", "", "pop3d,imapd", "sources of passwords for POP3 and IMAP in the place of AUTHMODULES, with their names there: authindi, authshadow, authpwd", 3027)
-	IMAPAuthModules       = text("IMAPAUTHMODULES", "imapauthmodules", "", "pop3d,imapd", "the same, in the place of IMAPMODULES", 3026)
+	AuthModules           = text("AUTHMODULES", "authmodules", "", "smtpd,pop3d,imapd,auth", "sources of passwords, tried in this order: vchkpass, the directory; sys-checkpwd, the host's users; programs of the checkpassword interface by their absolute path; empty means the directory", 434)
+	IMAPModules           = text("IMAPMODULES", "imapmodules", "", "pop3d,imapd,auth", "sources of passwords for POP3 and IMAP in the place of AUTHMODULES, with their names there: authindi, authshadow, authpwd", 3027)
+	IMAPAuthModules       = text("IMAPAUTHMODULES", "imapauthmodules", "", "pop3d,imapd,auth", "the same, in the place of IMAPMODULES", 3026)
+	DovecotAuthSocket     = text("DOVECOT_AUTH_SOCKET", "dovecotauthsocket", "", "auth", "Unix socket at which Postfix and Exim ask for passwords in Dovecot's protocol, relative to the data directory; empty means none; read at start", 0, valid(socketPath))
+	DovecotUserdbSocket   = text("DOVECOT_USERDB_SOCKET", "dovecotuserdbsocket", "", "auth", "Unix socket at which Dovecot's delivery agents and doveadm ask for users' homes, relative to the data directory; empty means none; read at start", 0, valid(socketPath))
+	DovecotSocketOwner    = text("DOVECOT_SOCKET_OWNER", "dovecotsocketowner", "", "auth", "user, or user:group, by name or number, that both sockets belong to; empty means the serving process's; read at start", 0, valid(userGroup))
+	DovecotSocketMode     = text("DOVECOT_SOCKET_MODE", "dovecotsocketmode", "0660", "auth", "mode of both sockets in octal: who may write to one may ask; read at start", 0, valid(fileMode))
 	RequireAuth           = boolean("REQUIREAUTH", "requireauth", "0", "smtpd", "take mail from authenticated users only", 2265)
 	AuthAll               = boolean("AUTH_ALL", "auth_all", "0", "smtpd", "take mail for others than local users from authenticated users only, whatever RELAYCLIENT says", 2859)
 	NoRelay               = boolean("NORELAY", "norelay", "0", "smtpd", "take mail for local users only, also from users who authenticated", 2274)
@@ -264,6 +268,10 @@ func built() []*Setting {
 		AuthModules.Setting,
 		IMAPModules.Setting,
 		IMAPAuthModules.Setting,
+		DovecotAuthSocket.Setting,
+		DovecotUserdbSocket.Setting,
+		DovecotSocketOwner.Setting,
+		DovecotSocketMode.Setting,
 		RequireAuth.Setting,
 		AuthAll.Setting,
 		NoRelay.Setting,

@@ -153,3 +153,19 @@ func percentages(s string) error {
 	}
 	return nil
 }
+
+// socketPath takes a path that fits sockaddr_un with a suffix of four bytes.
+func socketPath(s string) error {
+	if len(s) > 100 {
+		return fmt.Errorf("%q is longer than 100 bytes, which a Unix socket cannot have", s)
+	}
+	return nil
+}
+
+// fileMode takes the nine bits of a file's mode in octal.
+func fileMode(s string) error {
+	if n, err := strconv.ParseUint(s, 8, 32); err != nil || n > 0o777 {
+		return fmt.Errorf("%q is no mode in octal, as 0660 is", s)
+	}
+	return nil
+}
