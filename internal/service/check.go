@@ -104,6 +104,13 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			case isSystem(word):
 			case later(word):
 				warnings = appendOnce(warnings, at(v, setting, "%s: there is no such program, and Indigo has nothing for it yet: it is passed over", word))
+			case isDovecot(word):
+				path := dovecotSocket(word)
+				if !filepath.IsAbs(path) {
+					wrong = appendOnce(wrong, at(v, setting, "%s: the path of Dovecot's socket must begin with /", word))
+				} else if info, err := os.Stat(path); err != nil || info.Mode().Type() != fs.ModeSocket {
+					warnings = appendOnce(warnings, at(v, setting, "%s: there is no socket now, or this user may not see it: until Dovecot makes it, logins get a temporary error", word))
+				}
 			default:
 				if err := programThere(word); err != nil {
 					wrong = appendOnce(wrong, at(v, setting, "%v", err))

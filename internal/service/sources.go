@@ -2,7 +2,9 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/authd"
+	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
@@ -31,7 +34,38 @@ func (s sources) Verify(ctx context.Context, a auth.Attempt) (auth.Identity, err
 	if err != nil {
 		return auth.Identity{}, err
 	}
-	return chain.Verify(ctx, a)
+	identity, err := chain.Verify(ctx, a)
+	if err == nil && identity.Home == "" && (s.kind == "pop3d" || s.kind == "imapd") {
+		return auth.Identity{}, auth.Refused(fmt.Errorf("%s has no mailbox here", identity.Address))
+	}
+	return identity, err
+}
+
+// known is a source of passwords whose users may be in the directory too: that says then where their mail is, and what they may not.
+type known struct {
+	auth.Verifier
+	h *House
+}
+
+// Verify implements auth.Verifier.
+func (k known) Verify(ctx context.Context, a auth.Attempt) (auth.Identity, error) {
+	identity, err := k.Verifier.Verify(ctx, a)
+	if err != nil {
+		return identity, err
+	}
+	u, err := k.h.directory.User(ctx, identity.Address)
+	switch {
+	case errors.Is(err, directory.ErrNoUser), errors.Is(err, directory.ErrNoDomain):
+		return identity, nil
+	case err != nil:
+		return auth.Identity{}, auth.Unavailable(err)
+	case identity.Home == "":
+		identity.Home = u.Dir
+	}
+	if err := k.h.verifier.Admit(ctx, identity, a); err != nil {
+		return auth.Identity{}, err
+	}
+	return identity, nil
 }
 
 // moduleWords gives the sources that a service's settings name, in their order (wiki 434, 3008-3038): IMAPAUTHMODULES or IMAPMODULES for POP3
@@ -90,12 +124,16 @@ func (h *House) chain(words []string, view *settings.View) (chain auth.Chain, er
 				chain = append(chain, h.system)
 			}
 		case later(word):
+		case isDovecot(word):
+			chain = append(chain, known{&auth.Dovecot{
+				Socket: dovecotSocket(word), Dial: new(net.Dialer).DialContext, PID: os.Getpid(), DefaultDomain: defaultDomain(h.view("all")), Running: h.passwordPrograms,
+			}, h})
 		default:
 			program, err := h.passwordProgram(word, view)
 			if err != nil {
 				return nil, err
 			}
-			chain = append(chain, program)
+			chain = append(chain, known{program, h})
 		}
 	}
 	return chain, nil
@@ -116,6 +154,12 @@ func kindOf(service string) string {
 	kind, _, _ := strings.Cut(service, ".")
 	return kind
 }
+
+// isDovecot tells whether a word names a Dovecot's socket.
+func isDovecot(word string) bool { return strings.HasPrefix(word, "dovecot:") }
+
+// dovecotSocket gives its path.
+func dovecotSocket(word string) string { return strings.TrimPrefix(word, "dovecot:") }
 
 // isSystem tells whether a word names the host's users.
 func isSystem(word string) bool {
@@ -153,7 +197,7 @@ func (h *House) passwordProgram(path string, view *settings.View) (auth.Verifier
 // programThere tells what keeps a password program from being run.
 func programThere(path string) error {
 	if !filepath.IsAbs(path) {
-		return fmt.Errorf("source of passwords %q: neither vchkpass, sys-checkpwd nor the absolute path of a program", path)
+		return fmt.Errorf("source of passwords %q: neither vchkpass, sys-checkpwd, dovecot:SOCKET nor the absolute path of a program", path)
 	}
 	info, err := os.Stat(path)
 	switch {

@@ -133,3 +133,73 @@ exit 1
 	}
 	control(t, in, "authmodules", "vchkpass\n")
 }
+
+// TestPasswordsOfDovecot logs in users whom Debian's Dovecot knows, at Indigo's doors.
+func TestPasswordsOfDovecot(t *testing.T) {
+	need(t, "dovecot", "swaks", "curl")
+	if os.Geteuid() != 0 {
+		missing(t, "Dovecot is started by root only")
+	}
+	dir := folder(t)
+	users, socket, down := filepath.Join(dir, "users"), filepath.Join(dir, "auth"), filepath.Join(dir, "down")
+	// dan has a mailbox at Indigo's too, and alice another password there.
+	text := "dan@indigo.test:{PLAIN}dovecot's\nalice@indigo.test:{PLAIN}dovecot's\nnosmtp@indigo.test:{PLAIN}dovecot's\nfar@other.test:{PLAIN}dovecot's\nbare:{PLAIN}dovecot's\n"
+	if err := os.WriteFile(users, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dovecot(t, fmt.Sprintf(`passdb {
+  driver = passwd-file
+  args = %s
+}
+userdb {
+  driver = static
+  args = uid=%d gid=%[2]d home=/nonexistent
+}
+service auth {
+  unix_listener %[3]s {
+    mode = 0600
+  }
+}
+`, users, mailOwner, socket))
+	in := up(t)
+	for _, name := range []string{"dan", "nosmtp"} {
+		command(t, in, "user", "add", name+"@indigo.test", "--password-file", passwordFile(t))
+	}
+	command(t, in, "user", "flags", "nosmtp@indigo.test", "--set", "NO_SMTP")
+	control(t, in, "authmodules", "dovecot:"+socket+" vchkpass\n")
+	if out := command(t, in, "check"); strings.Contains(out, "AUTHMODULES") {
+		t.Errorf("check: %s", out)
+	}
+	command(t, in, "reload")
+	for _, c := range []struct{ user, password, code, says string }{
+		{"dan@indigo.test", "dovecot's", "235", ""}, {"dan@indigo.test", password, "235", ""}, {"dan@indigo.test", "wrong", "535", ""},
+		{"alice@indigo.test", "dovecot's", "235", ""}, {"alice@indigo.test", password, "235", ""},
+		{"far@other.test", "dovecot's", "235", ""}, {"bare", "dovecot's", "235", ""}, {"nobody@other.test", "dovecot's", "535", ""},
+		{"nosmtp@indigo.test", "dovecot's", "535", "switched off"},
+	} {
+		if code, text := swaksAuth(t, in.Address("smtpd.587"), "PLAIN", c.user, c.password); code != c.code || !strings.Contains(text, c.says) {
+			t.Errorf("%s %s: %s, want %s: %s", c.user, c.password, code, c.code, text)
+		}
+	}
+	mailbox := func(user string) (int, string) {
+		return peer(t, "curl", "-sS", "-m", "30", "-k", "--url", "imaps://"+in.Address("imapd.993")+"/", "-u", user+":dovecot's")
+	}
+	if code, out := mailbox("dan@indigo.test"); code != 0 || !strings.Contains(out, "INBOX") {
+		t.Errorf("dan's mailbox: %d: %s", code, out)
+	}
+	if code, out := mailbox("far@other.test"); code != 67 {
+		t.Errorf("who has no mailbox: %d: %s", code, out)
+	}
+	// A Dovecot that is not there is no reason to call a password wrong, nor to keep others out.
+	control(t, in, "authmodules", "dovecot:"+down+" vchkpass\n")
+	command(t, in, "reload")
+	if code, text := swaksAuth(t, in.Address("smtpd.587"), "LOGIN", "far@other.test", "dovecot's"); code != "454" {
+		t.Errorf("without Dovecot: %s", text)
+	}
+	if code, text := swaksAuth(t, in.Address("smtpd.587"), "LOGIN", "alice@indigo.test", password); code != "235" {
+		t.Errorf("without Dovecot: %s", text)
+	}
+	if out := command(t, in, "check"); !strings.Contains(out, "AUTHMODULES: dovecot:"+down) {
+		t.Errorf("check: %s", out)
+	}
+}
