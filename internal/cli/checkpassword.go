@@ -109,6 +109,11 @@ func (app *App) sysCheckpwd(args []string) int {
 	return app.checkpassword("sys-checkpwd", args, app.checkSystem)
 }
 
+// ldapCheckpwd is vchkpass for the users of LDAP servers, which its environment and the settings name (wiki 3000).
+func (app *App) ldapCheckpwd(args []string) int {
+	return app.checkpassword("ldap-checkpwd", args, app.checkLDAP)
+}
+
 // checkpasswordReply writes to descriptor 4 whom a password program has let in, for the instance that runs it.
 func (app *App) checkpasswordReply([]string) int {
 	environment := settings.FromEnvironment()
@@ -227,6 +232,43 @@ func (app *App) checkSystem(environment settings.Environment, credentials []byte
 		return user, passwordWrong
 	}
 	return checkedUser{found.Name, found.Home, found.UID, found.GID}, nil
+}
+
+// checkLDAP is the check of ldap-checkpwd. Without attributes for them, the uid and gid are those of who runs it, or for root those of the data
+// directory's owner.
+func (app *App) checkLDAP(environment settings.Environment, credentials []byte) (user checkedUser, err error) {
+	if environment.Get("AUTHORIZED") == "1" {
+		return user, errors.New("an LDAP server is asked for passwords only, and AUTHORIZED=1 gives none")
+	}
+	source, err := service.LDAPProgram(environment)
+	if err != nil {
+		return user, err
+	}
+	defer source.Pool.Close()
+	fields := bytes.SplitN(credentials, []byte{0}, 3)
+	found, err := source.Ask(context.Background(), auth.Attempt{User: string(fields[0]), Password: string(fields[1]), Mechanism: "checkpassword"})
+	var refused *mailerr.Error
+	switch {
+	case errors.As(err, &refused) && refused.Code == 535:
+		return user, passwordWrong
+	case err != nil:
+		return user, err
+	}
+	user = checkedUser{found.Address.String(), found.Home, uint32(os.Geteuid()), uint32(os.Getegid())}
+	if found.UID < 0 && user.UID == 0 {
+		owner, err := ownerOf(environment.Data)
+		if err != nil {
+			return user, fmt.Errorf("LDAP_FIELD_UID is not set, and there is %w", err)
+		}
+		user.UID, user.GID = owner.Uid, owner.Gid
+	}
+	if found.UID >= 0 {
+		user.UID = uint32(found.UID)
+	}
+	if found.GID >= 0 {
+		user.GID = uint32(found.GID)
+	}
+	return user, nil
 }
 
 // check looks the user up and compares the password; the error is an exitCode where it says something about either.

@@ -104,6 +104,16 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			case isSystem(word):
 			case later(word):
 				warnings = appendOnce(warnings, at(v, setting, "%s: there is no such program, and Indigo has nothing for it yet: it is passed over", word))
+			case isLDAP(word):
+				source, err := LDAPSource(v)
+				if err == nil {
+					err = source.Check()
+				}
+				if err != nil {
+					wrong = appendOnce(wrong, at(v, setting, "%s: %v", word, err))
+				} else if !source.Encrypted() {
+					warnings = appendOnce(warnings, at(v, settings.LDAPURL.Setting, "passwords are sent in clear: set LDAP_STARTTLS, or write ldaps:// or ldapi://"))
+				}
 			case isDovecot(word):
 				path := dovecotSocket(word)
 				if !filepath.IsAbs(path) {

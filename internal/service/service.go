@@ -71,8 +71,9 @@ type House struct {
 	accounts  *auth.Accounts
 	// system is the host's users; nil when nobody could ask for them.
 	system *systemUsers
-	// passwordPrograms bounds the programs that check passwords.
+	// passwordPrograms bounds the programs and servers that check passwords.
 	passwordPrograms chan struct{}
+	ldap             *auth.LDAPPool
 	resolver         *dnsx.Client
 	local            *local.Deliverer
 	remote           *remote.Deliverer
@@ -246,6 +247,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 		return err
 	}
 	h.passwordPrograms = make(chan struct{}, maxPrograms)
+	h.ldap = &auth.LDAPPool{Dial: new(net.Dialer).DialContext, Now: time.Now}
 	if h.config.Child != nil || os.Geteuid() == 0 {
 		h.system = newSystemUsers(h.config.Child, func() string { return settings.Me.Get(h.view("all")) })
 	}
@@ -436,6 +438,9 @@ func (h *House) closeStations() {
 	}
 	if h.logins != nil {
 		h.logins.Close()
+	}
+	if h.ldap != nil {
+		h.ldap.Close()
 	}
 	if h.directory != nil {
 		h.directory.Close()

@@ -124,6 +124,12 @@ func (h *House) chain(words []string, view *settings.View) (chain auth.Chain, er
 				chain = append(chain, h.system)
 			}
 		case later(word):
+		case isLDAP(word):
+			source, err := h.ldapSource(view)
+			if err != nil {
+				return nil, auth.Unavailable(err)
+			}
+			chain = append(chain, known{source, h})
 		case isDovecot(word):
 			chain = append(chain, known{&auth.Dovecot{
 				Socket: dovecotSocket(word), Dial: new(net.Dialer).DialContext, PID: os.Getpid(), DefaultDomain: defaultDomain(h.view("all")), Running: h.passwordPrograms,
@@ -168,7 +174,7 @@ func isSystem(word string) bool {
 
 // later tells whether a word names one of IndiMail's modules that is not here and that Indigo has nothing for.
 func later(word string) bool {
-	if !slices.Contains([]string{"pam-checkpwd", "ldap-checkpwd", "authpam"}, filepath.Base(word)) {
+	if !slices.Contains([]string{"pam-checkpwd", "authpam"}, filepath.Base(word)) {
 		return false
 	}
 	_, err := os.Stat(word)
@@ -197,7 +203,7 @@ func (h *House) passwordProgram(path string, view *settings.View) (auth.Verifier
 // programThere tells what keeps a password program from being run.
 func programThere(path string) error {
 	if !filepath.IsAbs(path) {
-		return fmt.Errorf("source of passwords %q: neither vchkpass, sys-checkpwd, dovecot:SOCKET nor the absolute path of a program", path)
+		return fmt.Errorf("source of passwords %q: neither vchkpass, sys-checkpwd, ldap-checkpwd, dovecot:SOCKET nor the absolute path of a program", path)
 	}
 	info, err := os.Stat(path)
 	switch {

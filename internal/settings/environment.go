@@ -2,6 +2,7 @@ package settings
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -186,4 +187,24 @@ func Envdir(dir string) (set, unset []string, err error) {
 	slices.Sort(set)
 	slices.Sort(unset)
 	return set, unset, nil
+}
+
+// Over gives v with what the environment says of some settings over it; a nil v has the defaults. The error names what is malformed.
+func (e Environment) Over(v *View, some ...*Setting) (*View, error) {
+	if v == nil {
+		v = &View{}
+	}
+	var assigns []assignment
+	for _, s := range some {
+		text := e.Get(s.Name)
+		if text == "" {
+			continue
+		}
+		parsed, err := s.check(nil, text)
+		if err != nil {
+			return nil, fmt.Errorf("%s in the environment: %w", s.Name, err)
+		}
+		assigns = append(assigns, assignment{s, value{parsed, Source{Layer: "environment", Value: text}}})
+	}
+	return v.with(assigns), nil
 }

@@ -78,9 +78,26 @@ var (
 	Port                  = number("PORT", "", "-1", -1, 65535, "smtpd,pop3d,imapd,metrics,udplogger,acme", "port to listen on; -1 means the number behind the dot of the service's name; PORT_OFFSET is added to either; read at the service's start", 436)
 	SMTPS                 = boolean("SMTPS", "", "0", "smtpd,pop3d,imapd,queue", "begin with a TLS handshake; on by itself for ports 465, 993 and 995, and for relays at port 465; read at the service's start", 424)
 	Submission            = boolean("SUBMISSION", "", "0", "smtpd", "be a door for users (RFC 6409): AUTH first, missing header fields are added; on by itself for ports 587 and 465; read at the service's start", 4610)
-	AuthModules           = text("AUTHMODULES", "authmodules", "", "smtpd,pop3d,imapd,auth", "sources of passwords, tried in this order: vchkpass, the directory; sys-checkpwd, the host's users; dovecot:SOCKET, a Dovecot; programs of the checkpassword interface by their absolute path; empty means the directory", 434)
+	AuthModules           = text("AUTHMODULES", "authmodules", "", "smtpd,pop3d,imapd,auth", "sources of passwords, tried in this order: vchkpass, the directory; sys-checkpwd, the host's users; ldap-checkpwd, an LDAP server; dovecot:SOCKET, a Dovecot; programs of the checkpassword interface by their absolute path; empty means the directory", 434)
 	IMAPModules           = text("IMAPMODULES", "imapmodules", "", "pop3d,imapd,auth", "sources of passwords for POP3 and IMAP in the place of AUTHMODULES, with their names there: authindi, authshadow, authpwd", 3027)
 	IMAPAuthModules       = text("IMAPAUTHMODULES", "imapauthmodules", "", "pop3d,imapd,auth", "the same, in the place of IMAPMODULES", 3026)
+	LDAPURL               = text("LDAP_URL", "ldapurl", "", "smtpd,pop3d,imapd,auth", "servers of the source of passwords ldap-checkpwd, tried in this order: ldap://HOST:PORT, ldaps://HOST:PORT, ldapi:///PATH; empty means LDAP_HOST", 3000)
+	LDAPHost              = text("LDAP_HOST", "ldaphost", "", "smtpd,pop3d,imapd,auth", "host name of the LDAP server, where LDAP_URL is empty", 3000, valid(listenAddress))
+	LDAPPort              = number("LDAP_PORT", "ldapport", "389", 1, 65535, "smtpd,pop3d,imapd,auth", "port of LDAP_HOST", 3000)
+	LDAPStartTLS          = boolean("LDAP_STARTTLS", "ldapstarttls", "0", "smtpd,pop3d,imapd,auth", "go over to TLS at ldap://, before a password is sent", 0)
+	LDAPCA                = text("LDAP_CA", "ldapca", "", "smtpd,pop3d,imapd,auth", "file of authorities in PEM that LDAP servers are verified by; empty means the system's", 0, valid(absolutePath))
+	LDAPBase              = text("LDAP_BASE", "ldapbase", "", "smtpd,pop3d,imapd,auth", "entry below which users are searched", 3000)
+	LDAPScope             = oneOf("LDAP_SCOPE", "ldapscope", "sub", []string{"sub", "one", "base", "children"}, "smtpd,pop3d,imapd,auth", "how far below LDAP_BASE", 3000)
+	LDAPFilter            = text("LDAP_FILTER", "ldapfilter", "(&(uid=%u)(dc=%h))", "smtpd,pop3d,imapd,auth", "filter that finds a user: %e is the address, %u what is before the @, %h what is behind it, %% a %", 3000)
+	LDAPUserDN            = text("LDAP_USER_DN", "ldapuserdn", "", "smtpd,pop3d,imapd,auth", "name of a user's entry with the letters of LDAP_FILTER, to bind as without a search; empty means a search", 0)
+	LDAPBindDN            = text("LDAP_BIND_DN", "ldapbinddn", "", "smtpd,pop3d,imapd,auth", "entry to search as; empty means nobody", 3000)
+	LDAPBindPassword      = text("LDAP_BIND_PASSWD", "ldapbindpasswd", "", "smtpd,pop3d,imapd,auth", "password of LDAP_BIND_DN", 3000, secret)
+	LDAPBindPasswordFile  = text("LDAP_BIND_PASSWD_FILE", "ldapbindpasswdfile", "", "smtpd,pop3d,imapd,auth", "file with the password of LDAP_BIND_DN, in the place of LDAP_BIND_PASSWD; others than its owner and group must not be able to read it", 0, valid(absolutePath))
+	LDAPMail              = text("LDAP_FIELD_MAIL", "ldapfieldmail", "", "smtpd,pop3d,imapd,auth", "attribute with the user's address; empty means the name that the client gave", 0)
+	LDAPHome              = text("LDAP_FIELD_HOME", "ldapfieldhome", "", "smtpd,pop3d,imapd,auth", "attribute with the user's home; empty means that of the directory", 3000)
+	LDAPUID               = text("LDAP_FIELD_UID", "ldapfielduid", "", "auth", "attribute with the uid that the program ldap-checkpwd takes on", 3000)
+	LDAPGID               = text("LDAP_FIELD_GID", "ldapfieldgid", "", "auth", "attribute with the gid that the program ldap-checkpwd takes on", 3000)
+	LDAPTimeout           = seconds("LDAP_TIMEOUT", "ldaptimeout", "10", 1, 120, "smtpd,pop3d,imapd,auth", "seconds for a question to all LDAP servers together", 0)
 	DovecotAuthSocket     = text("DOVECOT_AUTH_SOCKET", "dovecotauthsocket", "", "auth", "Unix socket at which Postfix and Exim ask for passwords in Dovecot's protocol, relative to the data directory; empty means none; read at start", 0, valid(socketPath))
 	DovecotUserdbSocket   = text("DOVECOT_USERDB_SOCKET", "dovecotuserdbsocket", "", "auth", "Unix socket at which Dovecot's delivery agents and doveadm ask for users' homes, relative to the data directory; empty means none; read at start", 0, valid(socketPath))
 	DovecotSocketOwner    = text("DOVECOT_SOCKET_OWNER", "dovecotsocketowner", "", "auth", "user, or user:group, by name or number, that both sockets belong to; empty means the serving process's; read at start", 0, valid(userGroup))
@@ -268,6 +285,23 @@ func built() []*Setting {
 		AuthModules.Setting,
 		IMAPModules.Setting,
 		IMAPAuthModules.Setting,
+		LDAPURL.Setting,
+		LDAPHost.Setting,
+		LDAPPort.Setting,
+		LDAPStartTLS.Setting,
+		LDAPCA.Setting,
+		LDAPBase.Setting,
+		LDAPScope.Setting,
+		LDAPFilter.Setting,
+		LDAPUserDN.Setting,
+		LDAPBindDN.Setting,
+		LDAPBindPassword.Setting,
+		LDAPBindPasswordFile.Setting,
+		LDAPMail.Setting,
+		LDAPHome.Setting,
+		LDAPUID.Setting,
+		LDAPGID.Setting,
+		LDAPTimeout.Setting,
 		DovecotAuthSocket.Setting,
 		DovecotUserdbSocket.Setting,
 		DovecotSocketOwner.Setting,
