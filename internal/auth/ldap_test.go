@@ -114,7 +114,11 @@ func TestLDAPRudeServers(t *testing.T) {
 	for name, serve := range map[string]func(net.Conn){
 		"silent": func(c net.Conn) { c.Read(make([]byte, 1<<10)); c.Read(make([]byte, 1)) },
 		"gone":   func(c net.Conn) { c.Close() },
-		"noise":  func(c net.Conn) { c.Read(make([]byte, 1<<10)); c.Write([]byte("HTTP/1.0 400 Bad Request\r\n\r\n")); c.Close() },
+		"noise": func(c net.Conn) {
+			c.Read(make([]byte, 1<<10))
+			c.Write([]byte("HTTP/1.0 400 Bad Request\r\n\r\n"))
+			c.Close()
+		},
 		"endless": func(c net.Conn) {
 			c.Read(make([]byte, 1<<10))
 			// A sequence of two gigabytes.
