@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,19 +54,15 @@ func (k known) Verify(ctx context.Context, a auth.Attempt) (auth.Identity, error
 	if err != nil {
 		return identity, err
 	}
-	u, err := k.h.directory.User(ctx, identity.Address)
+	found, err := k.h.accounts.Identify(ctx, auth.Attempt{User: identity.Address.String()})
 	switch {
 	case errors.Is(err, directory.ErrNoUser), errors.Is(err, directory.ErrNoDomain):
 		return identity, nil
 	case err != nil:
-		return auth.Identity{}, auth.Unavailable(err)
-	case identity.Home == "":
-		identity.Home = u.Dir
-	}
-	if err := k.h.verifier.Admit(ctx, identity, a); err != nil {
 		return auth.Identity{}, err
 	}
-	return identity, nil
+	found.Home = cmp.Or(identity.Home, found.Home)
+	return found, k.h.accounts.Admit(ctx, found, a)
 }
 
 // moduleWords gives the sources that a service's settings name, in their order (wiki 434, 3008-3038): IMAPAUTHMODULES or IMAPMODULES for POP3

@@ -224,6 +224,14 @@ func TestPasswordsOfLDAP(t *testing.T) {
 		}
 	}
 	// The server goes and comes back; what was kept of connections to it does not matter.
+	command(t, in, "user", "add", "o+b@indigo.test", "--password-file", passwordFile(t))
+	run := exec.Command(string(indigo), "vpasswd", "-e", "o+b@indigo.test", "!$1$saltsalt$9xy1btjgzLYfb7hivXtC//")
+	run.Env = append(os.Environ(), "INDIGO_DATA="+in.Ready.Data)
+	if out, err := run.CombinedOutput(); err != nil {
+		t.Fatalf("vpasswd: %v: %s", err, out)
+	}
+	want("locked in the directory", "o+b@indigo.test", "ldap's", "535")
+	command(t, in, "user", "remove", "o+b@indigo.test", "--yes")
 	server.stop()
 	want("without a server", "ann@indigo.test", "ldap's", "454")
 	want("without a server", "alice@indigo.test", password, "235")
@@ -260,7 +268,7 @@ func TestPasswordsOfLDAP(t *testing.T) {
 		t.Errorf("nobody logged in as ann@indigo.test: %s", story)
 	}
 	// The program for others, with what IndiMail's takes.
-	run := func(user, password string, environment ...string) (code int, out string) {
+	check := func(user, password string, environment ...string) (code int, out string) {
 		t.Helper()
 		cmd := exec.Command(string(indigo), "ldap-checkpwd", "sh", "-c", "echo $USER $HOME $(id -u) $(id -g)")
 		cmd.Env = append(os.Environ(), append(environment, "INDIGO_DATA=/nonexistent")...)
@@ -296,7 +304,7 @@ func TestPasswordsOfLDAP(t *testing.T) {
 		{"ann@indigo.test", "ldap's", append(indimail, "LDAP_SCOPE=all"), 111, "LDAP_SCOPE"}, {"ann@indigo.test", "ldap's", append(indimail, fmt.Sprintf("LDAP_PORT=%d", freePort(t))), 111, "refused"},
 		{"ann@indigo.test", "ldap's", nil, 111, "LDAP_URL"},
 	} {
-		if code, out := run(c.user, c.password, c.environment...); code != c.code || !strings.Contains(out, c.out) {
+		if code, out := check(c.user, c.password, c.environment...); code != c.code || !strings.Contains(out, c.out) {
 			t.Errorf("ldap-checkpwd: %s %s %q: %d %q, want %d %q", c.user, c.password, c.environment, code, out, c.code, c.out)
 		}
 	}
