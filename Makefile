@@ -7,10 +7,14 @@ RELEASE := CGO_ENABLED=0 $(GO) build -trimpath
 # Everything but the tests that start the built program.
 UNIT = $$($(GO) list ./... | grep -v -e /test/e2e -e /test/crash)
 
-.PHONY: build test race lint fuzz crash bench bench-million bench-fair peers unit e2e clean
+.PHONY: build pam test race lint fuzz crash bench bench-million bench-fair peers unit e2e clean
 
 build:
 	$(RELEASE) -o indigo ./cmd/indigo
+
+# The helper for PAM, the only part in which there is C: it needs gcc and libpam0g-dev.
+pam:
+	cd cmd/indigo-pam && CGO_ENABLED=1 $(GO) build -trimpath -o ../../indigo-pam .
 
 test: build peers
 	$(GO) vet ./...

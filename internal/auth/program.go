@@ -43,11 +43,14 @@ type Program struct {
 	Running chan struct{}
 }
 
-// limited keeps the beginning of what is written to it.
-type limited struct{ bytes.Buffer }
+// limited keeps the first bytes of what is written to it.
+type limited struct {
+	bytes.Buffer
+	most int
+}
 
 func (l *limited) Write(p []byte) (int, error) {
-	if room := maxSaid - l.Len(); room > 0 {
+	if room := l.most - l.Len(); room > 0 {
 		l.Buffer.Write(p[:min(room, len(p))])
 	}
 	return len(p), nil
@@ -102,7 +105,7 @@ func (p *Program) run(ctx context.Context, a Attempt) ([]byte, error) {
 		return nil, err
 	}
 	service := map[string]string{"smtpd": "smtp", "imapd": "imap", "pop3d": "pop3"}[kindOf(a.Service)]
-	var said limited
+	said := limited{most: maxSaid}
 	cmd := exec.CommandContext(ctx, p.Path, p.Self, ReplyProgram)
 	cmd.Env = append(p.Environment, "SERVICE="+service, "TCPREMOTEIP="+a.Client.String(), "NATIVE_PASSWORD=1")
 	cmd.ExtraFiles = []*os.File{asked, answered}

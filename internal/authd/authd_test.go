@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"strings"
@@ -384,6 +385,36 @@ func TestUsers(t *testing.T) {
 		f.Shutdown(t.Context())
 		if a.hear() != "" {
 			t.Error("the connection is still open")
+		}
+	})
+}
+
+// FuzzPeers: whatever a peer says, the connection ends when it does, and nothing that was not asked for lets anybody in.
+func FuzzPeers(f *testing.F) {
+	for _, said := range []string{
+		"AUTH\t1\tPLAIN\tservice=smtp\tresp=AGFubgBzZWNyZXQ=\n", "AUTH\t1\tLOGIN\tservice=smtp\nCONT\t1\tYW5u\nCONT\t1\tc2VjcmV0\n", "AUTH\t1\tDIGEST-MD5\tservice=imap\nCONT\t1\t\nCANCEL\t1\n",
+		"AUTH\t1\tSCRAM-SHA-256\tservice=pop3\tresp=biwsbj1hbm5AaGVyZS50ZXN0LHI9eA==\n", "VERSION\t1\nAUTH\n\n\t\t\nCONT\t9\t!\n",
+	} {
+		f.Add(said)
+	}
+	f.Fuzz(func(t *testing.T, said string) {
+		if strings.Contains(said, "slow") {
+			return
+		}
+		for _, serve := range []func(*Server) func(context.Context, net.Conn, uint){func(s *Server) func(context.Context, net.Conn, uint) { return s.passwords }, func(s *Server) func(context.Context, net.Conn, uint) { return s.users }} {
+			x := newFixture()
+			ours, theirs := net.Pipe()
+			ended := make(chan struct{})
+			go func() { serve(x.Server)(context.Background(), theirs, 1); theirs.Close(); close(ended) }()
+			heard := make(chan string)
+			go func() { text, _ := io.ReadAll(ours); heard <- string(text) }()
+			ours.SetWriteDeadline(time.Now().Add(10 * time.Second))
+			io.WriteString(ours, "VERSION\t1\t1\nCPID\t1\n"+said)
+			ours.Close()
+			<-ended
+			if text := <-heard; strings.Contains(text, "\nOK\t") && !strings.Contains(said, "AUTH\t") {
+				t.Errorf("%q: %q", said, text)
+			}
 		}
 	})
 }

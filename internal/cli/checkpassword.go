@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/indigomail/indigo/internal/addr"
@@ -46,6 +47,8 @@ type checkedUser struct {
 	Home string `json:"home"`
 	UID  uint32 `json:"uid"`
 	GID  uint32 `json:"gid"`
+	// same leaves the program all as it is, stay only the directory.
+	same, stay bool
 }
 
 // vchkpass checks a name and a password that it reads from descriptor 3, as NAME NUL PASSWORD NUL (the checkpassword interface; wiki
@@ -112,6 +115,31 @@ func (app *App) sysCheckpwd(args []string) int {
 // ldapCheckpwd is vchkpass for the users of LDAP servers, which its environment and the settings name (wiki 3000).
 func (app *App) ldapCheckpwd(args []string) int {
 	return app.checkpassword("ldap-checkpwd", args, app.checkLDAP)
+}
+
+// pamCheckpwd is vchkpass for whom PAM knows (wiki 3002-3003), with IndiMail's options -s SERVICE, before which PAM_SERVICE counts, -e, which leaves
+// the program who it was and where, and -H, which leaves it where.
+func (app *App) pamCheckpwd(args []string) int {
+	flags := pflag.NewFlagSet("pam-checkpwd", pflag.ContinueOnError)
+	flags.SetInterspersed(false)
+	flags.SetOutput(io.Discard)
+	service := flags.StringP("service", "s", "", "PAM service")
+	as := flags.BoolP("noenv", "e", false, "change neither user nor variables nor directory")
+	at := flags.BoolP("no-chdir-home", "H", false, "stay in this directory")
+	print := flags.BoolP("json", "j", false, "print what was found, and run nothing")
+	if err := flags.Parse(args); err != nil {
+		fmt.Fprintln(app.Err, "pam-checkpwd:", err)
+		return int(passwordMisused)
+	}
+	args = flags.Args()
+	if *print {
+		args = append([]string{"-j"}, args...)
+	}
+	return app.checkpassword("pam-checkpwd", args, func(environment settings.Environment, credentials []byte) (checkedUser, error) {
+		user, err := app.checkPAM(environment, *service, credentials)
+		user.stay, user.same = *at, *as
+		return user, err
+	})
 }
 
 // checkpasswordReply writes to descriptor 4 whom a password program has let in, for the instance that runs it.
@@ -231,7 +259,38 @@ func (app *App) checkSystem(environment settings.Environment, credentials []byte
 	case refused != nil:
 		return user, passwordWrong
 	}
-	return checkedUser{found.Name, found.Home, found.UID, found.GID}, nil
+	return checkedUser{User: found.Name, Home: found.Home, UID: found.UID, GID: found.GID}, nil
+}
+
+// checkPAM is the check of pam-checkpwd. One who is no user of the host gets the uid and gid of the data directory's owner, as vchkpass gives.
+func (app *App) checkPAM(environment settings.Environment, name string, credentials []byte) (user checkedUser, err error) {
+	if environment.Get("AUTHORIZED") == "1" {
+		return user, errors.New("PAM is asked for passwords only, and AUTHORIZED=1 gives none")
+	}
+	helper, err := service.NewPAM(environment, name)
+	if err != nil {
+		return user, err
+	}
+	fields := bytes.SplitN(credentials, []byte{0}, 3)
+	given, password := string(fields[0]), string(fields[1])
+	if !auth.ValidCredentials(given, password) {
+		return user, passwordWrong
+	}
+	found, refused, err := helper.Check(context.Background(), given, password, environment.Get("TCPREMOTEIP"))
+	switch {
+	case err != nil:
+		return user, err
+	case refused != nil:
+		return user, passwordWrong
+	}
+	if found.UID < 0 {
+		owner, err := ownerOf(environment.Data)
+		if err != nil {
+			return user, fmt.Errorf("%s is no user of the host, and there is %w", found.Name, err)
+		}
+		return checkedUser{User: found.Name, Home: found.Home, UID: owner.Uid, GID: owner.Gid}, nil
+	}
+	return checkedUser{User: found.Name, Home: found.Home, UID: uint32(found.UID), GID: uint32(found.GID)}, nil
 }
 
 // checkLDAP is the check of ldap-checkpwd. Without attributes for them, the uid and gid are those of who runs it, or for root those of the data
@@ -254,7 +313,7 @@ func (app *App) checkLDAP(environment settings.Environment, credentials []byte) 
 	case err != nil:
 		return user, err
 	}
-	user = checkedUser{found.Address.String(), found.Home, uint32(os.Geteuid()), uint32(os.Getegid())}
+	user = checkedUser{User: found.Address.String(), Home: found.Home, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
 	if found.UID < 0 && user.UID == 0 {
 		owner, err := ownerOf(environment.Data)
 		if err != nil {
@@ -303,7 +362,7 @@ func (app *App) check(environment settings.Environment, credentials []byte, owne
 	case err != nil:
 		return user, err
 	}
-	return checkedUser{identity.Address.String(), identity.Home, owner.Uid, owner.Gid}, nil
+	return checkedUser{User: identity.Address.String(), Home: identity.Home, UID: owner.Uid, GID: owner.Gid}, nil
 }
 
 func known(ctx context.Context, store *directory.Store, name string) (auth.Identity, error) {
@@ -338,6 +397,9 @@ func doorOf(environment settings.Environment) string {
 
 // run becomes the program, with what the interface and Dovecot say about the user in the environment.
 func (u checkedUser) run(args []string, environment settings.Environment) error {
+	if u.same {
+		return run(args, environment.All())
+	}
 	set := map[string]string{
 		"USER": u.User, "HOME": u.Home, "SHELL": "/bin/false", "userdb_uid": fmt.Sprint(u.UID), "userdb_gid": fmt.Sprint(u.GID), "EXTRA": "userdb_uid userdb_gid",
 	}
@@ -357,8 +419,10 @@ func (u checkedUser) run(args []string, environment settings.Environment) error 
 		if err := becomeUser(u.UID, u.GID); err != nil {
 			return err
 		}
-		if err := os.Chdir(u.Home); err != nil {
-			return err
+		if !u.stay {
+			if err := os.Chdir(u.Home); err != nil {
+				return err
+			}
 		}
 	}
 	return run(args, all)

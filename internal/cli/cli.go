@@ -101,6 +101,6 @@ func (app *App) programs() map[string]func([]string) int {
 	}
 	maps.Copy(all, app.injectPrograms())
 	// They give root up themselves, for a part of their work.
-	all["vchkpass"], all["sys-checkpwd"], all["ldap-checkpwd"], all[auth.ReplyProgram] = app.vchkpass, app.sysCheckpwd, app.ldapCheckpwd, app.checkpasswordReply
+	all["vchkpass"], all["sys-checkpwd"], all["ldap-checkpwd"], all["pam-checkpwd"], all[auth.ReplyProgram] = app.vchkpass, app.sysCheckpwd, app.ldapCheckpwd, app.pamCheckpwd, app.checkpasswordReply
 	return all
 }

@@ -102,8 +102,18 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			case isSystem(word) && settings.RunAs.Get(all) == "":
 				warnings = appendOnce(warnings, at(v, setting, "%s: the host's users are known only to an instance that root starts, with RUNAS", word))
 			case isSystem(word):
+			case isPAM(word):
+				p, err := newPAM(all)
+				if err == nil {
+					err = p.Installed()
+				}
+				if err != nil {
+					wrong = appendOnce(wrong, at(v, setting, "%s: %v", word, err))
+				} else if _, err := os.Stat(filepath.Join("/etc/pam.d", p.Service)); err != nil {
+					warnings = appendOnce(warnings, at(all, settings.PAMService.Setting, "there is no /etc/pam.d/%s: PAM takes other, which mostly lets nobody in", p.Service))
+				}
 			case later(word):
-				warnings = appendOnce(warnings, at(v, setting, "%s: there is no such program, and Indigo has nothing for it yet: it is passed over", word))
+				warnings = appendOnce(warnings, at(v, setting, "%s: there is neither such a program nor Indigo's indigo-pam: it is passed over", word))
 			case isLDAP(word):
 				source, err := LDAPSource(v)
 				if err == nil {

@@ -20,12 +20,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
 // The parent keeps what the services must not have: root. It starts the child, which serves, as the account of RUNAS, and
 // answers three kinds of questions of it: to listen on the port of a service, for the sockets that other mail programs ask at, and whether the
-// password of one of the host's users is right, where a service's AUTHMODULES ask for those. As process 1 of a container it also collects what orphans
+// password of one of the host's users, or of PAM's, is right, where a service's AUTHMODULES ask for those. As process 1 of a container it also collects what orphans
 // leave (architecture, section 7).
 
 // ChildVariable names, in the child's environment, the descriptor that leads to the parent.
@@ -34,7 +35,7 @@ const ChildVariable = "INDIGO_PARENT"
 // parentFD is the child's end of it.
 const parentFD = 3
 
-// request is what the child asks, answer what it gets; a descriptor comes with the answers to "listen", "socket" and "passwords".
+// request is what the child asks, answer what it gets; a descriptor comes with the answers to all but "first".
 type request struct {
 	Op      string `json:"op"`
 	Service string `json:"service,omitempty"`
@@ -64,6 +65,8 @@ type Parent struct {
 	// sockets are those for other mail programs, by the name of the setting. They are made before the first child, which could else have
 	// them made anywhere by what it writes into the settings.
 	sockets map[string]*net.UnixListener
+	// pam is read at the start for the same reason: the helper runs as root.
+	pam auth.PAM
 }
 
 // Configure reads RUNAS, and checks that the child could work as that account. Without root it changes nothing. Malformed
@@ -142,6 +145,11 @@ func (p *Parent) Run(ctx context.Context) (int, error) {
 		return 1, err
 	}
 	defer remove()
+	if snapshot, err := settings.Load(p.Data); err == nil {
+		if p.pam, err = newPAM(snapshot.View("all")); err != nil {
+			return 1, err
+		}
+	}
 	for {
 		began := time.Now()
 		code, asked, err := p.once(ctx)
@@ -268,7 +276,9 @@ func unixConn(f *os.File) (*net.UnixConn, error) {
 func (p *Parent) answer(c *net.UnixConn) {
 	var checking sync.WaitGroup
 	defer checking.Wait()
-	var checkers atomic.Int32
+	ctx, end := context.WithCancel(context.Background())
+	defer end()
+	running := map[string]*atomic.Int32{opPasswords: {}, opPAM: {}}
 	b := make([]byte, 4096)
 	for {
 		n, err := c.Read(b)
@@ -290,8 +300,8 @@ func (p *Parent) answer(c *net.UnixConn) {
 			if descriptor, err = p.socket(r.Service); err != nil {
 				a.Error = err.Error()
 			}
-		} else if r.Op == "passwords" {
-			if descriptor, err = p.checker(&checking, &checkers); err != nil {
+		} else if r.Op == opPasswords || r.Op == opPAM {
+			if descriptor, err = p.checker(ctx, r.Op, &checking, running[r.Op]); err != nil {
 				a.Error = err.Error()
 			}
 		} else {

@@ -71,6 +71,8 @@ type House struct {
 	accounts  *auth.Accounts
 	// system is the host's users; nil when nobody could ask for them.
 	system *systemUsers
+	// pam is those whom PAM knows.
+	pam *pamUsers
 	// passwordPrograms bounds the programs and servers that check passwords.
 	passwordPrograms chan struct{}
 	ldap             *auth.LDAPPool
@@ -249,8 +251,13 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	h.passwordPrograms = make(chan struct{}, maxPrograms)
 	h.ldap = &auth.LDAPPool{Dial: new(net.Dialer).DialContext, Now: time.Now}
 	if h.config.Child != nil || os.Geteuid() == 0 {
-		h.system = newSystemUsers(h.config.Child, func() string { return settings.Me.Get(h.view("all")) })
+		h.system = &systemUsers{newCheckers(opPasswords, h.config.Child, checkSystem), h.hostname}
 	}
+	helper, err := newPAM(all)
+	if err != nil {
+		return err
+	}
+	h.pam = &pamUsers{newCheckers(opPAM, h.config.Child, checkPAM(helper)), h.hostname}
 	key, err := auth.LoadKey(filepath.Join(h.config.Data, "authkey"))
 	if err != nil {
 		return fmt.Errorf("key for made-up salts: %w", err)
@@ -287,6 +294,9 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	}
 	return nil
 }
+
+// hostname gives ME.
+func (h *House) hostname() string { return settings.Me.Get(h.view("all")) }
 
 // dialFrom connects from an address of this host.
 func dialFrom(ctx context.Context, local netip.Addr, network, address string) (net.Conn, error) {
@@ -435,6 +445,9 @@ func (h *House) closeStations() {
 	}
 	if h.system != nil {
 		h.system.close()
+	}
+	if h.pam != nil {
+		h.pam.close()
 	}
 	if h.logins != nil {
 		h.logins.Close()

@@ -120,6 +120,10 @@ func (h *House) chain(words []string, view *settings.View) (chain auth.Chain, er
 			if h.system != nil && !slices.Contains(chain, auth.Verifier(h.system)) {
 				chain = append(chain, h.system)
 			}
+		case isPAM(word):
+			if h.pam != nil {
+				chain = append(chain, known{h.pam, h})
+			}
 		case later(word):
 		case isLDAP(word):
 			source, err := h.ldapSource(view)
@@ -171,7 +175,7 @@ func isSystem(word string) bool {
 
 // later tells whether a word names one of IndiMail's modules that is not here and that Indigo has nothing for.
 func later(word string) bool {
-	if !slices.Contains([]string{"pam-checkpwd", "authpam"}, filepath.Base(word)) {
+	if !pamWord(word) {
 		return false
 	}
 	_, err := os.Stat(word)

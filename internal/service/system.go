@@ -18,48 +18,81 @@ import (
 	"github.com/indigomail/indigo/internal/settings"
 )
 
-// maxCheckers is how many connections for passwords of the host's users a parent gives its child: each checks one at a time, so that wrong
-// ones in any number do not take all processors. The connection for listeners never waits for them.
-const maxCheckers = 2
+// maxCheckers is how many connections for passwords a parent gives its child: each checks one at a time, so that wrong ones in any number do
+// not take all processors. PAM's modules mostly wait. The connection for listeners never waits for them.
+func maxCheckers(op string) int {
+	if op == opPAM {
+		return 8
+	}
+	return 2
+}
+
+// opPasswords and opPAM ask for such a connection, for the host's users and for PAM.
+const (
+	opPasswords = "passwords"
+	opPAM       = "pam"
+)
 
 // systemQuestion and systemAnswer go over such a connection.
 type systemQuestion struct {
 	User     string `json:"user"`
 	Password string `json:"password"`
+	// Client is the client's address.
+	Client string `json:"client,omitempty"`
 }
 
 type systemAnswer struct {
-	User    auth.SystemUser `json:"user"`
-	Refused string          `json:"refused,omitempty"`
-	Error   string          `json:"error,omitempty"`
+	Name    string `json:"name"`
+	Home    string `json:"home"`
+	Refused string `json:"refused,omitempty"`
+	Error   string `json:"error,omitempty"`
 }
 
-// asksSystem tells whether some service's settings name the host's users as a source of passwords.
-func asksSystem(snapshot *settings.Snapshot) (asks bool) {
+// checkSystem answers for the host's users.
+func checkSystem(_ context.Context, q systemQuestion) systemAnswer {
+	user, refused, err := auth.System{Now: time.Now}.Check(q.User, q.Password)
+	return newSystemAnswer(user.Name, user.Home, refused, err)
+}
+
+func newSystemAnswer(name, home string, refused, err error) systemAnswer {
+	switch {
+	case err != nil:
+		return systemAnswer{Error: err.Error()}
+	case refused != nil:
+		return systemAnswer{Refused: refused.Error()}
+	}
+	return systemAnswer{Name: name, Home: home}
+}
+
+// asks tells whether some service's settings name a source of passwords.
+func asks(snapshot *settings.Snapshot, is func(word string) bool) (asks bool) {
 	chains(snapshot, func(_ *settings.View, words []string, _ *settings.Setting) {
-		asks = asks || slices.ContainsFunc(words, isSystem)
+		asks = asks || slices.ContainsFunc(words, is)
 	})
 	return asks
 }
 
-// checker gives a connection on which passwords of the host's users are checked, until the child ends. The settings must have a service that asks for
-// them: a child that was taken over gets no more than it.
-func (p *Parent) checker(checking *sync.WaitGroup, running *atomic.Int32) (*os.File, error) {
-	if running.Load() >= maxCheckers {
-		return nil, fmt.Errorf("there are %d connections for passwords already", maxCheckers)
+// checker gives a connection on which passwords are checked, until the child ends. The settings must have a service that asks for them: a child
+// that was taken over gets no more than it.
+func (p *Parent) checker(ctx context.Context, op string, checking *sync.WaitGroup, running *atomic.Int32) (*os.File, error) {
+	if int(running.Load()) >= maxCheckers(op) {
+		return nil, fmt.Errorf("there are %d connections for passwords already", maxCheckers(op))
 	}
 	snapshot, err := settings.Load(p.Data)
 	if err != nil {
 		return nil, err
 	}
-	if !asksSystem(snapshot) {
-		return nil, errors.New("no service's AUTHMODULES asks for the host's users")
+	check, is := checkSystem, isSystem
+	if op == opPAM {
+		check, is = checkPAM(p.pam), isPAM
+	}
+	if !asks(snapshot, is) {
+		return nil, errors.New("no service's AUTHMODULES asks for these users")
 	}
 	ours, theirs, err := pair()
 	if err != nil {
 		return nil, err
 	}
-	system := auth.System{Now: time.Now}
 	running.Add(1)
 	checking.Go(func() {
 		defer running.Add(-1)
@@ -75,15 +108,7 @@ func (p *Parent) checker(checking *sync.WaitGroup, running *atomic.Int32) (*os.F
 			if err := json.Unmarshal(b[:n], &q); err != nil {
 				a.Error = "not understood"
 			} else {
-				user, refused, err := system.Check(q.User, q.Password)
-				switch {
-				case err != nil:
-					a.Error = err.Error()
-				case refused != nil:
-					a.Refused = refused.Error()
-				default:
-					a.User = user
-				}
+				a = check(ctx, q)
 			}
 			text, err := json.Marshal(a)
 			if err != nil {
@@ -97,9 +122,9 @@ func (p *Parent) checker(checking *sync.WaitGroup, running *atomic.Int32) (*os.F
 	return theirs, nil
 }
 
-// passwords gives a connection for passwords of the host's users.
-func (c *Child) passwords() (*net.UnixConn, error) {
-	_, f, err := c.ask(request{Op: "passwords"})
+// passwords gives a connection for passwords.
+func (c *Child) passwords(op string) (*net.UnixConn, error) {
+	_, f, err := c.ask(request{Op: op})
 	if err != nil {
 		if f != nil {
 			f.Close()
@@ -112,10 +137,11 @@ func (c *Child) passwords() (*net.UnixConn, error) {
 	return unixConn(f)
 }
 
-// systemUsers is the Verifier of the host's users: the parent is asked, or the files where this process is root.
-type systemUsers struct {
+// checkers have passwords checked: by the parent, or where there is none here.
+type checkers struct {
+	op    string
 	child *Child
-	host  func() string
+	here  func(context.Context, systemQuestion) systemAnswer
 
 	mu sync.Mutex
 	// idle are connections that nobody uses; made counts all.
@@ -123,12 +149,18 @@ type systemUsers struct {
 	made int
 }
 
-func newSystemUsers(child *Child, host func() string) *systemUsers {
-	return &systemUsers{child: child, host: host, idle: make(chan *net.UnixConn, maxCheckers)}
+func newCheckers(op string, child *Child, here func(context.Context, systemQuestion) systemAnswer) *checkers {
+	return &checkers{op: op, child: child, here: here, idle: make(chan *net.UnixConn, maxCheckers(op))}
+}
+
+// systemUsers is the Verifier of the host's users.
+type systemUsers struct {
+	*checkers
+	host func() string
 }
 
 // close closes the connections; nobody asks any more.
-func (s *systemUsers) close() {
+func (s *checkers) close() {
 	for {
 		select {
 		case c := <-s.idle:
@@ -140,15 +172,15 @@ func (s *systemUsers) close() {
 }
 
 // connection gives one that is idle, or a new one, or waits.
-func (s *systemUsers) connection(ctx context.Context) (*net.UnixConn, error) {
+func (s *checkers) connection(ctx context.Context) (*net.UnixConn, error) {
 	select {
 	case c := <-s.idle:
 		return c, nil
 	default:
 	}
 	s.mu.Lock()
-	if s.made < maxCheckers {
-		c, err := s.child.passwords()
+	if s.made < maxCheckers(s.op) {
+		c, err := s.child.passwords(s.op)
 		if err == nil {
 			s.made++
 		}
@@ -174,7 +206,7 @@ func (s *systemUsers) Verify(ctx context.Context, a auth.Attempt) (auth.Identity
 	if !auth.ValidCredentials(name, a.Password) {
 		return auth.Identity{}, auth.Refused(errors.New("name or password malformed"))
 	}
-	answer, err := s.ask(ctx, systemQuestion{name, a.Password})
+	answer, err := s.ask(ctx, systemQuestion{User: name, Password: a.Password})
 	switch {
 	case err != nil:
 		return auth.Identity{}, auth.Unavailable(fmt.Errorf("users of the host: %w", err))
@@ -183,17 +215,12 @@ func (s *systemUsers) Verify(ctx context.Context, a auth.Attempt) (auth.Identity
 	case answer.Refused != "":
 		return auth.Identity{}, auth.Refused(fmt.Errorf("user %s of the host: %s", name, answer.Refused))
 	}
-	return auth.Identity{Address: addr.Address{Local: name, Domain: host}, Home: answer.User.Home}, nil
+	return auth.Identity{Address: addr.Address{Local: name, Domain: host}, Home: answer.Home}, nil
 }
 
-func (s *systemUsers) ask(ctx context.Context, q systemQuestion) (a systemAnswer, err error) {
+func (s *checkers) ask(ctx context.Context, q systemQuestion) (a systemAnswer, err error) {
 	if s.child == nil {
-		user, refused, err := auth.System{Now: time.Now}.Check(q.User, q.Password)
-		if refused != nil {
-			a.Refused = refused.Error()
-		}
-		a.User = user
-		return a, err
+		return s.here(ctx, q), nil
 	}
 	c, err := s.connection(ctx)
 	if err != nil {

@@ -98,6 +98,7 @@ var (
 	LDAPUID               = text("LDAP_FIELD_UID", "ldapfielduid", "", "auth", "attribute with the uid that the program ldap-checkpwd takes on", 3000)
 	LDAPGID               = text("LDAP_FIELD_GID", "ldapfieldgid", "", "auth", "attribute with the gid that the program ldap-checkpwd takes on", 3000)
 	LDAPTimeout           = seconds("LDAP_TIMEOUT", "ldaptimeout", "10", 1, 120, "smtpd,pop3d,imapd,auth", "seconds for a question to all LDAP servers together", 0)
+	PAMService            = text("PAM_SERVICE", "pamservice", "indigo", "all", "PAM service of the source of passwords pam-checkpwd, a file in /etc/pam.d; read at start", 3003, valid(pamService))
 	DovecotAuthSocket     = text("DOVECOT_AUTH_SOCKET", "dovecotauthsocket", "", "auth", "Unix socket at which Postfix and Exim ask for passwords in Dovecot's protocol, relative to the data directory; empty means none; read at start", 0, valid(socketPath))
 	DovecotUserdbSocket   = text("DOVECOT_USERDB_SOCKET", "dovecotuserdbsocket", "", "auth", "Unix socket at which Dovecot's delivery agents and doveadm ask for users' homes, relative to the data directory; empty means none; read at start", 0, valid(socketPath))
 	DovecotSocketOwner    = text("DOVECOT_SOCKET_OWNER", "dovecotsocketowner", "", "auth", "user, or user:group, by name or number, that both sockets belong to; empty means the serving process's; read at start", 0, valid(userGroup))
@@ -302,6 +303,7 @@ func built() []*Setting {
 		LDAPUID.Setting,
 		LDAPGID.Setting,
 		LDAPTimeout.Setting,
+		PAMService.Setting,
 		DovecotAuthSocket.Setting,
 		DovecotUserdbSocket.Setting,
 		DovecotSocketOwner.Setting,

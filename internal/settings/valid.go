@@ -169,3 +169,11 @@ func fileMode(s string) error {
 	}
 	return nil
 }
+
+// pamService takes the name of a file in /etc/pam.d.
+func pamService(s string) error {
+	if strings.ContainsAny(s, "/ ") || s[0] == '.' || len(s) > 64 {
+		return fmt.Errorf("%q is no name of a PAM service", s)
+	}
+	return nil
+}

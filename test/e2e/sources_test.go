@@ -203,3 +203,148 @@ service auth {
 		t.Errorf("check: %s", out)
 	}
 }
+
+// TestPasswordsOfPAM logs in users by PAM: in a mount namespace the host has a PAM service with Debian's pam_unix and users of the test's, which the
+// serving process, that has given root up, asks for by its parent and indigo-pam.
+func TestPasswordsOfPAM(t *testing.T) {
+	need(t, "swaks", "unshare", "gcc")
+	if os.Geteuid() != 0 {
+		missing(t, "only root can read the host's passwords")
+	}
+	if _, err := os.Stat("/usr/include/security/pam_appl.h"); err != nil {
+		missing(t, "libpam0g-dev is not installed")
+	}
+	if out, err := exec.Command("unshare", "-m", "true").CombinedOutput(); err != nil {
+		missing(t, "no mount namespaces here: "+strings.TrimSpace(string(out)))
+	}
+	program := readable(t)
+	helper := filepath.Join(filepath.Dir(string(program)), "indigo-pam")
+	build := exec.Command("go", "build", "-o", helper, ".")
+	build.Dir = filepath.Join("..", "..", "cmd", "indigo-pam")
+	build.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building indigo-pam: %v: %s", err, out)
+	}
+	dir := folder(t)
+	for name, text := range map[string]string{
+		"passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\npamann:x:4001:4001:Ann:" + dir + ":/bin/sh\npambob:x:4002:4002::/home/pambob:/bin/sh\nsendmail:x:4003:4003::/:/bin/sh\n",
+		// "secret" by libxcrypt; pambob's account has expired.
+		"shadow":       strings.ReplaceAll("root:HASH:20000:0:99999:7:::\nnobody:*:20000:0:99999:7:::\npamann:HASH:20000:0:99999:7:::\npambob:HASH:20000:0:99999:7::100:\n", "HASH", "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$GmcwIgvdUC9qLWcKCi6gklUa1dM3ziD43YxYNURLKy0"),
+		"pam.d/indigo": "auth sufficient pam_unix.so nodelay\nauth sufficient pam_exec.so quiet expose_authtok " + dir + "/virtual\nauth required pam_deny.so\naccount sufficient pam_exec.so quiet " + dir + "/isvirtual\naccount required pam_unix.so\n",
+		"pam.d/broken": "auth required pam_nothere.so\naccount required pam_nothere.so\n",
+		"pam.d/other":  "auth required pam_deny.so\naccount required pam_deny.so\n",
+		// A user whom only PAM knows, with the address of one of the directory's.
+		"virtual":   "#!/bin/sh\n[ \"$PAM_USER\" = alice@indigo.test ] && [ \"$PAM_RHOST\" = 127.0.0.1 ] && [ \"$(tr -d '\\0')\" = \"pam's\" ]\n",
+		"isvirtual": "#!/bin/sh\n[ \"$PAM_USER\" = alice@indigo.test ]\n",
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inside := filepath.Join(dir, "inside")
+	text := fmt.Sprintf("#!/bin/sh\nexec unshare -m sh -c 'mount --make-rprivate / && mount --bind %[1]s/passwd /etc/passwd && mount --bind %[1]s/shadow /etc/shadow && mount --bind %[1]s/pam.d /etc/pam.d && exec \"$0\" \"$@\"' %[2]s \"$@\"\n", dir, program)
+	if err := os.WriteFile(inside, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(dir, "shadow"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	data := filepath.Join(dir, "data")
+	in, err := instance.Up(within(t, time.Minute), instance.Program(inside), data, "--user", "alice", "--password-file", passwordFile(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop(t, in)
+	control(t, in, "runas", "nobody\n")
+	control(t, in, "authmodules", "/usr/sbin/pam-checkpwd vchkpass\n")
+	if out, err := exec.Command("chown", "-R", "nobody", data).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	start := func() {
+		t.Helper()
+		if in, err = instance.Up(within(t, time.Minute), instance.Program(inside), data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start()
+	defer func() {
+		if err := in.Stop(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("end of the log:\n%s", in.Log())
+		}
+	}()
+	want := func(where, user, password, want string) {
+		t.Helper()
+		if code, text := swaksAuth(t, in.Address("smtpd.587"), "PLAIN", user, password); code != want {
+			t.Errorf("%s: %s %s: %s, want %s: %s", where, user, password, code, want, text)
+		}
+	}
+	me := strings.TrimSpace(command(t, in, "settings", "get", "ME"))
+	for _, c := range []struct{ user, password, code string }{
+		{"pamann", "secret", "235"}, {"pamann@" + me, "secret", "235"}, {"pamann", "wrong", "535"}, {"pamann@other.test", "secret", "535"},
+		{"pambob", "secret", "535"}, {"root", "secret", "535"}, {"nobody", "*", "535"}, {"sendmail", "x", "535"},
+		{"alice@indigo.test", "pam's", "235"}, {"alice@indigo.test", password, "235"}, {"alice@indigo.test", "wrong", "535"},
+	} {
+		want("PAM", c.user, c.password, c.code)
+	}
+	// pam-checkpwd is the same check for others, as the account.
+	check := func(user, password string, args ...string) (code int, out string) {
+		t.Helper()
+		run := exec.Command(inside, append(append([]string{"pam-checkpwd"}, args...), "sh", "-c", "echo $USER $HOME $(id -u) $PWD")...)
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(w, "%s\x00%s\x00\x00", user, password)
+		w.Close()
+		run.ExtraFiles = []*os.File{r}
+		run.Dir, run.Env = "/", []string{"PATH=" + os.Getenv("PATH"), "PAM_SERVICE=indigo", "INDIGO_DATA=/nonexistent"}
+		text, err := run.CombinedOutput()
+		r.Close()
+		if run.ProcessState == nil {
+			t.Fatal(err)
+		}
+		return run.ProcessState.ExitCode(), string(text)
+	}
+	for _, c := range []struct {
+		user, password string
+		args           []string
+		code           int
+		out            string
+	}{
+		{"pamann", "secret", nil, 0, "pamann " + dir + " 4001 " + dir + "\n"}, {"pamann", "secret", []string{"-H", "--"}, 0, "pamann " + dir + " 4001 /\n"},
+		{"pamann", "secret", []string{"-e"}, 0, "0 /\n"}, {"pamann", "wrong", nil, 1, ""}, {"root", "secret", nil, 1, ""},
+		{"pamann", "secret", []string{"-s", "nowhere"}, 1, ""}, {"pamann", "secret", []string{"--service", "broken"}, 111, "pam-checkpwd: PAM service broken"},
+		{"pamann", "secret", []string{"-i", "x"}, 2, "unknown shorthand"},
+	} {
+		if code, out := check(c.user, c.password, c.args...); code != c.code || !strings.Contains(out, c.out) {
+			t.Errorf("pam-checkpwd %q: %s %s: %d %q, want %d %q", c.args, c.user, c.password, code, out, c.code, c.out)
+		}
+	}
+	// A service that cannot say makes no wrong password; nor does a helper that others may change, which root does not run.
+	stop(t, in)
+	control(t, in, "pamservice", "broken\n")
+	if err := os.Chown(filepath.Join(data, "control", "pamservice"), mailOwner, mailOwner); err != nil {
+		t.Fatal(err)
+	}
+	start()
+	want("broken service", "pamann", "secret", "454")
+	want("broken service", "alice@indigo.test", password, "235")
+	if err := os.Chmod(helper, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	want("helper that everybody may change", "pamann", "secret", "454")
+	if err := os.Remove(helper); err != nil {
+		t.Fatal(err)
+	}
+	want("no helper", "pamann", "secret", "535")
+	if out := command(t, in, "check"); !strings.Contains(out, "nor Indigo's indigo-pam: it is passed over") {
+		t.Errorf("check: %s", out)
+	}
+}
