@@ -311,20 +311,60 @@ func hashAll(ctx context.Context, form auth.Form, users []directory.NewUser, cle
 	return g.Wait()
 }
 
+// userWriter gives what writes users in a format, and what ends the output.
+func (app *App) userWriter(format, data string) (write func(directory.User) error, finish func() error, err error) {
+	if format != "passwd" && format != "shadow" {
+		record, finish, err := directory.WriteRecords(app.Out, directory.Format(format))
+		return func(u directory.User) error { return record(directory.RecordOf(u)) }, finish, err
+	}
+	owner, err := ownerOf(data)
+	if err != nil {
+		return nil, nil, err
+	}
+	return func(u directory.User) error {
+		line, err := hostLine(u, format, owner.Uid, owner.Gid)
+		if err == nil {
+			_, err = fmt.Fprintln(app.Out, line)
+		}
+		return err
+	}, func() error { return nil }, nil
+}
+
+// cryptForms are the stored forms that crypt(3) of Debian knows.
+var cryptForms = []string{"$1$", "$5$", "$6$", "$y$", "$2a$", "$2b$", "$2y$"}
+
+// hostLine gives a user's line of passwd(5) or shadow(5). A form that the host cannot compare becomes one that nothing fits.
+func hostLine(u directory.User, format string, uid, gid uint32) (string, error) {
+	name := u.Address().String()
+	if strings.ContainsAny(name+u.Dir, ":\n") {
+		return "", fmt.Errorf("%s: its name or home, %s, has a colon in it, which passwd(5) cannot have", name, u.Dir)
+	}
+	if format == "shadow" {
+		hash := "!"
+		if slices.ContainsFunc(cryptForms, func(form string) bool { return strings.HasPrefix(u.Password, form) }) && !strings.ContainsAny(u.Password, ":\n") {
+			hash = u.Password
+		}
+		return name + ":" + hash + "::0:99999:7:::", nil
+	}
+	text := strings.NewReplacer(":", " ", "\n", " ", ",", " ").Replace(u.Gecos)
+	return fmt.Sprintf("%s:x:%d:%d:%s:%s:/usr/sbin/nologin", name, uid, gid, text, u.Dir), nil
+}
+
 func (app *App) userExportCommand() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use:   "export [DOMAIN...]",
 		Short: "Print the users of domains, or of all, for indigo user import",
 		Long: `Print users as CSV or JSON lines, with the stored forms of their passwords: keep the output as secret as the directory. The places of
-their homes, which import makes anew, and their mail are not in it.`,
-		Example: "  indigo user export example.org >users.csv\n  indigo user export --format jsonl",
+their homes, which import makes anew, and their mail are not in it. The formats passwd and shadow are those of passwd(5) and shadow(5), for
+libnss-extrausers: users have their address as their name, and the uid and gid of the data directory's owner.`,
+		Example: "  indigo user export example.org >users.csv\n  indigo user export --format jsonl\n  indigo user export --format passwd >/var/lib/extrausers/passwd",
 	}
 	data := app.dataFlag(cmd)
-	cmd.Flags().StringVar(&format, "format", "csv", "csv or jsonl")
+	cmd.Flags().StringVar(&format, "format", "csv", "csv, jsonl, passwd or shadow")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return app.withDirectory(cmd.Context(), *data, func(s *directory.Store) error {
-			write, finish, err := directory.WriteRecords(app.Out, directory.Format(format))
+			write, finish, err := app.userWriter(format, *data)
 			if err != nil {
 				return err
 			}
@@ -344,7 +384,7 @@ their homes, which import makes anew, and their mail are not in it.`,
 						return err
 					}
 					for _, u := range users {
-						if err := write(directory.RecordOf(u)); err != nil {
+						if err := write(u); err != nil {
 							return err
 						}
 						after = u.Name
