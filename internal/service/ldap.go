@@ -72,7 +72,7 @@ func (h *House) ldapSource(v *settings.View) (*auth.LDAP, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.Pool, l.DefaultDomain, l.Running = h.ldap, defaultDomain(h.view("all")), h.passwordPrograms
+	l.Pool, l.DefaultDomain, l.Running = h.ldap, defaultDomain(h.view("all")), h.passwordServers
 	return l, nil
 }
 

@@ -73,8 +73,9 @@ type House struct {
 	system *systemUsers
 	// pam is those whom PAM knows.
 	pam *pamUsers
-	// passwordPrograms bounds the programs and servers that check passwords.
+	// passwordPrograms bounds the programs that check passwords, passwordServers the questions to servers, which cost less.
 	passwordPrograms chan struct{}
+	passwordServers  chan struct{}
 	ldap             *auth.LDAPPool
 	resolver         *dnsx.Client
 	local            *local.Deliverer
@@ -249,6 +250,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 		return err
 	}
 	h.passwordPrograms = make(chan struct{}, maxPrograms)
+	h.passwordServers = make(chan struct{}, maxServers)
 	h.ldap = &auth.LDAPPool{Dial: new(net.Dialer).DialContext, Now: time.Now}
 	if h.config.Child != nil || os.Geteuid() == 0 {
 		h.system = &systemUsers{newCheckers(opPasswords, h.config.Child, checkSystem), h.hostname}

@@ -20,6 +20,9 @@ import (
 // maxPrograms bounds how many password programs run at once, for all services.
 const maxPrograms = 16
 
+// maxServers bounds how many questions to LDAP servers and Dovecots run at once, for all services.
+const maxServers = 64
+
 // sources is the Verifier of a service: the sources of passwords that its settings name, read anew for each attempt.
 type sources struct {
 	h    *House
@@ -133,7 +136,7 @@ func (h *House) chain(words []string, view *settings.View) (chain auth.Chain, er
 			chain = append(chain, known{source, h})
 		case isDovecot(word):
 			chain = append(chain, known{&auth.Dovecot{
-				Socket: dovecotSocket(word), Dial: new(net.Dialer).DialContext, PID: os.Getpid(), DefaultDomain: defaultDomain(h.view("all")), Running: h.passwordPrograms,
+				Socket: dovecotSocket(word), Dial: new(net.Dialer).DialContext, PID: os.Getpid(), DefaultDomain: defaultDomain(h.view("all")), Running: h.passwordServers,
 			}, h})
 		default:
 			program, err := h.passwordProgram(word, view)

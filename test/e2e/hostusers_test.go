@@ -33,7 +33,7 @@ func TestUsersForTheHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop(t, in)
-	for name, form := range map[string]string{"ann": "SHA512", "bob": "ARGON2ID", "noimap": "SHA512"} {
+	for name, form := range map[string]string{"ann": "SHA512", "bob": "ARGON2ID", "carl": "BCRYPT", "noimap": "SHA512"} {
 		run := exec.Command(string(program), "vadduser", "-h", form, name+"@indigo.test", "secret")
 		run.Env = append(os.Environ(), "INDIGO_DATA="+data)
 		if out, err := run.CombinedOutput(); err != nil {
@@ -94,6 +94,7 @@ func TestUsersForTheHost(t *testing.T) {
 		{"files", "ann@indigo.test", "secret", true}, {"files", "ann@indigo.test", "wrong", false}, {"files", "nobody@indigo.test", "secret", false},
 		// The host has no argon2id.
 		{"files", "bob@indigo.test", "secret", false}, {"files", "noimap@indigo.test", "secret", true},
+		{"files", "carl@indigo.test", "secret", true}, {"files", "carl@indigo.test", "wrong", false},
 		{"vchkpass", "ann@indigo.test", "secret", true}, {"vchkpass", "ann@indigo.test", "wrong", false}, {"vchkpass", "nobody@indigo.test", "secret", false},
 		{"vchkpass", "bob@indigo.test", "secret", true}, {"vchkpass", "noimap@indigo.test", "secret", false},
 	} {
