@@ -21,11 +21,12 @@ type Accounts struct {
 	*Password
 	forms func(context.Context) (directory.Forms, error)
 	key   []byte
+	guard *Guard
 }
 
-// NewAccounts makes Accounts. key is what Decoy's secrets are made of: whoever has it can find out which names are of users.
-func NewAccounts(p *Password, forms func(context.Context) (directory.Forms, error), key []byte) *Accounts {
-	return &Accounts{p, forms, key}
+// NewAccounts makes Accounts; guard counts their failed logins. key is what Decoy's secrets are made of: whoever has it can find out which names are of users.
+func NewAccounts(p *Password, forms func(context.Context) (directory.Forms, error), key []byte, guard *Guard) *Accounts {
+	return &Accounts{p, forms, key, guard}
 }
 
 // LoadKey reads the key for NewAccounts from a file of hexadecimal digits, and makes it on the first call: it must stay the same, for a
@@ -48,6 +49,28 @@ func LoadKey(file string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: want at least 32 hexadecimal digits; remove the file to have it made anew", file)
 	}
 	return key, nil
+}
+
+// account gives the name that failures for it are counted under, all spellings as one.
+func (a *Accounts) account(ctx context.Context, attempt Attempt) string {
+	name, err := a.complete(ctx, attempt)
+	if err != nil {
+		name = attempt.User
+	}
+	if address, err := addr.Parse(name); err == nil {
+		name = address.Key()
+	}
+	return strings.ToLower(cut(name))
+}
+
+// Before is Authority's.
+func (a *Accounts) Before(ctx context.Context, attempt Attempt) (known bool, err error) {
+	return a.guard.before(attempt, a.account(ctx, attempt))
+}
+
+// After is Authority's.
+func (a *Accounts) After(ctx context.Context, attempt Attempt, identity Identity, err error) {
+	a.guard.after(ctx, attempt, attempt.Known, a.account(ctx, attempt), identity, err)
 }
 
 // Identify is Authority's.

@@ -21,6 +21,10 @@ type Attempt struct {
 	Service   string
 	Client    netip.Addr
 	Mechanism string
+	// TLS is true inside TLS.
+	TLS bool
+	// Known is true when the client logged in lately to the same account: such logins go before others.
+	Known bool
 	// EnableCRAM is the door's setting ENABLE_CRAM: passwords that stand alone in pw_passwd serve CRAM (wiki 2591).
 	EnableCRAM bool
 }

@@ -17,6 +17,10 @@ import (
 // Authority is what doors log users in with; *Accounts is one. Its refusals are those of Verifier.
 type Authority interface {
 	Verifier
+	// Before tells whether a login may be tried at all, and whether its client is known for the account; the error has ErrLocked in it. One
+	// with a password that may is under way until After, which is told what came of it, and may take its time.
+	Before(ctx context.Context, a Attempt) (known bool, err error)
+	After(ctx context.Context, a Attempt, identity Identity, err error)
 	// Secrets gives what is kept for challenge and response; 535 for a user who is unknown or has nothing of that kind.
 	Secrets(ctx context.Context, a Attempt) (Identity, sasl.Secrets, error)
 	// Identify gives who the attempt's name means, without a look at the password.
@@ -105,7 +109,9 @@ func (c *Connection) Begin(ctx context.Context, mechanism string) (*Exchange, er
 // CheckAPOP is POP3's APOP; timestamp is the one of the greeting.
 func (c *Connection) CheckAPOP(ctx context.Context, timestamp, user, digest string) (*Exchange, error) {
 	e := &Exchange{connection: c, mechanism: "APOP"}
-	return e, sasl.APOP(ctx, e, timestamp, user, digest)
+	err := sasl.APOP(ctx, e, timestamp, user, digest)
+	e.over(ctx, err)
+	return e, err
 }
 
 // CheckPassword is Verify for the protocol's own commands.
@@ -119,26 +125,62 @@ type Exchange struct {
 	sasl.Server
 	connection *Connection
 	mechanism  string
+	// known is what Before said; told is set when After has been.
+	known, told bool
 	// User is the name as the client gave it, once it has; Identity is who logged in, once the exchange has succeeded.
 	User     string
 	Identity Identity
 }
 
+// Next is sasl.Server's, with the count of failed logins around it.
+func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte, done bool, err error) {
+	if e.User != "" {
+		// Other connections may have failed since the challenge.
+		if _, err := e.connection.Authority.Before(ctx, e.attempt(e.User, "")); err != nil {
+			return nil, true, err
+		}
+	}
+	challenge, done, err = e.Server.Next(ctx, response)
+	if done {
+		e.over(ctx, err)
+	}
+	return challenge, done, err
+}
+
+// over tells what came of an exchange without a password.
+func (e *Exchange) over(ctx context.Context, err error) {
+	if e.User == "" || e.told {
+		return
+	}
+	e.told = true
+	e.connection.Authority.After(ctx, e.attempt(e.User, ""), e.Identity, err)
+}
+
 func (e *Exchange) attempt(user, password string) Attempt {
 	e.User = user
 	return Attempt{User: user, Password: password, Service: e.connection.Service, Client: e.connection.Client, Local: e.connection.Local, Mechanism: e.mechanism,
-		EnableCRAM: settings.EnableCRAM.Get(e.connection.Settings)}
+		TLS: e.connection.TLS != nil, Known: e.known, EnableCRAM: settings.EnableCRAM.Get(e.connection.Settings)}
 }
 
 // Authenticate is sasl.Store's.
 func (e *Exchange) Authenticate(ctx context.Context, user, password string) (err error) {
-	e.Identity, err = e.connection.Authority.Verify(ctx, e.attempt(user, password))
+	attempt := e.attempt(user, password)
+	if attempt.Known, err = e.connection.Authority.Before(ctx, attempt); err != nil {
+		return err
+	}
+	e.told = true
+	defer func() { e.connection.Authority.After(ctx, attempt, e.Identity, err) }()
+	e.Identity, err = e.connection.Authority.Verify(ctx, attempt)
 	return err
 }
 
 // Admit is sasl.Store's.
 func (e *Exchange) Admit(ctx context.Context, user string) error {
 	attempt := e.attempt(user, "")
+	var err error
+	if attempt.Known, err = e.connection.Authority.Before(ctx, attempt); err != nil {
+		return err
+	}
 	identity, err := e.connection.Authority.Identify(ctx, attempt)
 	if err == nil {
 		err = e.connection.Authority.Admit(ctx, identity, attempt)
@@ -151,7 +193,12 @@ func (e *Exchange) Admit(ctx context.Context, user string) error {
 
 // Secrets is sasl.Store's: one who has none is no error there.
 func (e *Exchange) Secrets(ctx context.Context, user string) (sasl.Secrets, error) {
-	_, secrets, err := e.connection.Authority.Secrets(ctx, e.attempt(user, ""))
+	attempt := e.attempt(user, "")
+	var err error
+	if e.known, err = e.connection.Authority.Before(ctx, attempt); err != nil {
+		return sasl.Secrets{}, err
+	}
+	_, secrets, err := e.connection.Authority.Secrets(ctx, attempt)
 	if err != nil && !mailerr.From(err).Temporary() {
 		return sasl.Secrets{}, nil
 	}

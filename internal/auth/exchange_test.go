@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,7 +71,8 @@ func accounts(t *testing.T) *Accounts {
 	forms := func(context.Context) (directory.Forms, error) {
 		return directory.Forms{Clear: true, SCRAM: []string{"SCRAM-SHA-256"}}, nil
 	}
-	return NewAccounts(p, forms, []byte("0123456789abcdef"))
+	guard := NewGuard(GuardConfig{Limits: func(string) Limits { return Limits{} }, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+	return NewAccounts(p, forms, []byte("0123456789abcdef"), guard)
 }
 
 // login runs an exchange, and gives the reply's text, "" for success.

@@ -36,7 +36,7 @@ type Config struct {
 	// Renew gives the form that weaker ones are replaced by when their users log in, and whether they are; nil replaces none.
 	Renew func() (form Form, wanted bool)
 	// Saw is told of each log-in that succeeded; nil tells nobody. It must not wait.
-	Saw func(u directory.User, service string, client netip.Addr)
+	Saw func(u directory.User, a Attempt)
 	// DomainOf gives the domain that an address of this host is mapped to, "" for none; nil knows of none.
 	DomainOf func(ctx context.Context, local netip.Addr) (string, error)
 	// DefaultDomain completes a name without a domain.
@@ -50,8 +50,9 @@ type Config struct {
 
 // Password is the Verifier over the directory's stored forms (ParseStored) and app passwords. Close ends it.
 type Password struct {
-	config  Config
-	workers chan struct{}
+	config Config
+	turns  *turns
+	floor  floor
 	// dummy is what a password for an unknown user is checked against, so that both take the same time.
 	dummy Stored
 
@@ -88,7 +89,9 @@ var errUnavailable = mailerr.New(454, mailerr.Enhanced{4, 7, 0}, "temporary auth
 
 // NewVerifier makes a Password.
 func NewVerifier(config Config) (*Password, error) {
+	began := config.Now()
 	stored, err := HashPassword(rand.Text())
+	took := config.Now().Sub(began)
 	if err != nil {
 		return nil, err
 	}
@@ -98,9 +101,10 @@ func NewVerifier(config Config) (*Password, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Password{
-		config: config, dummy: dummy, workers: make(chan struct{}, cmp.Or(config.Workers, runtime.NumCPU())),
+		config: config, dummy: dummy, turns: newTurns(cmp.Or(config.Workers, runtime.NumCPU())),
 		later: make(chan func(context.Context), maxLater), closing: make(chan struct{}), cancel: cancel, tokens: map[string]token{},
 	}
+	p.floor.saw(config.Now(), took)
 	p.done.Go(func() { p.work(ctx) })
 	return p, nil
 }
@@ -174,14 +178,44 @@ func (p *Password) find(ctx context.Context, a Attempt) (directory.User, error) 
 	return user, nil
 }
 
-// Verify checks a password; see Verifier.
+// Verify checks a password; see Verifier. All wrong ones take the same time from the moment that a worker is free, whatever form is
+// stored, so that nobody can tell by it which users there are.
 func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
+	began := p.config.Now()
+	var waited time.Duration
+	identity, err := p.verify(ctx, a, &waited)
+	if err == nil || mailerr.From(err).Code != errFailed.Code || errors.Is(err, errSwitchedOff) {
+		return identity, err
+	}
+	took := p.config.Now().Sub(began) - waited
+	if wait := p.floor.least(p.config.Now()) - took; wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+	return Identity{}, err
+}
+
+func (p *Password) verify(ctx context.Context, a Attempt, waited *time.Duration) (Identity, error) {
+	// Who cannot be right costs a hash too.
+	refuse := func(cause error) (Identity, error) {
+		if mailerr.From(cause).Code != errFailed.Code {
+			return Identity{}, cause
+		}
+		if _, err := p.match(ctx, a.Known, p.dummy, "no password", waited); err != nil {
+			return Identity{}, err
+		}
+		return Identity{}, cause
+	}
 	if a.Password == "" || len(a.Password) > maxPassword || strings.ContainsRune(a.Password, 0) {
-		return Identity{}, p.refuse(ctx, errFailed.Because(errors.New("password malformed")))
+		return refuse(errFailed.Because(errors.New("password malformed")))
 	}
 	user, err := p.find(ctx, a)
 	if err != nil {
-		return Identity{}, p.refuse(ctx, err)
+		return refuse(err)
 	}
 	identity := Identity{Address: user.Address(), Home: user.Dir, Quota: user.Quota}
 	if p.tokenFits(user.Address().Key(), a.Password) {
@@ -198,9 +232,9 @@ func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
 	}
 	stored, err := ParseStored(user.Password, user.Scram)
 	if !stored.usable() {
-		return Identity{}, p.refuse(ctx, errFailed.Because(fmt.Errorf("stored form of %s: %w", user.Address(), cmp.Or(err, errBare))))
+		return refuse(errFailed.Because(fmt.Errorf("stored form of %s: %w", user.Address(), cmp.Or(err, errBare))))
 	}
-	ok, err := p.match(ctx, stored, a.Password)
+	ok, err := p.match(ctx, a.Known, stored, a.Password, waited)
 	if err != nil {
 		return Identity{}, err
 	}
@@ -244,7 +278,7 @@ func (p *Password) Admit(ctx context.Context, identity Identity, a Attempt) erro
 func (p *Password) admit(ctx context.Context, user directory.User, a Attempt) error {
 	err := p.denied(ctx, user, a.Service)
 	if err == nil && p.config.Saw != nil {
-		p.config.Saw(user, a.Service, a.Client)
+		p.config.Saw(user, a)
 	}
 	return err
 }
@@ -297,7 +331,7 @@ func (p *Password) appPasswordFits(ctx context.Context, user directory.User, a A
 		}
 		kind, _, _ := strings.Cut(a.Service, ".")
 		if !one.Allows(strings.TrimSuffix(kind, "d")) {
-			return false, errOtherService.Because(fmt.Errorf("app password %s is for %s", one.Name, strings.Join(one.Services, ", ")))
+			return false, errOtherService.Because(fmt.Errorf("%w: app password %s is for %s", errSwitchedOff, one.Name, strings.Join(one.Services, ", ")))
 		}
 		if p.config.Now().Sub(one.Used) >= usedEvery {
 			p.afterwards(func(ctx context.Context) {
@@ -333,7 +367,7 @@ func (p *Password) renew(user directory.User, stored Stored, password string) {
 }
 
 func (p *Password) store(ctx context.Context, form Form, password string) (passwd, kept string, err error) {
-	release, err := p.slot(ctx)
+	release, err := p.slot(ctx, false)
 	if err != nil {
 		return "", "", err
 	}
@@ -341,34 +375,27 @@ func (p *Password) store(ctx context.Context, form Form, password string) (passw
 	return form.Store(password)
 }
 
-// refuse takes as long as a wrong password does, unless the directory did not answer.
-func (p *Password) refuse(ctx context.Context, cause error) error {
-	if mailerr.From(cause).Code != errFailed.Code {
-		return cause
-	}
-	if _, err := p.match(ctx, p.dummy, "no password"); err != nil {
-		return err
-	}
-	return cause
-}
-
 // slot waits for one of the workers.
-func (p *Password) slot(ctx context.Context) (release func(), err error) {
-	select {
-	case p.workers <- struct{}{}:
-		return func() { <-p.workers }, nil
-	case <-ctx.Done():
-		return nil, errUnavailable.Because(ctx.Err())
+func (p *Password) slot(ctx context.Context, known bool) (release func(), err error) {
+	if release, err = p.turns.take(ctx, known); err != nil {
+		return nil, errUnavailable.Because(err)
 	}
+	return release, nil
 }
 
-func (p *Password) match(ctx context.Context, stored Stored, password string) (bool, error) {
-	release, err := p.slot(ctx)
+// match tells whether a password is that of a stored form; it adds how long it waited for a worker.
+func (p *Password) match(ctx context.Context, known bool, stored Stored, password string, waited *time.Duration) (bool, error) {
+	began := p.config.Now()
+	release, err := p.slot(ctx, known)
 	if err != nil {
 		return false, err
 	}
 	defer release()
-	return stored.matches(password), nil
+	now := p.config.Now()
+	*waited += now.Sub(began)
+	ok := stored.matches(password)
+	p.floor.saw(now, p.config.Now().Sub(now))
+	return ok, nil
 }
 
 // IssueToken gives a made-up password that works for user until ttl has passed, for `indigo try`. It lives in memory

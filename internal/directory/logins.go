@@ -180,6 +180,35 @@ func (s *Store) writeLogins(ctx context.Context, batch map[loginKey]login) error
 	return tx.Commit()
 }
 
+// SeenLogin is one that lastauth has.
+type SeenLogin struct {
+	User, Domain string
+	Client       netip.Addr
+	At           time.Time
+}
+
+// EachLogin calls each with the latest log-ins since a time, the latest first, at most limit of them.
+func (s *Store) EachLogin(ctx context.Context, since time.Time, limit int, each func(SeenLogin)) error {
+	at := s.engine.name("timestamp")
+	rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT "+s.engine.name("user")+", domain, remote_ip, "+at+" FROM lastauth WHERE "+at+" >= ? AND service NOT IN (?, ?, ?, ?) ORDER BY "+at+" DESC LIMIT ?"),
+		append(append([]any{since.UTC().Format(stampForm)}, notLogins()...), limit)...)
+	if err != nil {
+		return fmt.Errorf("look up log-ins: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var l SeenLogin
+		var ip string
+		if err := rows.Scan(&l.User, &l.Domain, &ip, &l.At); err != nil {
+			return err
+		}
+		if l.Client, err = netip.ParseAddr(ip); err == nil {
+			each(l)
+		}
+	}
+	return rows.Err()
+}
+
 // Idle is a user who has not logged in for a time.
 type Idle struct {
 	User User

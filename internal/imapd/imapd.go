@@ -391,6 +391,9 @@ func (c *session) login(tag, mechanism string, exchange *auth.Exchange, err erro
 		if mailerr.From(err).Temporary() {
 			code = "UNAVAILABLE"
 		}
+		if errors.Is(err, auth.ErrLocked) {
+			code = "LIMIT"
+		}
 		if c.logins++; c.logins >= maxLogins {
 			c.end = true
 		}

@@ -34,9 +34,11 @@ func (anybody) Secrets(context.Context, auth.Attempt) (auth.Identity, sasl.Secre
 	return auth.Identity{}, sasl.Secrets{Clear: "p"}, nil
 }
 
-func (anybody) Admit(context.Context, auth.Identity, auth.Attempt) error { return nil }
-func (anybody) Decoy(user string) []byte                                 { return []byte(user) }
-func (anybody) Forms(context.Context) (directory.Forms, error)           { return directory.Forms{}, nil }
+func (anybody) Admit(context.Context, auth.Identity, auth.Attempt) error  { return nil }
+func (anybody) Before(context.Context, auth.Attempt) (bool, error)        { return false, nil }
+func (anybody) After(context.Context, auth.Attempt, auth.Identity, error) {}
+func (anybody) Decoy(user string) []byte                                  { return []byte(user) }
+func (anybody) Forms(context.Context) (directory.Forms, error)            { return directory.Forms{}, nil }
 
 // talk sends all input and gives every line that comes back. The service takes passwords in clear.
 func talk(t testing.TB, input string) []string {

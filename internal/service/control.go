@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/remote"
 	"github.com/indigomail/indigo/internal/settings"
@@ -97,6 +98,8 @@ func startControl(h *House) (*controlServer, error) {
 	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, h.verifier.IssueToken(r.FormValue("user"), 2*time.Minute), nil)
 	})
+	mux.HandleFunc("GET /auth/locks", func(w http.ResponseWriter, r *http.Request) { reply(w, h.guard.Locks(r.FormValue("all") != ""), nil) })
+	mux.HandleFunc("DELETE /auth/locks", func(w http.ResponseWriter, r *http.Request) { reply(w, h.guard.Unlock(r.FormValue("name")), nil) })
 	mux.HandleFunc("GET /directory/cache", func(w http.ResponseWriter, r *http.Request) { reply(w, h.directory.CacheStats(), nil) })
 	h.handleQueue(mux)
 	// For `curl --unix-socket DATA/run/control.sock http://indigo/debug/pprof/profile`; see docs/performance.md.
@@ -220,6 +223,20 @@ func (c *Control) ServiceDo(ctx context.Context, name, verb string) error {
 // Recent gives the last lines of a service's log, or with "" of all; a few hundred are kept.
 func (c *Control) Recent(ctx context.Context, service string, lines int) (all []LogLine, err error) {
 	return all, c.ask(ctx, http.MethodGet, "/log", url.Values{"service": {service}, "lines": {strconv.Itoa(lines)}}, &all)
+}
+
+// Locks gives the addresses and accounts whose logins are refused, and with all also those whose logins failed.
+func (c *Control) Locks(ctx context.Context, all bool) (locks []auth.Lock, err error) {
+	form := url.Values{}
+	if all {
+		form.Set("all", "1")
+	}
+	return locks, c.ask(ctx, http.MethodGet, "/auth/locks", form, &locks)
+}
+
+// Unlock forgets the failed logins of an address, network or account, or with "" of all, and tells how many those were.
+func (c *Control) Unlock(ctx context.Context, name string) (n int, err error) {
+	return n, c.ask(ctx, http.MethodDelete, "/auth/locks", url.Values{"name": {name}}, &n)
 }
 
 // DeadHosts gives the addresses that did not answer.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -161,7 +160,7 @@ func OpenVerifier(ctx context.Context, data, who string) (*directory.Store, *aut
 	return store, verifier, nil
 }
 
-func newVerifier(all *settings.View, store *directory.Store, saw func(directory.User, string, netip.Addr), renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
+func newVerifier(all *settings.View, store *directory.Store, saw func(directory.User, auth.Attempt), renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
 	return auth.NewVerifier(auth.Config{
 		Directory: store, Denied: store.Denied, Saw: saw, DomainOf: store.DomainOfIP, Renew: renew, DefaultDomain: defaultDomain(all), Now: time.Now, Logger: logger,
 	})

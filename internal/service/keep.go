@@ -59,6 +59,7 @@ func (h *House) keepRound(ctx context.Context) {
 		}
 		failed("purge the trash", err)
 	}
+	failed("where users logged in from", h.rememberLogins(ctx))
 	if days := settings.VlogDays.Get(all); days > 0 {
 		n, err := h.directory.ForgetChanges(ctx, now.AddDate(0, 0, -days))
 		if n > 0 {

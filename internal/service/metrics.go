@@ -191,6 +191,15 @@ func (m *moment) Collect(out chan<- prometheus.Metric) {
 		gauge("indigo_directory_cache_entries", "Answers that the directory's cache has now.", float64(n), "kind", kind)
 	}
 	gauge("indigo_directory_cache_stale", "1 while the database does not answer and what is cached goes on.", flag(cache.Stale))
+	logins := m.h.guard.Stats()
+	for result, n := range map[string]uint64{"failed": logins.Failed, "repeated": logins.Repeated, "refused": logins.Refused} {
+		count("indigo_auth_failures_total", "Logins that failed, those of them that repeated a wrong password, and logins that were refused without a look because of failures before.", n, "result", result)
+	}
+	count("indigo_auth_locks_total", "How often an address or account was locked after failed logins.", logins.Locks)
+	gauge("indigo_auth_delayed", "Replies to failed logins that are kept back now.", float64(logins.Delayed))
+	for kind, n := range map[string]int{"client": logins.Clients, "account": logins.Accounts, "known": logins.Known} {
+		gauge("indigo_auth_entries", "Addresses and accounts with failed logins, and pairs of both that are known, in memory.", float64(n), "kind", kind)
+	}
 	gauge("indigo_trace_dropped", "Events that the trace had no room for.", float64(m.h.trace.Dropped()))
 	gauge("indigo_started_seconds", "When this process started, in seconds since 1970.", float64(m.h.started.Unix()))
 }

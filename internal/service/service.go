@@ -69,6 +69,7 @@ type House struct {
 	lists     *lists.Finder
 	verifier  *auth.Password
 	accounts  *auth.Accounts
+	guard     *auth.Guard
 	// system is the host's users; nil when nobody could ask for them.
 	system *systemUsers
 	// pam is those whom PAM knows.
@@ -246,7 +247,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 		return form, err == nil && settings.PasswordRehash.Get(v)
 	}
 	h.logins = directory.NewLogins(h.directory, h.log)
-	if h.verifier, err = newVerifier(all, h.directory, h.logins.Saw, renew, h.log); err != nil {
+	if h.verifier, err = newVerifier(all, h.directory, h.saw, renew, h.log); err != nil {
 		return err
 	}
 	h.passwordPrograms = make(chan struct{}, maxPrograms)
@@ -264,7 +265,12 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("key for made-up salts: %w", err)
 	}
-	h.accounts = auth.NewAccounts(h.verifier, h.directory.Forms, key)
+	h.guard = auth.NewGuard(auth.GuardConfig{Limits: h.loginLimits, Now: time.Now, Logger: h.log})
+	// Without them nobody is known, and the next round of keepHouse asks again.
+	if err := h.rememberLogins(ctx); err != nil {
+		h.log.Warn("where users logged in from is not known yet", "error", err)
+	}
+	h.accounts = auth.NewAccounts(h.verifier, h.directory.Forms, key, h.guard)
 	dialer := &net.Dialer{}
 	if h.resolver, err = dnsx.New(dnsx.Config{Servers: settings.DNSServers.Get(all), Dial: dialer.DialContext, Now: time.Now, Observe: h.observeDNS}); err != nil {
 		return fmt.Errorf("resolver: %w", err)

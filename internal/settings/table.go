@@ -182,6 +182,11 @@ var (
 	ForceTLS     = boolean("FORCE_TLS", "force_tls", "0", "smtpd,pop3d,imapd", "offer and take logins only over TLS, by whatever mechanism", 4665)
 	EnableCRAM   = boolean("ENABLE_CRAM", "enable_cram", "0", "smtpd,pop3d,imapd", "offer the CRAM mechanisms, DIGEST-MD5 and APOP whatever the directory is seen to keep, and let a password that stands alone in pw_passwd, in clear text or hashed by the client, serve them", 2591)
 	AuthExternal = boolean("AUTH_EXTERNAL", "auth_external", "0", "smtpd,pop3d,imapd", "offer EXTERNAL to clients whose certificate, by an authority of CLIENTCA, has a mail address: it logs in the user of that address", 0)
+	LockClient   = number("AUTH_LOCK_CLIENT", "auth_lock_client", "10", 0, 1000000, "all", "failed logins of one client address (IPv6: of one /64) within AUTH_LOCK_TIME, the same wrong password counting once, after which its logins are refused for AUTH_LOCK_TIME; 0 refuses none", 0)
+	LockAccount  = number("AUTH_LOCK_ACCOUNT", "auth_lock_account", "30", 0, 1000000, "all", "failed logins to one account within AUTH_LOCK_TIME, from all addresses, after which its logins are refused for AUTH_LOCK_TIME but from addresses where the user logged in within 30 days; 0 refuses none", 0)
+	LockTime     = seconds("AUTH_LOCK_TIME", "auth_lock_time", "900", 1, 86400, "all", "seconds that failed logins count, and that logins are refused", 0)
+	LockDelay    = seconds("AUTH_DELAY", "auth_delay", "8", 0, 60, "all", "longest time in seconds that the reply to a failed login is kept back: none for the first, one second for the second, twice as long for each further one; 0 keeps none back", 0)
+	LockExempt   = text("AUTH_EXEMPT", "auth_exempt", "127.0.0.0/8 ::1", "all", "addresses and networks in CIDR form, with spaces between, whose failed logins are not counted, such as a webmail's; none exempts nobody", 0, valid(networks))
 	OldAuth      = boolean("BROKEN_SASL_AUTH_CLIENTS", "broken_sasl_auth_clients", "0", "smtpd", "announce AUTH a second time as AUTH=, for clients older than RFC 2554", 0)
 	DisableAPOP  = boolean("DISABLE_APOP", "", "0", "pop3d", "do not offer APOP", 0)
 	// DisableMechanism has a setting for each SASL mechanism that can be switched off alone.
@@ -383,6 +388,11 @@ func built() []*Setting {
 		UDPLogDir.Setting,
 		ForceTLS.Setting,
 		AuthExternal.Setting,
+		LockClient.Setting,
+		LockAccount.Setting,
+		LockTime.Setting,
+		LockDelay.Setting,
+		LockExempt.Setting,
 		OldAuth.Setting,
 		DisableAPOP.Setting,
 	}

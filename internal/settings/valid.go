@@ -77,6 +77,29 @@ func clientNetwork(s string) error {
 	return nil
 }
 
+// Networks gives what AUTH_EXEMPT has.
+func Networks(s string) (all []netip.Prefix, err error) {
+	if s == "none" {
+		return nil, nil
+	}
+	for word := range strings.FieldsSeq(s) {
+		network, err := netip.ParsePrefix(word)
+		if address, notNetwork := netip.ParseAddr(word); notNetwork == nil {
+			network, err = netip.PrefixFrom(address, address.BitLen()), nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%q is no address or network in CIDR form", word)
+		}
+		all = append(all, network.Masked())
+	}
+	return all, nil
+}
+
+func networks(s string) error {
+	_, err := Networks(s)
+	return err
+}
+
 // domainEntry takes what relaydomains has: a host name or .domain, and a colon.
 func domainEntry(s string) error {
 	return hostName(strings.TrimPrefix(strings.TrimSuffix(s, ":"), "."))

@@ -131,9 +131,13 @@ func (c *session) loggedIn(e trace.Event, mechanism, user string, err error) {
 		// An identity without an address is nobody's: a fault, not a login.
 		v = policy.Verdict{Action: policy.Defer, Err: mailerr.From(errors.New("the verifier gave an empty identity")), Check: "password"}
 	}
+	locked := errors.Is(err, auth.ErrLocked)
+	if locked {
+		v.Check = "auth-lock"
+	}
 	v.Input = mechanism
 	c.say(c.decide(e, v, replyFault))
-	if v.Action == policy.Reject {
+	if v.Action == policy.Reject || locked {
 		if c.logins++; c.logins >= maxLogins && !c.ended {
 			c.say(replyManyLogins)
 			c.why = "too many failed logins"

@@ -168,8 +168,10 @@ func (oneUser) Verify(_ context.Context, a auth.Attempt) (auth.Identity, error) 
 // noSecrets is an authority that can only compare passwords.
 type noSecrets struct{ auth.Verifier }
 
-func (noSecrets) Decoy(user string) []byte                       { return []byte(user) }
-func (noSecrets) Forms(context.Context) (directory.Forms, error) { return directory.Forms{}, nil }
+func (noSecrets) Before(context.Context, auth.Attempt) (bool, error)        { return false, nil }
+func (noSecrets) After(context.Context, auth.Attempt, auth.Identity, error) {}
+func (noSecrets) Decoy(user string) []byte                                  { return []byte(user) }
+func (noSecrets) Forms(context.Context) (directory.Forms, error)            { return directory.Forms{}, nil }
 func (noSecrets) Secrets(context.Context, auth.Attempt) (auth.Identity, sasl.Secrets, error) {
 	return auth.Identity{}, sasl.Secrets{}, sasl.Failed(nil)
 }

@@ -1,0 +1,35 @@
+package service
+
+import (
+	"context"
+	"time"
+
+	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/settings"
+)
+
+// maxRemembered bounds how many past logins make addresses known.
+const maxRemembered = 100000
+
+// loginLimits gives what a service bears of failed logins.
+func (h *House) loginLimits(service string) auth.Limits {
+	v := h.view(service)
+	// What is malformed was refused when the settings were loaded.
+	exempt, _ := settings.Networks(settings.LockExempt.Get(v))
+	return auth.Limits{Client: settings.LockClient.Get(v), Account: settings.LockAccount.Get(v), Time: settings.LockTime.Get(v),
+		Delay: settings.LockDelay.Get(v), Exempt: exempt}
+}
+
+// rememberLogins makes the addresses known from which users logged in lately, also at other hosts, by the table lastauth: it has the last
+// one of each user and service.
+func (h *House) rememberLogins(ctx context.Context) error {
+	return h.directory.EachLogin(ctx, time.Now().Add(-auth.KnownTime), maxRemembered, func(l directory.SeenLogin) {
+		h.guard.Remember(l.User+"@"+l.Domain, l.Client, l.At)
+	})
+}
+
+// saw is told of each login that succeeded.
+func (h *House) saw(u directory.User, a auth.Attempt) {
+	h.logins.Saw(u, a.Service, a.Client)
+}
