@@ -116,7 +116,7 @@ func (c *Connection) CheckAPOP(ctx context.Context, timestamp, user, digest stri
 
 // CheckPassword is Verify for the protocol's own commands.
 func (c *Connection) CheckPassword(ctx context.Context, command, user, password string) (*Exchange, error) {
-	e := &Exchange{connection: c, mechanism: command}
+	e := &Exchange{connection: c, mechanism: command + " command"}
 	return e, e.Authenticate(ctx, user, password)
 }
 

@@ -14,8 +14,8 @@ import (
 func (app *App) authCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "auth",
-		Short:   "Look at logins: what is refused after failures",
-		Example: "  indigo auth locks list",
+		Short:   "Look at logins: what is refused after failures, and which mechanisms are used",
+		Example: "  indigo auth locks list\n  indigo auth report example.org",
 	}
 	locks := &cobra.Command{
 		Use:   "locks",
@@ -25,7 +25,7 @@ AUTH_LOCK_TIME seconds, without a look at the password. See docs/auth.md.`,
 		Example: "  indigo auth locks list\n  indigo auth locks clear 192.0.2.7",
 	}
 	locks.AddCommand(app.locksListCommand(), app.locksClearCommand())
-	cmd.AddCommand(locks)
+	cmd.AddCommand(locks, app.authReportCommand(), app.authRetireCommand())
 	return cmd
 }
 

@@ -3,6 +3,7 @@ package directory
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -74,7 +75,11 @@ type Logins struct {
 
 	mu      sync.Mutex
 	waiting map[loginKey]login
-	lost    int
+	// mechanisms and relays wait for the same writes, by their columns' values; relayed is what is known of the table relay.
+	mechanisms map[usedKey]time.Time
+	relays     map[relayKey]time.Time
+	relayed    map[netip.Addr]relayed
+	lost       int
 }
 
 type loginKey struct{ user, domain, service string }
@@ -87,7 +92,8 @@ type login struct {
 
 // NewLogins starts to write; Close it before the Store.
 func NewLogins(s *Store, log *slog.Logger) *Logins {
-	l := &Logins{store: s, log: log, stop: make(chan struct{}), done: make(chan struct{}), waiting: map[loginKey]login{}}
+	l := &Logins{store: s, log: log, stop: make(chan struct{}), done: make(chan struct{}), waiting: map[loginKey]login{},
+		mechanisms: map[usedKey]time.Time{}, relays: map[relayKey]time.Time{}, relayed: map[netip.Addr]relayed{}}
 	go l.run()
 	return l
 }
@@ -98,22 +104,42 @@ func (l *Logins) Close() {
 	<-l.done
 }
 
-// Saw notes a log-in; service is the name of a service, imapd.143.
-func (l *Logins) Saw(u User, service string, client netip.Addr) {
-	kind, _, _ := strings.Cut(service, ".")
+// LoggedIn says how a user logged in.
+type LoggedIn struct {
+	// Service is the name of a service, imapd.143.
+	Service   string
+	Client    netip.Addr
+	Mechanism string
+	TLS       bool
+	// Relay is true when the client may relay for a while because of it (POP before SMTP).
+	Relay bool
+}
+
+// Saw notes a log-in.
+func (l *Logins) Saw(u User, in LoggedIn) {
+	kind, _, _ := strings.Cut(in.Service, ".")
 	word := cut(strings.TrimSuffix(kind, "d"), 10)
 	key := loginKey{u.Name, u.Domain, word}
 	ip := ""
+	client := in.Client.Unmap().WithZone("")
 	if client.IsValid() {
-		ip = client.Unmap().WithZone("").String()
+		ip = client.String()
 	}
+	now := l.store.config.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, known := l.waiting[key]; !known && len(l.waiting) >= maxLogins {
 		l.lost++
 		return
 	}
-	l.waiting[key] = login{ip: ip, gecos: cut(u.Gecos, maxGecos), at: l.store.config.Now()}
+	l.waiting[key] = login{ip: ip, gecos: cut(u.Gecos, maxGecos), at: now}
+	if in.Mechanism != "" {
+		l.mechanisms[usedKey{u.Name, u.Domain, cut(word, 8), cut(in.Mechanism, 24), in.TLS}] = now
+	}
+	if in.Relay && ip != "" {
+		l.relays[relayKey{strings.ToLower(u.Address().String()), ip}] = now
+		l.knowRelay(client, relayed{at: now, asked: now})
+	}
 }
 
 func (l *Logins) run() {
@@ -133,16 +159,16 @@ func (l *Logins) run() {
 
 func (l *Logins) write() {
 	l.mu.Lock()
-	batch, lost := l.waiting, l.lost
+	batch, mechanisms, relays, lost := l.waiting, l.mechanisms, l.relays, l.lost
 	if len(batch) > 0 {
-		l.waiting = map[loginKey]login{}
+		l.waiting, l.mechanisms, l.relays = map[loginKey]login{}, map[usedKey]time.Time{}, map[relayKey]time.Time{}
 	}
 	l.lost = 0
 	l.mu.Unlock()
 	if len(batch) > 0 {
 		ctx, cancel := context.WithTimeout(context.Background(), loginsTime)
 		defer cancel()
-		if err := l.store.writeLogins(ctx, batch); err != nil {
+		if err := l.store.writeLogins(ctx, batch, mechanisms, relays); err != nil {
 			l.log.Warn("times of log-ins are lost: the directory takes none", "count", len(batch)+lost, "error", err)
 			return
 		}
@@ -156,7 +182,7 @@ func (l *Logins) write() {
 const stampForm = "2006-01-02 15:04:05"
 
 // writeLogins does without transaction: nothing that the cache keeps is changed.
-func (s *Store) writeLogins(ctx context.Context, batch map[loginKey]login) error {
+func (s *Store) writeLogins(ctx context.Context, batch map[loginKey]login, mechanisms map[usedKey]time.Time, relays map[relayKey]time.Time) error {
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -176,6 +202,9 @@ func (s *Store) writeLogins(ctx context.Context, batch map[loginKey]login) error
 		if _, err := statement.ExecContext(ctx, k.user, k.domain, k.service, one.ip, one.gecos, one.at.UTC().Format(stampForm)); err != nil {
 			return err
 		}
+	}
+	if err := errors.Join(s.writeMechanisms(ctx, tx, mechanisms), s.writeRelays(ctx, tx, relays)); err != nil {
+		return err
 	}
 	return tx.Commit()
 }

@@ -40,11 +40,11 @@ func testLogins(t *testing.T, dsn string) {
 		l.Close()
 	}
 	saw(func(l *Logins) {
-		l.Saw(u, "imapd.143", netip.MustParseAddr("::ffff:192.0.2.1"))
-		l.Saw(u, "imapd.143", netip.MustParseAddr("192.0.2.2"))
+		l.Saw(u, LoggedIn{Service: "imapd.143", Client: netip.MustParseAddr("::ffff:192.0.2.1")})
+		l.Saw(u, LoggedIn{Service: "imapd.143", Client: netip.MustParseAddr("192.0.2.2")})
 	})
 	now = now.Add(time.Hour)
-	saw(func(l *Logins) { l.Saw(u, "pop3d.995", netip.MustParseAddr("2001:db8::1")) })
+	saw(func(l *Logins) { l.Saw(u, LoggedIn{Service: "pop3d.995", Client: netip.MustParseAddr("2001:db8::1")}) })
 	got, err := s.LastLogins(ctx, ann)
 	if err != nil || len(got) != 2 {
 		t.Fatalf("%v %v", got, err)
@@ -57,7 +57,7 @@ func testLogins(t *testing.T, dsn string) {
 	}
 	// A later one takes the place of the one before.
 	now = now.Add(time.Hour)
-	saw(func(l *Logins) { l.Saw(u, "imapd.993", netip.MustParseAddr("192.0.2.3")) })
+	saw(func(l *Logins) { l.Saw(u, LoggedIn{Service: "imapd.993", Client: netip.MustParseAddr("192.0.2.3")}) })
 	if got, err = s.LastLogins(ctx, ann); err != nil || len(got) != 2 || got[0].Service != "imap" || got[0].IP != "192.0.2.3" || !got[0].At.Equal(now) {
 		t.Errorf("%+v %v", got, err)
 	}
@@ -96,7 +96,7 @@ func TestLoginsLost(t *testing.T) {
 	l := NewLogins(s, slog.New(slog.NewTextHandler(&out, nil)))
 	s.write.Close()
 	for i := range maxLogins + 5 {
-		l.Saw(User{Name: string(rune(i)), Domain: "d"}, "imapd.143", netip.Addr{})
+		l.Saw(User{Name: string(rune(i)), Domain: "d"}, LoggedIn{Service: "imapd.143", Client: netip.Addr{}})
 	}
 	l.Close()
 	if strings.Count(out.String(), "\n") != 1 || !strings.Contains(out.String(), "count=10005") {

@@ -151,7 +151,8 @@ func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
 		return err
 	}}, nil)
 	homes := goose.NewGoMigration(4, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error { return migrateHomes(ctx, db, e) }}, nil)
-	options := []goose.ProviderOption{goose.WithGoMigrations(rest, appPasswords, homes)}
+	mechanisms := goose.NewGoMigration(5, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error { return bringUpToDate(ctx, db, e) }}, nil)
+	options := []goose.ProviderOption{goose.WithGoMigrations(rest, appPasswords, homes, mechanisms)}
 	var scripts fs.FS
 	if e == sqLite {
 		if scripts, err = fs.Sub(migrations, "migrations"); err != nil {
@@ -160,7 +161,7 @@ func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
 	} else {
 		// The first one is SQLite's own; its tables are among the rest.
 		first := goose.NewGoMigration(1, &goose.GoFunc{RunDB: func(context.Context, *sql.DB) error { return nil }}, nil)
-		options = []goose.ProviderOption{goose.WithGoMigrations(first, rest, appPasswords, homes)}
+		options = []goose.ProviderOption{goose.WithGoMigrations(first, rest, appPasswords, homes, mechanisms)}
 	}
 	provider, err := goose.NewProvider(e.dialect(), db, scripts, options...)
 	if err != nil {

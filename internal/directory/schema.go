@@ -95,6 +95,7 @@ func Schema() []Table {
 		{Name: "spam", Columns: []Column{char("email", 64), integer("spam_count"), stamp("timestamp")}, Indexes: [][]string{{"email"}, {"spam_count"}, {"timestamp"}}},
 		senders("badmailfrom"), senders("badrcptto"), senders("spamdb"),
 		{Name: "indigo_app_password", Columns: []Column{char("pw_name", 40), char("pw_domain", 67), char("name", 32), char("hash", 64), char("services", 32), big("created"), big("used")}, Primary: []string{"pw_domain", "pw_name", "name"}},
+		{Name: "indigo_mechanism", Columns: []Column{char("pw_domain", 67), char("pw_name", 40), char("protocol", 8), char("mechanism", 24), small("tls"), big("used")}, Primary: []string{"pw_domain", "pw_name", "protocol", "mechanism", "tls"}},
 		{Name: "indigo_change", Columns: []Column{integer("id"), big("version")}, Primary: []string{"id"}},
 	}
 }

@@ -3,9 +3,11 @@ package policy
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
@@ -38,6 +40,8 @@ type Config struct {
 	Directory Directory
 	// Lists is what looks into lists; nil looks into texts and constant databases only.
 	Lists Lists
+	// Relays tells whether somebody logged in by POP3 or IMAP from an address, no longer than within ago; nil knows of nobody.
+	Relays func(ctx context.Context, client netip.Addr, within time.Duration) (bool, error)
 }
 
 // Standard is the policy of a host that takes mail for its own users from anybody, and relays only for authenticated
@@ -219,7 +223,7 @@ func (p *Standard) Mail(ctx context.Context, s *Session, from addr.Address, size
 		if settings.RequireAuth.Get(s.Settings) {
 			return refuse("require-auth", from.String(), errAuthFirst).by(s, settings.RequireAuth.Setting)
 		}
-		if s.Submission && !p.mayRelay(s) {
+		if s.Submission && !p.mayRelay(s) && !p.loggedIn(ctx, s) {
 			return refuse("submission", s.Client.Addr().String(), errAuthFirst).by(s, settings.RelayClients.Setting)
 		}
 		if from.Domain != "" {
@@ -266,6 +270,25 @@ func (p *Standard) someAreGood(s *Session) bool {
 // mayRelay tells whether the client may relay by its address or name.
 func (p *Standard) mayRelay(s *Session) bool {
 	return s.RelayEntry != "" || settings.RelayClient.Get(s.Settings)
+}
+
+// loggedIn tells whether somebody logged in by POP3 or IMAP from the client's address lately (CHECKRELAY, wiki 2841-2846), which is then its
+// RelayEntry. A directory that cannot answer is asked again.
+func (p *Standard) loggedIn(ctx context.Context, s *Session) bool {
+	ok, err := p.askLogin(ctx, s)
+	return ok && err == nil
+}
+
+func (p *Standard) askLogin(ctx context.Context, s *Session) (bool, error) {
+	minutes := settings.RelayClearMinutes.Get(s.Settings)
+	if !settings.CheckRelay.Get(s.Settings) || minutes == 0 || p.config.Relays == nil || !s.Client.IsValid() {
+		return false, nil
+	}
+	ok, err := p.config.Relays(ctx, s.Client.Addr(), time.Duration(minutes)*time.Minute)
+	if ok && err == nil {
+		s.RelayEntry, s.RelaySetting = "logged in by POP3 or IMAP", settings.CheckRelay.Setting
+	}
+	return ok, err
 }
 
 // Rcpt accepts existing users and aliases of local domains from anybody and every other address from clients that may relay. It
@@ -412,6 +435,12 @@ func (p *Standard) relay(ctx context.Context, s *Session, from, to addr.Address)
 	case settings.RelayClient.Get(s.Settings):
 		return Verdict{Check: "relay", Input: "client " + s.Client.Addr().String()}.by(s, settings.RelayClient.Setting)
 	case s.RelayEntry != "":
+		return Verdict{Check: "relay", Input: "client " + s.RelayEntry}.by(s, s.RelaySetting)
+	}
+	switch ok, err := p.askLogin(ctx, s); {
+	case err != nil:
+		return refuse("relay", s.Client.Addr().String(), errDirectory.Because(err)).by(s, settings.CheckRelay.Setting)
+	case ok:
 		return Verdict{Check: "relay", Input: "client " + s.RelayEntry}.by(s, s.RelaySetting)
 	}
 	if !from.IsNull() {

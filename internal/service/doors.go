@@ -25,7 +25,7 @@ const FreePorts = -1
 
 // startDoors starts every service that is wanted, and waits until each serves or has failed once.
 func (h *House) startDoors(ctx context.Context) {
-	h.rules = policy.New(policy.Config{Directory: h.directory, Lists: h.lists})
+	h.rules = policy.New(policy.Config{Directory: h.directory, Lists: h.lists, Relays: h.logins.Relays})
 	for _, u := range h.units {
 		h.serving.Go(func() { u.run(ctx) })
 	}

@@ -31,5 +31,7 @@ func (h *House) rememberLogins(ctx context.Context) error {
 
 // saw is told of each login that succeeded.
 func (h *House) saw(u directory.User, a auth.Attempt) {
-	h.logins.Saw(u, a.Service, a.Client)
+	kind := kindOf(a.Service)
+	h.logins.Saw(u, directory.LoggedIn{Service: a.Service, Client: a.Client, Mechanism: a.Mechanism, TLS: a.TLS,
+		Relay: kind != "smtpd" && settings.CheckRelay.Get(h.view(a.Service))})
 }

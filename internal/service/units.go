@@ -73,6 +73,15 @@ func instances(s *settings.Snapshot) (names []string) {
 	return names
 }
 
+// LoginServices names the services of a data directory that users log in to.
+func LoginServices(data string) ([]string, error) {
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(instances(snapshot), func(name string) bool { return !asksPasswords(kindOf(name)) }), nil
+}
+
 // unit is one service: what it is to be, what it is, and the goroutine between.
 type unit struct {
 	h    *House

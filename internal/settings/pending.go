@@ -34,7 +34,6 @@ func pendingSettings() []*Setting {
 	entries("CHKSENDERDOMAINS", "chksenderdomains", "smtpd", "@domains whose senders CHECKSENDER checks", 2858)
 	word("CHECKRECIPIENT", "", "smtpd", "how recipients are looked up, 1 to 3; Indigo always looks into its directory", 2863)
 	word("CHECKSENDER", "", "smtpd", "make senders of the local domains authenticate under their own names", 2858)
-	flag("CHECKRELAY", "", "smtpd", "let clients relay whose users logged in by POP3 or IMAP a short time ago", 2845)
 	flag("MASQUERADE", "", "smtpd", "let authenticated users send under other names; Indigo does", 2861)
 	file("RECIPIENTS", "recipients", "smtpd", "where recipients are looked up beside the directory, a domain with a cdb or a program a line", 2878)
 	entries("NODNSCHECKFILE", "nodnscheck", "smtpd", "domains of senders that are not looked up in the DNS", 1611)

@@ -59,7 +59,7 @@ var (
 	TraceDays          = number("TRACE_DAYS", "tracedays", "30", 1, 3650, "all", "days to keep the trace", 0)
 	TrashDays          = number("TRASH_DAYS", "trashdays", "30", 0, 36500, "all", "days that the mail and rows of removed users and domains stay in the trash; 0 keeps them for ever", 0)
 	VlogDays           = number("VLOG_DAYS", "vlogdays", "365", 0, 36500, "all", "days that the lines of who changed what in the directory are kept; 0 keeps them for ever", 0)
-	RelayClearMinutes  = number("RELAY_CLEAR_MINUTES", "", "60", 0, 525600, "all", "minutes after which an entry of the table relay is removed; Indigo neither writes nor obeys entries yet", 2846)
+	RelayClearMinutes  = number("RELAY_CLEAR_MINUTES", "", "60", 0, 525600, "all", "minutes that an entry of the table relay lets its client relay, and after which it is removed; see CHECKRELAY; 0 lets nobody and removes none", 2846)
 	BasePath           = text("BASE_PATH", "", "", "all", "directory for the homes of new users, below it IndiMail's A2E to T2Zsym and the domain; empty means the domain's own directory; read at start", 4286, valid(absolutePath))
 	TraceBytes         = size("TRACE_BYTES", "tracebytes", "1073741824", "all", "most bytes of trace to keep", 0)
 	ConcurrencyProgram = number("CONCURRENCYPROGRAM", "concurrencyprogram", "20", 1, 500, "queue", "most programs of aliases at a time; others wait up to 30 seconds, then their mail is tried again later; read at start", 0)
@@ -104,6 +104,7 @@ var (
 	DovecotSocketOwner    = text("DOVECOT_SOCKET_OWNER", "dovecotsocketowner", "", "auth", "user, or user:group, by name or number, that both sockets belong to; empty means the serving process's; read at start", 0, valid(userGroup))
 	DovecotSocketMode     = text("DOVECOT_SOCKET_MODE", "dovecotsocketmode", "0660", "auth", "mode of both sockets in octal: who may write to one may ask; read at start", 0, valid(fileMode))
 	RequireAuth           = boolean("REQUIREAUTH", "requireauth", "0", "smtpd", "take mail from authenticated users only", 2265)
+	CheckRelay            = boolean("CHECKRELAY", "", "0", "smtpd,pop3d,imapd", "POP before SMTP: at pop3d and imapd, write logins and their addresses into the table relay; at smtpd, let such addresses relay for RELAY_CLEAR_MINUTES, with all others who share them", 2845)
 	AuthAll               = boolean("AUTH_ALL", "auth_all", "0", "smtpd", "take mail for others than local users from authenticated users only, whatever RELAYCLIENT says", 2859)
 	NoRelay               = boolean("NORELAY", "norelay", "0", "smtpd", "take mail for local users only, also from users who authenticated", 2274)
 	RelayClient           = boolean("RELAYCLIENT", "", "0", "smtpd", "let the client relay; nearly always set by tcp rules", 2823)
@@ -314,6 +315,7 @@ func built() []*Setting {
 		DovecotSocketOwner.Setting,
 		DovecotSocketMode.Setting,
 		RequireAuth.Setting,
+		CheckRelay.Setting,
 		AuthAll.Setting,
 		NoRelay.Setting,
 		RelayClient.Setting,
