@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"crypto/tls"
 
@@ -217,5 +218,46 @@ func TestRelayDomain(t *testing.T) {
 		if got := relayDomain(entries, host); got != want {
 			t.Errorf("%s: %q, want %q", host, got, want)
 		}
+	}
+}
+
+// TestLoggedIn: a client from whose address somebody logged in by POP3 or IMAP may relay where CHECKRELAY is on, and nowhere else.
+func TestLoggedIn(t *testing.T) {
+	on := map[string]string{"checkrelay": "1", "relay_clear_minutes": "7"}
+	for _, c := range []struct {
+		name, client string
+		control      map[string]string
+		fault        error
+		code         int
+		check        string
+	}{
+		{"logged in", "192.0.2.1", on, nil, 0, "relay"},
+		{"another", "192.0.2.2", on, nil, 550, "relay"},
+		{"off", "192.0.2.1", nil, nil, 550, "relay"},
+		{"directory down", "192.0.2.1", on, errors.New("disk on fire"), 451, "relay"},
+		{"not for those who must log in", "192.0.2.1", map[string]string{"checkrelay": "1", "auth_all": "1"}, nil, 530, "relay"},
+		{"not against NORELAY", "192.0.2.1", map[string]string{"checkrelay": "1", "norelay": "1"}, nil, 550, "relay"},
+	} {
+		v := view(t, c.control)
+		p := New(Config{Directory: book{}, Relays: func(_ context.Context, client netip.Addr, within time.Duration) (bool, error) {
+			if want := time.Duration(settings.RelayClearMinutes.Get(v)) * time.Minute; within != want {
+				t.Errorf("%s: within %v", c.name, within)
+			}
+			return client == netip.MustParseAddr("192.0.2.1"), c.fault
+		}})
+		s := &Session{Client: netip.AddrPortFrom(netip.MustParseAddr(c.client), 9), Settings: v}
+		p.Connect(t.Context(), s)
+		got := p.Rcpt(t.Context(), s, addr.Address{Local: "a", Domain: "b.example"}, addr.Address{Local: "x", Domain: "far.example"}, 0)
+		if (c.code == 0) != (got.Err == nil) || got.Err != nil && got.Err.Code != c.code || got.Check != c.check {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+		s.Submission = true
+		if got := p.Mail(t.Context(), s, addr.Address{}, 0); (got.Err == nil) != (c.code == 0 || s.RelayEntry != "") {
+			t.Errorf("%s: submission %+v", c.name, got)
+		}
+	}
+	s := &Session{Client: netip.MustParseAddrPort("192.0.2.1:9"), Settings: view(t, on)}
+	if v := New(Config{Directory: book{}}).Rcpt(t.Context(), s, addr.Address{}, addr.Address{Local: "x", Domain: "far.example"}, 0); v.Action != Reject {
+		t.Errorf("nobody to ask: %+v", v)
 	}
 }

@@ -104,7 +104,7 @@ var (
 	DovecotSocketOwner    = text("DOVECOT_SOCKET_OWNER", "dovecotsocketowner", "", "auth", "user, or user:group, by name or number, that both sockets belong to; empty means the serving process's; read at start", 0, valid(userGroup))
 	DovecotSocketMode     = text("DOVECOT_SOCKET_MODE", "dovecotsocketmode", "0660", "auth", "mode of both sockets in octal: who may write to one may ask; read at start", 0, valid(fileMode))
 	RequireAuth           = boolean("REQUIREAUTH", "requireauth", "0", "smtpd", "take mail from authenticated users only", 2265)
-	CheckRelay            = boolean("CHECKRELAY", "", "0", "smtpd,pop3d,imapd", "POP before SMTP: at pop3d and imapd, write logins and their addresses into the table relay; at smtpd, let such addresses relay for RELAY_CLEAR_MINUTES, with all others who share them", 2845)
+	CheckRelay            = boolean("CHECKRELAY", "checkrelay", "0", "smtpd,pop3d,imapd", "POP before SMTP: at pop3d and imapd, write logins and their addresses into the table relay; at smtpd, let such addresses relay for RELAY_CLEAR_MINUTES, with all others who share them", 2845)
 	AuthAll               = boolean("AUTH_ALL", "auth_all", "0", "smtpd", "take mail for others than local users from authenticated users only, whatever RELAYCLIENT says", 2859)
 	NoRelay               = boolean("NORELAY", "norelay", "0", "smtpd", "take mail for local users only, also from users who authenticated", 2274)
 	RelayClient           = boolean("RELAYCLIENT", "", "0", "smtpd", "let the client relay; nearly always set by tcp rules", 2823)
