@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -232,4 +233,83 @@ func TestLoadKey(t *testing.T) {
 	if _, err := LoadKey(file); err == nil {
 		t.Error("a short key is taken")
 	}
+}
+
+// TestGuardedExchanges: failures by whatever mechanism count together, a lock holds for all of them, also for an exchange that began before it, and
+// who proved to be himself by one is known for all.
+func TestGuardedExchanges(t *testing.T) {
+	a := accounts(t)
+	a.guard = NewGuard(GuardConfig{Limits: func(string) Limits { return Limits{Client: 4, Account: 100, Time: time.Hour} }, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+	try := func(client, mechanism, password string) string {
+		t.Helper()
+		return guarded(t, a, client, mechanism, sasl.Credentials{User: "both", Password: password})
+	}
+	if got := try("192.0.2.1", "SCRAM-SHA-256", "supersecret"); got != "" {
+		t.Fatal(got)
+	}
+	connection := &Connection{Authority: a, Client: netip.MustParseAddr("192.0.2.2"), Service: "smtpd.587", Protocol: "smtp", Host: "mx", TLS: &tls.ConnectionState{}}
+	begun, err := connection.Begin(t.Context(), "SCRAM-SHA-256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := sasl.NewClient("SCRAM-SHA-256", sasl.Credentials{User: "both", Password: "supersecret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _ := client.Next(nil)
+	challenge, done, err := begun.Next(t.Context(), first)
+	if done || err != nil {
+		t.Fatal(err)
+	}
+	for _, mechanism := range []string{"CRAM-MD5", "SCRAM-SHA-256", "DIGEST-MD5", "PLAIN"} {
+		if got := try("192.0.2.2", mechanism, "guess"); !strings.HasPrefix(got, "535") && !strings.Contains(got, "fail") {
+			t.Errorf("%s: %q", mechanism, got)
+		}
+	}
+	for _, mechanism := range []string{"CRAM-MD5", "SCRAM-SHA-256", "DIGEST-MD5", "PLAIN", "LOGIN"} {
+		if got := try("192.0.2.2", mechanism, "supersecret"); !strings.HasPrefix(got, "454 4.7.0 too many failed logins") {
+			t.Errorf("%s while locked: %q", mechanism, got)
+		}
+		if got := try("192.0.2.1", mechanism, "supersecret"); got != "" {
+			t.Errorf("%s from where she is known: %q", mechanism, got)
+		}
+	}
+	last, err := client.Next(challenge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, done, err := begun.Next(t.Context(), last); !done || !errors.Is(err, ErrLocked) {
+		t.Errorf("begun before the lock: %v %v", done, err)
+	}
+	apop, err := connection.CheckAPOP(t.Context(), "<1@mx>", "both", "0123456789abcdef0123456789abcdef")
+	if !errors.Is(err, ErrLocked) || apop.Identity != (Identity{}) {
+		t.Errorf("APOP: %v", err)
+	}
+}
+
+// guarded is login from an address.
+func guarded(t *testing.T, a *Accounts, from, mechanism string, c sasl.Credentials) string {
+	t.Helper()
+	connection := &Connection{Authority: a, Client: netip.MustParseAddr(from), Service: "smtpd.587", Protocol: "smtp", Host: "mx.d.example", TLS: &tls.ConnectionState{}}
+	c.Host, c.Service = "mx.d.example", "smtp"
+	exchange, err := connection.Begin(t.Context(), mechanism)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := sasl.NewClient(mechanism, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := client.Next(nil)
+	for err == nil {
+		challenge, done, failure := exchange.Next(t.Context(), response)
+		if failure != nil {
+			return mailerr.From(failure).Reply()
+		}
+		if done {
+			return ""
+		}
+		response, err = client.Next(challenge)
+	}
+	return err.Error()
 }
