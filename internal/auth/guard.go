@@ -199,12 +199,7 @@ func (g *Guard) after(ctx context.Context, a Attempt, known bool, account string
 		return
 	}
 	defer func() { <-g.delays }()
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
+	nap(ctx, wait)
 }
 
 func (g *Guard) count(a Attempt, known bool, account string, identity Identity, err error) (wait time.Duration) {

@@ -187,16 +187,24 @@ func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
 	if err == nil || mailerr.From(err).Code != errFailed.Code || errors.Is(err, errSwitchedOff) {
 		return identity, err
 	}
-	took := p.config.Now().Sub(began) - waited
-	if wait := p.floor.least(p.config.Now()) - took; wait > 0 {
-		timer := time.NewTimer(wait)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
+	// The last nap is as long for all: a processor takes the longer to wake, the longer it slept.
+	least := p.floor.least(p.config.Now())
+	for _, until := range []time.Duration{least - least/8, least} {
+		nap(ctx, until-(p.config.Now().Sub(began)-waited))
 	}
 	return Identity{}, err
+}
+
+func nap(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 func (p *Password) verify(ctx context.Context, a Attempt, waited *time.Duration) (Identity, error) {
