@@ -65,8 +65,10 @@ func (people) Secrets(_ context.Context, a auth.Attempt) (auth.Identity, sasl.Se
 func (people) Identify(_ context.Context, a auth.Attempt) (auth.Identity, error) {
 	return auth.Identity{Address: addr.Address{Local: "ann", Domain: "here.test"}}, nil
 }
-func (people) Admit(context.Context, auth.Identity, auth.Attempt) error { return nil }
-func (people) Decoy(user string) []byte                                 { return []byte(user) }
+func (people) Admit(context.Context, auth.Identity, auth.Attempt) error  { return nil }
+func (people) Before(context.Context, auth.Attempt) (bool, error)        { return false, nil }
+func (people) After(context.Context, auth.Attempt, auth.Identity, error) {}
+func (people) Decoy(user string) []byte                                  { return []byte(user) }
 func (people) Forms(context.Context) (directory.Forms, error) {
 	return directory.Forms{Clear: true}, nil
 }
