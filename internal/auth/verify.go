@@ -197,7 +197,7 @@ func (p *Password) Verify(ctx context.Context, a Attempt) (Identity, error) {
 		return identity, nil
 	}
 	stored, err := ParseStored(user.Password, user.Scram)
-	if !stored.usable() {
+	if !stored.Usable() {
 		return Identity{}, p.refuse(ctx, errFailed.Because(fmt.Errorf("stored form of %s: %w", user.Address(), cmp.Or(err, errBare))))
 	}
 	ok, err := p.match(ctx, stored, a.Password)
