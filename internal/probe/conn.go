@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
@@ -116,11 +117,16 @@ func open(ctx context.Context, t Target) (*Conn, error) {
 	return c, nil
 }
 
-// Close says goodbye without waiting for the answer.
+// goodbyeTime is how long a server has to close the connection after QUIT: one of POP3 keeps its mailbox locked till then.
+const goodbyeTime = 2 * time.Second
+
+// Close says goodbye and closes the connection.
 func (c *Conn) Close() {
-	if c.in != nil {
-		_ = c.conn.SetDeadline(time.Now().Add(time.Second))
-		fmt.Fprintf(c.conn, "%s\r\n", c.tagged(map[string]string{"imap": "LOGOUT"}[c.target.Protocol], "QUIT"))
+	if c.in != nil && c.conn.SetDeadline(time.Now().Add(goodbyeTime)) == nil {
+		if _, err := fmt.Fprintf(c.conn, "%s\r\n", c.tagged("LOGOUT", "QUIT")); err == nil {
+			// What it says does not matter any more.
+			_, _ = io.Copy(io.Discard, io.LimitReader(c.in, maxLine))
+		}
 	}
 	c.conn.Close()
 }
@@ -402,7 +408,9 @@ func (c *Conn) Login(ctx context.Context, mechanism string, who sasl.Credentials
 		return err
 	}
 	command := c.tagged("AUTHENTICATE ", "AUTH ") + mechanism
-	if _, initial := c.Can("SASL-IR"); response != nil && (c.target.Protocol != "imap" || initial) {
+	// A server that does not offer it says so before it has heard the password.
+	held := sasl.NeedsTLS(mechanism) && !slices.Contains(who.Offered, mechanism)
+	if _, initial := c.Can("SASL-IR"); response != nil && !held && (c.target.Protocol != "imap" || initial) {
 		command += " " + encode(response)
 		response = nil
 	}

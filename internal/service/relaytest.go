@@ -71,6 +71,10 @@ func TestRelay(ctx context.Context, data string, q Question) (*RelayAnswer, erro
 	if _, entry, found := strings.Cut(e.Input, " "); found && a.Allowed && a.Check == "relay" {
 		a.Where = entryAt(data, a.Where, entry)
 	}
+	if !a.Allowed && a.Setting == settings.RelayClients.Name {
+		// No line of it decided, but that none fits.
+		a.Where = fileOf(a.Where)
+	}
 	a.Why = whyRelay(a, e, r.snapshot, q)
 	return a, nil
 }
@@ -113,12 +117,7 @@ func userRefused(ctx context.Context, users *directory.Store, view *settings.Vie
 
 // entryAt gives the line of an entry in the file that a setting of several lines came from; where is FILE:LINE, the line being the setting's first.
 func entryAt(data, where, entry string) string {
-	file := where
-	if i := strings.LastIndexByte(where, ':'); i > 0 {
-		if _, err := strconv.Atoi(where[i+1:]); err == nil {
-			file = where[:i]
-		}
-	}
+	file := fileOf(where)
 	if filepath.IsAbs(file) || !filepath.IsLocal(file) {
 		return where
 	}
@@ -131,6 +130,16 @@ func entryAt(data, where, entry string) string {
 	for n := 1; lines.Scan(); n++ {
 		if strings.TrimSpace(lines.Text()) == entry {
 			return file + ":" + strconv.Itoa(n)
+		}
+	}
+	return where
+}
+
+// fileOf gives where without its line.
+func fileOf(where string) string {
+	if i := strings.LastIndexByte(where, ':'); i > 0 {
+		if _, err := strconv.Atoi(where[i+1:]); err == nil {
+			return where[:i]
 		}
 	}
 	return where
@@ -150,7 +159,9 @@ func whyRelay(a *RelayAnswer, e trace.Event, snapshot *settings.Snapshot, q Ques
 		return "the client is sent away" + by + ": " + a.Input
 	case a.Stage == "rcpt" && a.Check == "syntax":
 		return "the recipient is malformed, or a form of address that this system does not know"
-	case a.Stage == "mail" && (a.Check == "require-auth" || a.Check == "submission" || a.Check == "authdomains"):
+	case a.Check == "submission":
+		return "the port is for users who log in, and for clients in RELAYCLIENTS (" + a.Where + "), where this one is not"
+	case a.Stage == "mail" && (a.Check == "require-auth" || a.Check == "authdomains"):
 		return "a login is wanted" + by
 	case a.Check == "local-user" && a.Allowed, a.Check == "local-alias" && a.Allowed, a.Check == "local-group" && a.Allowed:
 		return "the recipient is of this system (" + strings.TrimPrefix(a.Check, "local-") + "), which is taken from anybody"
@@ -170,9 +181,9 @@ func whyRelay(a *RelayAnswer, e trace.Event, snapshot *settings.Snapshot, q Ques
 		return "relaying is switched off" + by
 	case a.Check == "relay" && a.Setting == settings.RelayClients.Name:
 		view := snapshot.View(q.Service)
-		lacks := []string{"no RELAYCLIENTS (" + view.Source(settings.RelayClients.Setting).String() + ") and no tcp rule's RELAYCLIENT for " + a.Client}
+		lacks := []string{"no RELAYCLIENTS (" + fileOf(view.Source(settings.RelayClients.Setting).String()) + ") and no tcp rule's RELAYCLIENT for " + a.Client}
 		if len(settings.RelayDomains.Get(view)) > 0 {
-			lacks = append(lacks, "no RELAYDOMAINS ("+view.Source(settings.RelayDomains.Setting).String()+") for a name that leads back to it")
+			lacks = append(lacks, "no RELAYDOMAINS ("+fileOf(view.Source(settings.RelayDomains.Setting).String())+") for a name that leads back to it")
 		}
 		if !settings.RelayMailFrom.Get(view).Empty() {
 			lacks = append(lacks, "no RELAYMAILFROM for <"+a.From+">")

@@ -267,7 +267,7 @@ func (w *whyLogin) sources() {
 		default:
 			s.Kind, s.Found = "program", "only the program knows its users: give --password-file to have it asked"
 			if err := programThere(word); err != nil {
-				s.Found = err.Error()
+				s.Kind, s.Found = "none", err.Error()
 			}
 		}
 		w.answer.Sources = append(w.answer.Sources, s)
