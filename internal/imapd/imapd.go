@@ -104,6 +104,7 @@ func (s *Server) Handle(ctx context.Context, conn net.Conn) {
 		c.serve()
 	}
 	_ = c.out.Flush() // the client may be gone
+	tlsx.Goodbye(c.conn)
 	c.record("close", "", "")
 }
 

@@ -110,6 +110,7 @@ func (s *Server) Handle(ctx context.Context, conn net.Conn) {
 		c.serve()
 	}
 	_ = c.out.Flush() // the client may be gone
+	tlsx.Goodbye(c.conn)
 	if c.path != "" {
 		s.mu.Lock()
 		delete(s.locked, c.path)
