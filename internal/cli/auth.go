@@ -242,7 +242,7 @@ const (
 
 func (app *App) authTestCommand() *cobra.Command {
 	var s serverFlags
-	var mechanism, protocol, file, token, authzid string
+	var mechanism, protocol, file, token, authzid, realm string
 	var show, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "test USER --server HOST:PORT",
@@ -267,6 +267,7 @@ Exit codes: 0 logged in by all that was tried, 1 refused, 2 there was no talk (c
 	f.StringVar(&file, "password-file", "", "file with the password, - for standard input (default: it is asked for)")
 	f.StringVar(&token, "token-file", "", "file with the token of OAUTHBEARER or XOAUTH2")
 	f.StringVar(&authzid, "authzid", "", "whom to act for")
+	f.StringVar(&realm, "realm", "", "realm of DIGEST-MD5 (default: the server's first)")
 	f.BoolVar(&show, "show-secrets", false, "show the password in the dialogue")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -277,7 +278,7 @@ Exit codes: 0 logged in by all that was tried, 1 refused, 2 there was no talk (c
 		if err != nil {
 			return err
 		}
-		who := sasl.Credentials{User: args[0], Authorization: authzid}
+		who := sasl.Credentials{User: args[0], Authorization: authzid, Realm: realm}
 		if token != "" {
 			who.Token, err = app.readPassword(token)
 		} else if m := strings.ToUpper(mechanism); m != "EXTERNAL" {
