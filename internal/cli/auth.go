@@ -94,7 +94,7 @@ server's first message give the final one; with the server's final message as we
 		case "EXTERNAL", "ANONYMOUS":
 		case "OAUTHBEARER", "XOAUTH2":
 			if token == "" {
-				return fmt.Errorf("%s needs a token: --token-file", mechanism)
+				return fmt.Errorf("%s needs a token, by --token-file", mechanism)
 			}
 			c.Token, err = app.readPassword(token)
 		default:
