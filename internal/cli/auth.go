@@ -87,7 +87,7 @@ server's first message give the final one; with the server's final message as we
 			c.Bindings = []scram.ChannelBinding{{Type: scram.ChannelBindingType(kind), Data: raw}}
 			c.Offered = []string{mechanism}
 		} else if binding != "" {
-			return errors.New("--binding: want KIND=BASE64, for example tls-exporter=...")
+			return errors.New("--binding: want KIND=BASE64, for example tls-exporter=BASE64")
 		}
 		var err error
 		switch mechanism {
