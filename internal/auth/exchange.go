@@ -54,8 +54,9 @@ type Connection struct {
 	Token func(ctx context.Context, user, token string) (name string, err error)
 }
 
-// terms asks the directory too. When that cannot answer, only what needs nothing of it is offered.
-func (c *Connection) terms(ctx context.Context) Terms {
+// Terms gives what hangs on at this moment which mechanisms are offered. It asks the directory too; when that cannot answer, only what needs nothing
+// of it is offered.
+func (c *Connection) Terms(ctx context.Context) Terms {
 	t := Terms{
 		SecureAuth: settings.SecureAuth.Get(c.Settings), ForceTLS: settings.ForceTLS.Get(c.Settings), EnableCRAM: settings.EnableCRAM.Get(c.Settings),
 		External: settings.AuthExternal.Get(c.Settings), TLS: c.TLS != nil, Bindable: len(sasl.Bindings(c.TLS, c.Certificate)) > 0,
@@ -72,7 +73,7 @@ func (c *Connection) terms(ctx context.Context) Terms {
 }
 
 // Offer gives the mechanisms to announce.
-func (c *Connection) Offer(ctx context.Context) []string { return Offer(c.terms(ctx)) }
+func (c *Connection) Offer(ctx context.Context) []string { return Offer(c.Terms(ctx)) }
 
 // Passwords tells whether a password may come as it is by the protocol's own commands, LOGIN and USER.
 func (c *Connection) Passwords() bool {
@@ -81,14 +82,14 @@ func (c *Connection) Passwords() bool {
 
 // APOP tells whether to offer POP3's APOP.
 func (c *Connection) APOP(ctx context.Context) bool {
-	t := c.terms(ctx)
+	t := c.Terms(ctx)
 	return !settings.DisableAPOP.Get(c.Settings) && (t.Clear || t.EnableCRAM) && (t.TLS || !t.ForceTLS)
 }
 
 // Begin begins an exchange by a mechanism in upper case: ErrEncryption when it would be offered over TLS, ErrMechanism when it is
 // not offered.
 func (c *Connection) Begin(ctx context.Context, mechanism string) (*Exchange, error) {
-	t := c.terms(ctx)
+	t := c.Terms(ctx)
 	offered := Offer(t)
 	if !slices.Contains(offered, mechanism) {
 		if t.TLS, t.Bindable = true, true; c.TLS == nil && slices.Contains(Offer(t), mechanism) {

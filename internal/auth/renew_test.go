@@ -156,6 +156,21 @@ func TestAppPasswordLogin(t *testing.T) {
 	if got := code(verify(p, all, "imapd.143")); got != 535 {
 		t.Errorf("switched off: %d", got)
 	}
+	u, err := s.User(ctx, user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		stored string
+		code   int
+	}{{"!" + u.Password, 535}, {"*", 535}, {"", 235}, {u.Password, 235}} {
+		if err := s.SetPassword(ctx, user, c.stored, ""); err != nil {
+			t.Fatal(err)
+		}
+		if got := code(verify(p, all, "smtpd.587")); got != c.code {
+			t.Errorf("stored form %.5q: %d, want %d", c.stored, got, c.code)
+		}
+	}
 	if err := s.RevokeAppPassword(ctx, user, "phone"); err != nil {
 		t.Fatal(err)
 	}

@@ -181,8 +181,8 @@ func (s Stored) Forms() (names []string) {
 	return names
 }
 
-// usable tells whether matches can ever be true.
-func (s Stored) usable() bool { return s.hash != nil || s.Clear != "" && !s.Bare || len(s.SCRAM) > 0 }
+// Usable tells whether some password that a client sends as it is can fit.
+func (s Stored) Usable() bool { return s.hash != nil || s.Clear != "" && !s.Bare || len(s.SCRAM) > 0 }
 
 // matches compares a password that a client sent: with the hash, or else with the kept password, or else with keys of SCRAM. It never fits a
 // bare password (wiki 2591): who sees the database by accident must not have logins, and ENABLE_CRAM is what asks for that risk.
@@ -191,9 +191,7 @@ func (s Stored) matches(password string) bool {
 	case s.hash != nil:
 		return s.hash.matches(password)
 	case s.Clear != "" && !s.Bare:
-		// Sums, because the comparison's time tells a length.
-		kept, given := sha256.Sum256([]byte(s.Clear)), sha256.Sum256([]byte(password))
-		return subtle.ConstantTimeCompare(kept[:], given[:]) == 1
+		return Same(s.Clear, password)
 	}
 	for name, kept := range s.SCRAM {
 		made, _, err := scramKeys(name, password, kept.Salt, kept.Iters)
@@ -211,4 +209,10 @@ func (s Stored) Secrets(bare bool) sasl.Secrets {
 		secrets.Clear = ""
 	}
 	return secrets
+}
+
+// Same compares two secrets by their sums: the time of a plain comparison tells a length.
+func Same(a, b string) bool {
+	one, two := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
+	return subtle.ConstantTimeCompare(one[:], two[:]) == 1
 }

@@ -41,7 +41,7 @@ func TestCryptForms(t *testing.T) {
 		s, err := ParseStored(v.Stored, "")
 		if v.Method == "DES" {
 			// Thirteen letters are what the wiki's first method may have stored: never compared.
-			if err != nil || !s.Bare || s.usable() || s.matches(v.Password) || s.matches(v.Stored) {
+			if err != nil || !s.Bare || s.Usable() || s.matches(v.Password) || s.matches(v.Stored) {
 				t.Errorf("%s: %+v %v", v.Stored, s, err)
 			}
 			continue
@@ -124,15 +124,15 @@ func TestOtherForms(t *testing.T) {
 		t.Errorf("%s %v", salted, err)
 	}
 	for _, passwd := range []string{"", "!", "*", "!" + wikiCrypt} {
-		if s, err := ParseStored(passwd, wikiSCRAM); passwd != "" && (err == nil || s.usable() || s.Secrets(true).Clear != "" || len(s.SCRAM) > 0) {
+		if s, err := ParseStored(passwd, wikiSCRAM); passwd != "" && (err == nil || s.Usable() || s.Secrets(true).Clear != "" || len(s.SCRAM) > 0) {
 			t.Errorf("%q: %+v %v", passwd, s, err)
 		}
-		if s, err := ParseStored(passwd, ""); err == nil || s.usable() {
+		if s, err := ParseStored(passwd, ""); err == nil || s.Usable() {
 			t.Errorf("%q: %+v %v", passwd, s, err)
 		}
 	}
 	s, err := ParseStored("supersecret", "")
-	if err != nil || !s.Bare || s.usable() || s.matches("supersecret") || s.Secrets(false).Clear != "" || s.Secrets(true).Clear != "supersecret" {
+	if err != nil || !s.Bare || s.Usable() || s.matches("supersecret") || s.Secrets(false).Clear != "" || s.Secrets(true).Clear != "supersecret" {
 		t.Errorf("%+v %v", s, err)
 	}
 	// A malformed column scram leaves the hash.
@@ -145,7 +145,7 @@ func TestOtherForms(t *testing.T) {
 		"$5$rounds=999999999$saltstringsaltst$ac6.fN7pMp8ZRWXXb5WRZEa9W6lumcqEO1pn6X9n85.", "{PLAIN}secret", "{NTLM}secret", "{SSHA}c2FsdA==", "{CRAM}", "{SCRAM-SHA-256}4096,x,y,z", "$y$jZZ$abcd$1234567890123456789012345678901234567890123",
 	} {
 		s, err := ParseStored(bad, "")
-		if err == nil || s.usable() {
+		if err == nil || s.Usable() {
 			t.Errorf("%s: %+v", bad, s)
 			continue
 		}
@@ -239,7 +239,7 @@ func FuzzParseStored(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, passwd, kept string) {
 		s, err := ParseStored(passwd, kept)
-		if err == nil && !s.usable() && !s.Bare {
+		if err == nil && !s.Usable() && !s.Bare {
 			t.Errorf("%q %q: nothing is usable and there is no error", passwd, kept)
 		}
 		if s.Bare && s.Secrets(false).Clear != "" {

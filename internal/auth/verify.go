@@ -229,6 +229,10 @@ func (p *Password) verify(ctx context.Context, a Attempt, waited *time.Duration)
 	if p.tokenFits(user.Address().Key(), a.Password) {
 		return identity, nil
 	}
+	if locked(user) {
+		// App passwords are locked with the account, as certificates are.
+		return refuse(errFailed.Because(fmt.Errorf("%s: %w", user.Address(), ErrNoPassword)))
+	}
 	if fits, err := p.appPasswordFits(ctx, user, a); fits || err != nil {
 		if err == nil {
 			err = p.admit(ctx, user, a)
@@ -239,7 +243,7 @@ func (p *Password) verify(ctx context.Context, a Attempt, waited *time.Duration)
 		return identity, nil
 	}
 	stored, err := ParseStored(user.Password, user.Scram)
-	if !stored.usable() {
+	if !stored.Usable() {
 		return refuse(errFailed.Because(fmt.Errorf("stored form of %s: %w", user.Address(), cmp.Or(err, errBare))))
 	}
 	ok, err := p.match(ctx, a.Known, stored, a.Password, waited)
@@ -254,6 +258,11 @@ func (p *Password) verify(ctx context.Context, a Attempt, waited *time.Duration)
 	}
 	p.renew(user, stored, a.Password)
 	return identity, nil
+}
+
+// locked tells whether an account is switched off as in shadow(5), by ! or * before its stored form.
+func locked(user directory.User) bool {
+	return strings.HasPrefix(user.Password, "!") || strings.HasPrefix(user.Password, "*")
 }
 
 var errBare = errors.New("it is the password itself, which is for challenge and response only (ENABLE_CRAM)")

@@ -68,7 +68,7 @@ Begin with "indigo up", then "indigo try" in another terminal.`,
 	root.SetErr(app.Err)
 	root.AddCommand(
 		app.upCommand(), app.serveCommand(), app.reloadCommand(), app.tryCommand(), app.explainCommand(), app.settingsCommand(), app.checkCommand(), app.listCommand(), app.serviceCommand(), app.installCommand(), app.dbCommand(), app.limitCommand(), app.trashCommand(), app.storageCommand(),
-		app.domainCommand(), app.userCommand(), app.aliasCommand(), app.adminCommand(), app.authCommand(), app.queueCommand(), app.linksCommand(),
+		app.domainCommand(), app.userCommand(), app.aliasCommand(), app.adminCommand(), app.queueCommand(), app.linksCommand(), app.authCommand(), app.probeCommand(), app.relayCommand(),
 	)
 	return root
 }

@@ -29,7 +29,7 @@ func TestCommandsExplainThemselves(t *testing.T) {
 		"indigo settings get", "indigo settings set", "indigo settings unset", "indigo settings doc", "indigo links", "indigo reload",
 		"indigo queue cat", "indigo queue edit-recipient", "indigo queue make", "indigo queue export", "indigo queue import", "indigo queue import-qmail", "indigo queue rate set", "indigo queue rate remove",
 		"indigo list build", "indigo service add", "indigo service remove", "indigo service start", "indigo service stop", "indigo service restart", "indigo service reload", "indigo install", "indigo db migrate", "indigo db init", "indigo db copy", "indigo limit set", "indigo limit clear", "indigo user export", "indigo user modify", "indigo user app-password revoke",
-		"indigo domain rename", "indigo domain reorganize", "indigo user rename", "indigo storage add", "indigo storage modify", "indigo storage remove", "indigo storage balance", "indigo alias add", "indigo alias remove", "indigo domain alias add", "indigo domain alias remove", "indigo admin add", "indigo admin passwd", "indigo admin lock", "indigo admin unlock", "indigo admin remove", "indigo admin allow", "indigo admin revoke", "indigo auth retire"}
+		"indigo domain rename", "indigo domain reorganize", "indigo user rename", "indigo storage add", "indigo storage modify", "indigo storage remove", "indigo storage balance", "indigo alias add", "indigo alias remove", "indigo domain alias add", "indigo domain alias remove", "indigo admin add", "indigo admin passwd", "indigo admin lock", "indigo admin unlock", "indigo admin remove", "indigo admin allow", "indigo admin revoke", "indigo auth retire", "indigo auth encode"}
 	documented, err := os.ReadFile("../../docs/commands.md")
 	if err != nil {
 		t.Fatal(err)

@@ -104,11 +104,15 @@ func (s *Server) Handle(ctx context.Context, conn net.Conn) {
 		c.serve()
 	}
 	_ = c.out.Flush() // the client may be gone
+	tlsx.Goodbye(c.conn)
 	c.record("close", "", "")
 }
 
-func (c *session) record(kind, verdict, input string) {
-	c.config.Trace.Record(trace.Event{Time: c.config.Now(), Kind: kind, Session: c.id, Service: c.config.Service, Client: c.client, User: c.user, Verdict: verdict, Input: input})
+func (c *session) record(kind, verdict, input string) { c.recordOf(c.user, kind, verdict, input) }
+
+// recordOf records what is about a user who is not logged in.
+func (c *session) recordOf(user, kind, verdict, input string) {
+	c.config.Trace.Record(trace.Event{Time: c.config.Now(), Kind: kind, Session: c.id, Service: c.config.Service, Client: c.client, User: user, Verdict: verdict, Input: input})
 }
 
 func (c *session) serve() {
@@ -386,7 +390,7 @@ func (c *session) login(tag, mechanism string, exchange *auth.Exchange, err erro
 		c.wrong(tag, "malformed response")
 		return
 	case err != nil:
-		c.record("auth", "reject", mechanism+" "+exchange.User+": "+err.Error())
+		c.recordOf(exchange.User, "auth", "reject", mechanism+" "+exchange.User+": "+err.Error())
 		code := "AUTHENTICATIONFAILED"
 		if mailerr.From(err).Temporary() {
 			code = "UNAVAILABLE"

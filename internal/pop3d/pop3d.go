@@ -110,6 +110,7 @@ func (s *Server) Handle(ctx context.Context, conn net.Conn) {
 		c.serve()
 	}
 	_ = c.out.Flush() // the client may be gone
+	tlsx.Goodbye(c.conn)
 	if c.path != "" {
 		s.mu.Lock()
 		delete(s.locked, c.path)
@@ -123,6 +124,11 @@ func (c *session) record(kind, verdict, input string) {
 	if c.path == "" {
 		user = ""
 	}
+	c.recordOf(user, kind, verdict, input)
+}
+
+// recordOf records what is about a user who is not logged in.
+func (c *session) recordOf(user, kind, verdict, input string) {
 	c.config.Trace.Record(trace.Event{Time: c.config.Now(), Kind: kind, Session: c.id, Service: c.config.Service, Client: c.client, User: user, Verdict: verdict, Input: input})
 }
 
@@ -392,7 +398,7 @@ func (c *session) login(mechanism string, exchange *auth.Exchange, err error) {
 		c.wrong("malformed response")
 		return
 	case err != nil:
-		c.record("auth", "reject", mechanism+" "+exchange.User+": "+err.Error())
+		c.recordOf(exchange.User, "auth", "reject", mechanism+" "+exchange.User+": "+err.Error())
 		code := "[AUTH]"
 		if mailerr.From(err).Temporary() {
 			code = "[SYS/TEMP]"

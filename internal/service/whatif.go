@@ -43,36 +43,39 @@ type Question struct {
 // each recipient that is accepted the queue's router and the look-ups of a delivery. Nothing is sent but DNS questions. It
 // reads the settings and the directory as they are on the disk, with or without a running instance.
 func WhatIf(ctx context.Context, data string, q Question) ([]trace.Event, error) {
+	r, err := rehearse(ctx, data, q)
+	if err != nil {
+		return nil, err
+	}
+	defer r.users.Close()
+	return ways(ctx, data, r.snapshot, r.resolver, r.users, r.events)
+}
+
+// rehearsed is what a rehearsal said and stood on; users must be closed.
+type rehearsed struct {
+	snapshot *settings.Snapshot
+	resolver *dnsx.Client
+	users    *directory.Store
+	events   []trace.Event
+}
+
+// rehearse runs the door's code.
+func rehearse(ctx context.Context, data string, q Question) (_ *rehearsed, err error) {
 	if !Exists(data) {
 		return nil, fmt.Errorf("%s is not an Indigo data directory: make one with `indigo up --data %s`", data, data)
 	}
-	snapshot, err := settings.Load(data)
-	if err != nil {
+	r := &rehearsed{}
+	if r.snapshot, err = settings.Load(data); err != nil {
 		return nil, err
 	}
-	doors := slices.DeleteFunc(instances(snapshot), func(name string) bool { return !strings.HasPrefix(name, "smtpd.") })
+	doors := slices.DeleteFunc(instances(r.snapshot), func(name string) bool { return !strings.HasPrefix(name, "smtpd.") })
 	if !slices.Contains(doors, q.Service) {
 		return nil, fmt.Errorf("service %q takes no mail: one of %s", q.Service, strings.Join(doors, ", "))
 	}
-	spec, err := newDoorSpec(q.Service, snapshot.View(q.Service))
+	spec, err := newDoorSpec(q.Service, r.snapshot.View(q.Service))
 	if err != nil {
 		return nil, err
 	}
-	users, err := openDirectory(ctx, data, "indigo", false)
-	if err != nil {
-		return nil, fmt.Errorf("directory: %w", err)
-	}
-	defer users.Close()
-	tables := lists.New(data)
-	defer tables.Close()
-	events := &recording{}
-	session := 0
-	door := smtpd.New(smtpd.Config{
-		Service: q.Service, Hostname: settings.Me.Get(snapshot.View("all")), Submission: spec.submission,
-		Settings: func() *settings.View { return snapshot.View(q.Service) }, Policy: policy.New(policy.Config{Directory: users, Lists: tables}),
-		Trace: events, Logger: slog.New(slog.DiscardHandler), Now: time.Now, PID: os.Getpid(),
-		NewSessionID: func() string { session++; return fmt.Sprintf("rehearsal%d", session) },
-	})
 	lines := []string{"EHLO " + q.Helo, "MAIL FROM:<" + q.From + ">"}
 	for _, to := range q.To {
 		lines = append(lines, "RCPT TO:<"+to+">")
@@ -82,8 +85,27 @@ func WhatIf(ctx context.Context, data string, q Question) ([]trace.Event, error)
 			return nil, errors.New("a name or an address has a line end in it")
 		}
 	}
+	dialer := &net.Dialer{}
+	if r.resolver, err = dnsx.New(dnsx.Config{Servers: settings.DNSServers.Get(r.snapshot.View("all")), Dial: dialer.DialContext, Now: time.Now}); err != nil {
+		return nil, fmt.Errorf("resolver: %w", err)
+	}
+	if r.users, err = openDirectory(ctx, data, "indigo", false); err != nil {
+		return nil, fmt.Errorf("directory: %w", err)
+	}
+	tables := lists.New(data)
+	defer tables.Close()
+	events := &recording{}
+	session := 0
+	door := smtpd.New(smtpd.Config{
+		Service: q.Service, Hostname: settings.Me.Get(r.snapshot.View("all")), Submission: spec.submission,
+		Settings: func() *settings.View { return r.snapshot.View(q.Service) }, Policy: policy.New(policy.Config{Directory: r.users, Lists: tables}),
+		HostName: (&House{resolver: r.resolver}).hostName,
+		Trace:    events, Logger: slog.New(slog.DiscardHandler), Now: time.Now, PID: os.Getpid(),
+		NewSessionID: func() string { session++; return fmt.Sprintf("rehearsal%d", session) },
+	})
 	door.Rehearse(ctx, q.Client, q.User, lines...)
-	return ways(ctx, data, snapshot, users, events.all())
+	r.events = events.all()
+	return r, nil
 }
 
 // recording keeps events in memory.
@@ -105,13 +127,9 @@ func (r *recording) all() []trace.Event {
 }
 
 // ways puts the way of each accepted recipient behind its RCPT.
-func ways(ctx context.Context, data string, snapshot *settings.Snapshot, users *directory.Store, events []trace.Event) ([]trace.Event, error) {
+func ways(ctx context.Context, data string, snapshot *settings.Snapshot, resolver *dnsx.Client, users *directory.Store, events []trace.Event) ([]trace.Event, error) {
 	view := func() *settings.View { return snapshot.View("queue") }
 	dialer := &net.Dialer{}
-	resolver, err := dnsx.New(dnsx.Config{Servers: settings.DNSServers.Get(snapshot.View("all")), Dial: dialer.DialContext, Now: time.Now})
-	if err != nil {
-		return nil, fmt.Errorf("resolver: %w", err)
-	}
 	onward, err := remote.New(remote.Config{
 		Resolver: resolver, Dial: dialer.DialContext, Settings: view, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
 		Hostname: func() string { return settings.Me.Get(snapshot.View("all")) },

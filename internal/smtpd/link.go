@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/indigomail/indigo/internal/tlsx"
 )
 
 // readBuffer is the size of a connection's reading buffer: the longest line, and more.
@@ -97,10 +99,10 @@ func (l *link) setConn(conn net.Conn) {
 
 // farewell sends what is pending, for a few seconds at most: the session is over.
 func (l *link) farewell() {
-	if l.out.Buffered() == 0 {
-		return
+	if l.out.Buffered() > 0 {
+		// An error means that the client is gone, and that is where the session goes too.
+		_ = l.conn.SetWriteDeadline(time.Now().Add(5 * time.Second))
+		_ = l.out.Flush()
 	}
-	// An error means that the client is gone, and that is where the session goes too.
-	_ = l.conn.SetWriteDeadline(time.Now().Add(5 * time.Second))
-	_ = l.out.Flush()
+	tlsx.Goodbye(l.conn)
 }

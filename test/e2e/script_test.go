@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -24,6 +25,18 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:  filepath.Join("..", "script"),
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"smtp": dialogue(program)},
+		// [!peer:PROGRAM] skip WHY: as missing, it is a failure where peers are required.
+		Condition: func(condition string) (bool, error) {
+			name, ok := strings.CutPrefix(condition, "peer:")
+			if !ok {
+				return false, fmt.Errorf("no condition %q", condition)
+			}
+			_, err := exec.LookPath(name)
+			if err != nil && os.Getenv("INDIGO_REQUIRE_PEERS") != "" {
+				return false, fmt.Errorf("%s is not installed, and INDIGO_REQUIRE_PEERS forbids skipping", name)
+			}
+			return err == nil, nil
+		},
 		Setup: func(env *testscript.Env) error {
 			// The only indigo that scripts can find is the one under test.
 			env.Setenv("PATH", filepath.Dir(program)+string(filepath.ListSeparator)+env.Getenv("PATH"))

@@ -164,6 +164,11 @@ func (p *Instance) main() string {
 		"maillog_file = " + d + "/log",
 		"maillog_file_prefixes = " + d,
 	}
+	// A line that stands twice is warned of by every process, and postlogd blocks when it logs to itself.
+	name := func(line string) string { n, _, _ := strings.Cut(line, " "); return n }
+	lines = slices.DeleteFunc(lines, func(line string) bool {
+		return slices.ContainsFunc(p.config.Settings, func(other string) bool { return name(other) == name(line) })
+	})
 	if len(transports) > 0 {
 		lines = append(lines, "transport_maps = inline:{"+strings.Join(transports, ", ")+"}")
 	}

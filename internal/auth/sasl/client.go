@@ -1,6 +1,7 @@
 package sasl
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/md5"
 	"crypto/pbkdf2"
@@ -29,6 +30,8 @@ type Credentials struct {
 	Token string
 	// Host and Service are the server's: its name, and "smtp", "imap" or "pop". Realm is DIGEST-MD5's, "" for the server's first.
 	Host, Service, Realm string
+	// Nonce is the client's own random text in SCRAM and DIGEST-MD5, for an exchange that somebody else began; "" makes one up.
+	Nonce string
 	// Bindings are what -PLUS mechanisms may bind to, the best first; see Bindings.
 	Bindings []scram.ChannelBinding
 	// Offered are the mechanisms of the server: a SCRAM client that could bind and sees no -PLUS says so (RFC 5802 section 6).
@@ -76,7 +79,7 @@ func NewClient(mechanism string, c Credentials) (Client, error) {
 	case mechanism == "XOAUTH2":
 		return &spoken{words: [][]byte{[]byte("user=" + c.User + "\x01auth=Bearer " + c.Token + "\x01\x01"), {}}, refusal: true}, nil
 	case mechanism == "DIGEST-MD5":
-		return &digestClient{c: c, cnonce: nonce()}, nil
+		return &digestClient{c: c, cnonce: cmp.Or(c.Nonce, nonce())}, nil
 	case cramHash(mechanism) != nil:
 		return &cramClient{c: c, mechanism: mechanism}, nil
 	case scramHash(mechanism) != nil:
@@ -241,7 +244,7 @@ type scramClient struct {
 }
 
 func newSCRAMClient(mechanism string, c Credentials) (Client, error) {
-	m := &scramClient{hash: scramHash(mechanism), salted: c.Salted, nonce: nonce(), password: c.Password}
+	m := &scramClient{hash: scramHash(mechanism), salted: c.Salted, nonce: cmp.Or(c.Nonce, nonce()), password: c.Password}
 	var err, err2, err3 error
 	m.user, err = stringprep.SASLprep.Prepare(c.User)
 	m.authzid, err2 = stringprep.SASLprep.Prepare(c.Authorization)

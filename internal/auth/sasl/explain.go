@@ -1,0 +1,312 @@
+package sasl
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// Part is a piece of a message, for people. Secret tells that Text is a password, or something that passwords can be guessed with.
+type Part struct {
+	Name   string `json:"name"`
+	Text   string `json:"text,omitempty"`
+	Means  string `json:"means,omitempty"`
+	Secret bool   `json:"secret,omitempty"`
+}
+
+// Shown gives the text, or a word in the place of a secret.
+func (p Part) Shown() string {
+	if p.Secret && p.Text != "" {
+		return "(hidden)"
+	}
+	return p.Text
+}
+
+// Message is what a message was found to be.
+type Message struct {
+	// Mechanism is "" when the form does not tell.
+	Mechanism string `json:"mechanism,omitempty"`
+	// Kind says in words which message of the mechanism it is.
+	Kind  string `json:"kind"`
+	Parts []Part `json:"parts,omitempty"`
+}
+
+// Secret tells whether some part is secret.
+func (m Message) Secret() bool {
+	return slices.ContainsFunc(m.Parts, func(p Part) bool { return p.Secret })
+}
+
+// Explain tells what a message says. mechanism is in upper case, "" when it is not known: then the form must tell. step counts the client's
+// messages of the exchange from 0, which only LOGIN needs, and is -1 when it is not known. challenge tells that the server sent it.
+func Explain(mechanism string, challenge bool, step int, message []byte) Message {
+	s := string(message)
+	if mechanism == "" {
+		mechanism, challenge = guess(s, challenge)
+	}
+	m := Message{Mechanism: mechanism}
+	unfit := func(want string) Message {
+		m.Kind, m.Parts = "malformed", []Part{{Name: "text", Text: printable(s), Means: want, Secret: !challenge}}
+		return m
+	}
+	switch {
+	case len(message) == 0:
+		m.Kind = "empty"
+		if challenge {
+			m.Kind = "go ahead: the client speaks first"
+		}
+	case mechanism == "PLAIN" && !challenge:
+		parts := strings.Split(s, "\x00")
+		m.Kind = "name and password"
+		if len(parts) != 3 {
+			return unfit(fmt.Sprintf("PLAIN is AUTHZID NUL NAME NUL PASSWORD (RFC 4616); this has %d NUL", len(parts)-1))
+		}
+		who := "whom to act for: none, so the name itself"
+		if parts[0] != "" {
+			who = "whom to act for"
+		}
+		m.Parts = []Part{{Name: "authzid", Text: printable(parts[0]), Means: who}, {Name: "authcid", Text: printable(parts[1]), Means: "the name"}, {Name: "password", Text: printable(parts[2]), Secret: true}}
+	case mechanism == "LOGIN":
+		m.explainLogin(s, challenge, step)
+	case mechanism == "EXTERNAL" || mechanism == "ANONYMOUS":
+		m.Kind = map[string]string{"EXTERNAL": "whom to act for", "ANONYMOUS": "what the client says about itself"}[mechanism]
+		m.Parts = []Part{{Name: "name", Text: printable(s)}}
+	case mechanism == "OAUTHBEARER" || mechanism == "XOAUTH2":
+		m.explainToken(s, challenge)
+	case mechanism == "DIGEST-MD5":
+		if !m.explainDigest(s, challenge) {
+			return unfit("want NAME=VALUE pairs with commas between (RFC 2831)")
+		}
+	case strings.HasPrefix(mechanism, "CRAM") && challenge:
+		m.Kind, m.Parts = "challenge", []Part{{Name: "challenge", Text: printable(s), Means: "what the client must answer with a keyed sum of"}}
+	case strings.HasPrefix(mechanism, "CRAM"):
+		i := strings.LastIndexByte(s, ' ')
+		if i < 0 {
+			return unfit("want NAME, a space and a sum in hexadecimal (RFC 2195)")
+		}
+		m.Kind, m.Parts = "answer to the challenge", []Part{{Name: "name", Text: printable(s[:i])}, {Name: "digest", Text: printable(s[i+1:]), Means: "the challenge's sum, keyed with the password: passwords can be tried on it", Secret: true}}
+		if h := cramHash(mechanism); h != nil && len(s)-i-1 != 2*h().Size() {
+			m.Parts[1].Means = fmt.Sprintf("has %d digits where %s has %d", len(s)-i-1, mechanism, 2*h().Size())
+		}
+	case strings.HasPrefix(mechanism, "SCRAM"):
+		if !m.explainSCRAM(s) {
+			return unfit("want NAME=VALUE fields with commas between, as in RFC 5802 section 5.1")
+		}
+	default:
+		m.Kind = "text"
+		m.Parts = []Part{{Name: "text", Text: printable(s), Means: "LOGIN's name or password, or of a mechanism that is not known here", Secret: !challenge}}
+	}
+	return m
+}
+
+// guess finds mechanism and direction by the form.
+func guess(s string, challenge bool) (string, bool) {
+	lower := strings.ToLower(s)
+	switch {
+	case strings.HasPrefix(lower, "username:"), strings.HasPrefix(lower, "user name"), strings.HasPrefix(lower, "password:"), lower == "password\x00":
+		return "LOGIN", true
+	case strings.HasPrefix(s, "user=") && strings.Contains(s, "\x01auth="):
+		return "XOAUTH2", false
+	case strings.Contains(s, "\x01auth="):
+		return "OAUTHBEARER", false
+	case strings.HasPrefix(s, "{"):
+		return "OAUTHBEARER", true
+	case strings.Count(s, "\x00") == 2:
+		return "PLAIN", false
+	case strings.HasPrefix(s, "n,"), strings.HasPrefix(s, "y,"), strings.HasPrefix(s, "p=") && strings.Contains(s, ",r="), strings.HasPrefix(s, "c=") && strings.Contains(s, ",r="):
+		return "SCRAM", false
+	case strings.HasPrefix(s, "r=") && strings.Contains(s, ",s="), strings.HasPrefix(s, "v="), strings.HasPrefix(s, "e="):
+		return "SCRAM", true
+	case strings.HasPrefix(s, "rspauth="):
+		return "DIGEST-MD5", true
+	case strings.Contains(s, "nonce="):
+		return "DIGEST-MD5", !strings.Contains(s, "response=")
+	case strings.HasPrefix(s, "<") && strings.HasSuffix(s, ">"):
+		return "CRAM", true
+	}
+	if i := strings.LastIndexByte(s, ' '); i > 0 {
+		if _, err := hex.DecodeString(s[i+1:]); err == nil {
+			if name := map[int]string{32: "CRAM-MD5", 40: "CRAM", 56: "CRAM-SHA224", 64: "CRAM-SHA256", 96: "CRAM-SHA384", 128: "CRAM-SHA512"}[len(s)-i-1]; name != "" {
+				return name, false
+			}
+		}
+	}
+	return "", challenge
+}
+
+func (m *Message) explainLogin(s string, challenge bool, step int) {
+	switch lower := strings.ToLower(s); {
+	case challenge && strings.HasPrefix(lower, "user"):
+		m.Kind, m.Parts = "prompt", []Part{{Name: "prompt", Text: printable(s), Means: "the name is asked for"}}
+	case challenge && strings.HasPrefix(lower, "pass"):
+		m.Kind, m.Parts = "prompt", []Part{{Name: "prompt", Text: printable(s), Means: "the password is asked for"}}
+	case challenge:
+		m.Kind, m.Parts = "prompt", []Part{{Name: "prompt", Text: printable(s), Means: "LOGIN's clients take the first prompt for the name's, the second for the password's"}}
+	case step == 0:
+		m.Kind, m.Parts = "name", []Part{{Name: "name", Text: printable(s)}}
+	default:
+		m.Kind, m.Parts = "password", []Part{{Name: "password", Text: printable(s), Secret: true}}
+	}
+}
+
+func (m *Message) explainToken(s string, challenge bool) {
+	if challenge {
+		m.Kind = "refusal: the client answers it with an empty line, or ^A"
+		var fields map[string]any
+		if json.Unmarshal([]byte(s), &fields) != nil {
+			m.Parts = []Part{{Name: "text", Text: printable(s)}}
+			return
+		}
+		for _, name := range []string{"status", "schemes", "scope", "openid-configuration"} {
+			if v, ok := fields[name]; ok {
+				m.Parts = append(m.Parts, Part{Name: name, Text: fmt.Sprint(v)})
+			}
+		}
+		return
+	}
+	m.Kind = "token"
+	for i, pair := range strings.Split(s, "\x01") {
+		name, value, _ := strings.Cut(pair, "=")
+		switch {
+		case pair == "":
+		case i == 0 && m.Mechanism == "OAUTHBEARER":
+			m.Parts = append(m.Parts, Part{Name: "gs2-header", Text: printable(pair), Means: "n: no channel binding; a= is whom to act for"})
+		default:
+			m.Parts = append(m.Parts, Part{Name: name, Text: printable(value), Secret: name == "auth"})
+		}
+	}
+}
+
+// digestMeanings are the directives of RFC 2831 section 2.1.
+func digestMeanings() map[string]string {
+	return map[string]string{
+		"realm": "where the name belongs to", "nonce": "the server's random text", "qop": "auth: the login alone; auth-int, auth-conf: layers that Indigo has not",
+		"charset": "of name and password", "algorithm": "md5-sess is the only one", "maxbuf": "octets of a message under a layer", "cipher": "of auth-conf", "stale": "the nonce was old",
+		"username": "the name", "cnonce": "the client's random text", "nc": "how often the nonce was used", "digest-uri": "the service that is meant: another host's would be a stolen answer",
+		"authzid": "whom to act for", "response": "the sum over all of it and the password: passwords can be tried on it", "rspauth": "the server's proof that it knows the password",
+	}
+}
+
+func (m *Message) explainDigest(s string, challenge bool) bool {
+	m.Kind = map[bool]string{true: "challenge", false: "answer to the challenge"}[challenge]
+	meanings := digestMeanings()
+	err := directives(s, func(key, value string) error {
+		if key == "rspauth" {
+			m.Kind = "the server's proof"
+		}
+		m.Parts = append(m.Parts, Part{Name: key, Text: printable(value), Means: meanings[key], Secret: key == "response" || key == "rspauth"})
+		return nil
+	})
+	return err == nil && len(m.Parts) > 0
+}
+
+// explainSCRAM tells the four messages of RFC 5802 section 5 apart by their first letters.
+func (m *Message) explainSCRAM(s string) bool {
+	fields := strings.Split(s, ",")
+	part := func(name, text, means string, secret bool) {
+		m.Parts = append(m.Parts, Part{Name: name, Text: printable(text), Means: means, Secret: secret})
+	}
+	switch {
+	case strings.HasPrefix(s, "n,"), strings.HasPrefix(s, "y,"), strings.HasPrefix(s, "p="):
+		if len(fields) < 4 {
+			return false
+		}
+		m.Kind = "client's first message"
+		part("channel binding", fields[0], bindingMeaning(fields[0]), false)
+		if fields[1] != "" {
+			name, _ := decodeName(strings.TrimPrefix(fields[1], "a="))
+			part("authzid", name, "whom to act for", false)
+		}
+		fields = fields[2:]
+	case strings.HasPrefix(s, "c="):
+		m.Kind = "client's final message"
+	case strings.HasPrefix(s, "r="):
+		m.Kind = "server's first message"
+	case strings.HasPrefix(s, "v="), strings.HasPrefix(s, "e="):
+		m.Kind = "server's final message"
+	default:
+		return false
+	}
+	for _, field := range fields {
+		name, value, ok := strings.Cut(field, "=")
+		if !ok {
+			return false
+		}
+		switch name {
+		case "n":
+			user, valid := decodeName(value)
+			if !valid {
+				return false
+			}
+			part("n", user, "the name", false)
+		case "r":
+			means := "the client's nonce"
+			if m.Kind != "client's first message" {
+				means = "the client's nonce with the server's behind it"
+			}
+			part("r", value, means, false)
+		case "s":
+			salt, err := base64.StdEncoding.DecodeString(value)
+			means := fmt.Sprintf("salt of %d octets", len(salt))
+			if err != nil {
+				means = "salt, which is not base64"
+			}
+			part("s", value, means, false)
+		case "i":
+			means := "iterations"
+			if n, err := strconv.Atoi(value); err != nil || n < Iterations {
+				means = fmt.Sprintf("iterations: fewer than %d, the least of RFC 7677: Indigo's client refuses it", Iterations)
+			}
+			part("i", value, means, false)
+		case "c":
+			header, err := base64.StdEncoding.DecodeString(value)
+			if err != nil {
+				return false
+			}
+			text, bound := string(header), 0
+			if i := bytes.Index(header, []byte(",,")); i >= 0 {
+				text, bound = string(header[:i+2]), len(header)-i-2
+			}
+			part("c", text, fmt.Sprintf("what the client said of channel binding, and %d octets of it", bound), false)
+		case "p":
+			part("p", value, "the client's proof: passwords can be tried on it", true)
+		case "v":
+			part("v", value, "the server's signature: it knows the password too", true)
+		case "e":
+			part("e", value, "why the server refuses", false)
+		case "m":
+			part("m", value, "an extension that must be understood: none is", false)
+		default:
+			part(name, value, "an extension", false)
+		}
+	}
+	return true
+}
+
+func bindingMeaning(flag string) string {
+	switch kind, bound := strings.CutPrefix(flag, "p="); {
+	case bound:
+		return "bound to this connection by " + kind
+	case flag == "y":
+		return "the client could bind, and was told of no -PLUS: a server that has -PLUS refuses, somebody hid it"
+	}
+	return "the client binds to nothing"
+}
+
+// printable gives s without what a terminal would obey.
+func printable(s string) string {
+	if !utf8.ValidString(s) {
+		return strconv.QuoteToASCII(s)
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, s)
+}
