@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -201,6 +202,58 @@ func TestAttemptCutByShutdownDoesNotCount(t *testing.T) {
 		synctest.Wait()
 		if len(local.all()) != 1 {
 			t.Errorf("delivered %v, queued %+v", local.all(), list(t, q))
+		}
+		q.Shutdown(t.Context())
+	})
+}
+
+// movesWhileTold takes a notice the second time, and compacts the message that it is about meanwhile.
+type movesWhileTold struct {
+	q      *Queue
+	begun  int
+	copied bool
+}
+
+func (w *movesWhileTold) Begin(context.Context, int64) (Submission, error) {
+	if w.begun++; w.begun == 1 {
+		return nil, errors.New("not now")
+	}
+	w.q.mu.Lock()
+	var all []*message
+	for _, m := range w.q.messages {
+		all = append(all, m)
+	}
+	w.q.mu.Unlock()
+	w.copied = w.q.move(all)
+	return nowhere{}, nil
+}
+
+// TestNoCopyOfWhatEnds: a message that is about to end, after a notice that had to be tried again or at a start, is not written again: behind the
+// record of its end the copy would bring it back at the next start, without its content.
+func TestNoCopyOfWhatEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		notices := &movesWhileTold{}
+		c := testConfig(dir, &sink{}, &byName{})
+		c.Bounces = notices
+		q := open(t, c)
+		notices.q = q
+		if err := submit(t, q, "Subject: large\r\n\r\n"+strings.Repeat("0123456789\r\n", 40000), "plain@local.test", "bad@far.test"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if notices.begun != 1 || q.Stats().Messages != 1 {
+			t.Fatalf("%d notices, %d messages", notices.begun, q.Stats().Messages)
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if notices.begun != 2 || notices.copied {
+			t.Errorf("%d notices; copied while it ended: %v", notices.begun, notices.copied)
+		}
+		q.Shutdown(t.Context())
+		q = open(t, c)
+		if n := q.Stats().Messages; n != 0 {
+			t.Errorf("%d messages came back", n)
 		}
 		q.Shutdown(t.Context())
 	})

@@ -265,6 +265,8 @@ func (q *Queue) tick() {
 			case j.first < 0:
 				m := j.m
 				q.free(j)
+				// From here on nothing else may end it, or write it again behind its end.
+				m.finished = true
 				q.work.Go(func() { q.conclude(m) })
 			case j.host == nil:
 				j.m.running++
