@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -25,7 +26,7 @@ import (
 
 // attempt is one log-in by a program.
 type attempt struct {
-	mechanism, security, password string
+	mechanism, security, password string // the mechanism is "" where the program chooses
 	user                          string // the address
 	host, port                    string
 	certificate                   string // of the client, with its key, for EXTERNAL
@@ -83,10 +84,9 @@ func clientCertificate(t *testing.T, authority string, addresses []string) map[s
 	return files
 }
 
-// TestClientMatrix logs in with programs that people have, by each mechanism that they and we speak, in clear, over STARTTLS and over TLS, once by
-// the right and once by a wrong password, and prints what came of it as docs/auth.md has it. What is said of a mechanism is what the server
-// wrote down of the login, too.
-func TestClientMatrix(t *testing.T) {
+// needClients skips where one of them is missing.
+func needClients(t *testing.T) {
+	t.Helper()
 	need(t, "msmtp", "fetchmail", "gsasl", "swaks", "curl", "python3")
 	if why := postfix.Missing(); why != "" {
 		missing(t, why)
@@ -97,12 +97,31 @@ func TestClientMatrix(t *testing.T) {
 	if code, _ := peer(t, "perl", "-MAuthen::SASL", "-e", "1"); code != 0 {
 		missing(t, "swaks has no Authen::SASL")
 	}
-	in := up(t)
+}
+
+// attemptAt is one at the instance's service for the client's protocol: "clear", "starttls" or "tls".
+func attemptAt(t *testing.T, in *instance.Instance, c mailClient, mechanism, security, password, user string) attempt {
+	t.Helper()
+	service := map[string]string{"smtp": "smtpd.587", "imap": "imapd.143", "pop3": "pop3d.110"}[c.protocol]
+	if security == "tls" {
+		service = map[string]string{"smtp": "smtpd.465", "imap": "imapd.993", "pop3": "pop3d.995"}[c.protocol]
+	}
+	host, port, err := net.SplitHostPort(in.Address(service))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return attempt{mechanism: mechanism, security: security, password: password, user: user, host: host, port: port}
+}
+
+// mailClients are the programs. Postfix gets its login from postfixLogin, once it is known what it will be asked.
+func mailClients(t *testing.T, in *instance.Instance) []mailClient {
+	t.Helper()
 	ca := filepath.Join(in.Ready.Data, "certs", "servercert.pem")
 	dir := t.TempDir()
 	script := filepath.Join("..", "testdata", "login.py")
-	clients := []mailClient{
+	return []mailClient{
 		{"msmtp", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "EXTERNAL"}, false, func(a attempt) (bool, string) {
+			auth := cmp.Or(strings.ToLower(a.mechanism), "on")
 			tls := fmt.Sprintf("tls on\ntls_trust_file %s\ntls_starttls %s\n", ca, map[string]string{"starttls": "on", "tls": "off"}[a.security])
 			if a.security == "clear" {
 				tls = "tls off\n"
@@ -111,7 +130,7 @@ func TestClientMatrix(t *testing.T) {
 				tls += fmt.Sprintf("tls_cert_file %[1]s\ntls_key_file %[1]s\n", a.certificate)
 			}
 			conf := filepath.Join(dir, "msmtprc")
-			text := fmt.Sprintf("account default\nhost %s\nport %s\nfrom %s\nauth %s\nuser %s\npassword %s\n%s", a.host, a.port, a.user, strings.ToLower(a.mechanism), a.user, a.password, tls)
+			text := fmt.Sprintf("account default\nhost %s\nport %s\nfrom %s\nauth %s\nuser %s\npassword %s\n%s", a.host, a.port, a.user, auth, a.user, a.password, tls)
 			if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -125,7 +144,7 @@ func TestClientMatrix(t *testing.T) {
 		{"gsasl", "smtp", gsaslMechanisms, true, gsaslLogin(t, "smtp", ca)},
 		{"gsasl", "imap", gsaslMechanisms, true, gsaslLogin(t, "imap", ca)},
 		{"swaks", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "CRAM-SHA1", "DIGEST-MD5"}, false, func(a attempt) (bool, string) {
-			args := []string{"--server", a.host, "--port", a.port, "--quit-after", "AUTH", "--auth", a.mechanism, "--auth-user", a.user, "--auth-password", a.password, "--timeout", "20"}
+			args := []string{"--server", a.host, "--port", a.port, "--quit-after", "AUTH", "--auth", cmp.Or(a.mechanism, "ANY"), "--auth-user", a.user, "--auth-password", a.password, "--timeout", "20"}
 			if a.security != "clear" {
 				args = append(args, map[string]string{"starttls": "--tls", "tls": "--tls-on-connect"}[a.security])
 			}
@@ -142,6 +161,16 @@ func TestClientMatrix(t *testing.T) {
 		{"fetchmail", "pop3", []string{"APOP", "CRAM-MD5", "USER command"}, false, fetchmailLogin(t, "pop3", ca)},
 		{"postfix", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-512"}, false, nil},
 	}
+}
+
+// TestClientMatrix logs in with programs that people have, by each mechanism that they and we speak, in clear, over STARTTLS and over TLS, once by
+// the right and once by a wrong password, and prints what came of it as docs/auth.md has it. What is said of a mechanism is what the server
+// wrote down of the login, too.
+func TestClientMatrix(t *testing.T) {
+	needClients(t)
+	in := up(t)
+	dir := t.TempDir()
+	clients := mailClients(t, in)
 	_, columns, _ := strings.Cut(strings.SplitN(saslUsers, "\n", 3)[1], ",")
 	users := "address,password,scram\n"
 	var addresses []string
@@ -174,23 +203,20 @@ func TestClientMatrix(t *testing.T) {
 	needsTLS := func(m string) bool {
 		return sasl.NeedsTLS(m) || strings.HasSuffix(m, "-PLUS") || m == "EXTERNAL" || strings.HasSuffix(m, " command")
 	}
-	services := map[string][2]string{"smtp": {"smtpd.587", "smtpd.465"}, "imap": {"imapd.143", "imapd.993"}, "pop3": {"pop3d.110", "pop3d.995"}}
 	try := func(c mailClient, m, s, password string) attempt {
-		service := services[c.protocol][0]
-		if s == "tls" {
-			service = services[c.protocol][1]
-		}
-		host, port, err := net.SplitHostPort(in.Address(service))
-		if err != nil {
-			t.Fatal(err)
-		}
-		a := attempt{mechanism: m, security: s, password: password, user: address(c), host: host, port: port}
+		a := attemptAt(t, in, c, m, s, password, address(c))
 		if m == "EXTERNAL" && password == "supersecret" {
 			a.certificate = certificates[a.user]
 		}
 		return a
 	}
-	clients[len(clients)-1].login = postfixLogin(t, clients[len(clients)-1], mechanisms, try)
+	var attempts []attempt
+	for _, m := range mechanisms {
+		for _, s := range securities {
+			attempts = append(attempts, try(clients[len(clients)-1], m, s, "supersecret"), try(clients[len(clients)-1], m, s, "wrong"))
+		}
+	}
+	clients[len(clients)-1].login = postfixLogin(t, attempts)
 	type use struct {
 		User, Protocol, Mechanism string
 		TLS                       bool
@@ -271,11 +297,87 @@ func TestClientMatrix(t *testing.T) {
 	}
 }
 
+// TestClientChoice lets the programs choose themselves, over STARTTLS: what they take of all that is offered, and whether a user with a hash
+// alone gets in then.
+func TestClientChoice(t *testing.T) {
+	needClients(t)
+	in := up(t)
+	lines := strings.Split(saslUsers, "\n")
+	_, columns, _ := strings.Cut(lines[1], ",")
+	hash, _, _ := strings.Cut(columns, ",")
+	clients := slices.DeleteFunc(mailClients(t, in), func(c mailClient) bool { return c.name == "Python" && c.protocol != "smtp" })
+	users, known := lines[0]+"\n", map[string]bool{}
+	address := func(kind string, c mailClient) string { return kind + strings.ToLower(c.name) + "@indigo.test" }
+	for _, c := range clients {
+		if !known[c.name] {
+			known[c.name] = true
+			users += address("all", c) + "," + columns + "\n" + address("hash", c) + "," + hash + ",\n"
+		}
+	}
+	file := filepath.Join(t.TempDir(), "users.csv")
+	if err := os.WriteFile(file, []byte(users), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	command(t, in, "user", "import", file)
+	for _, kind := range []string{"all", "hash"} {
+		if err := send(t, in.Address("smtpd.25"), "joe@far.test", []string{kind + "fetchmail@indigo.test"}, "Subject: to be fetched by "+kind+"\n\nto be fetched\n"); err != nil {
+			t.Fatal(err)
+		}
+		awaitMail(t, in, "to be fetched by "+kind)
+	}
+	last := &clients[len(clients)-1]
+	at := func(kind string, c mailClient) attempt {
+		return attemptAt(t, in, c, "", "starttls", "supersecret", address(kind, c))
+	}
+	last.login = postfixLogin(t, []attempt{at("all", *last), at("hash", *last)})
+	var table strings.Builder
+	table.WriteString("| client | takes | a user with a hash alone |\n|---|---|---|\n")
+	for _, c := range clients {
+		ok, out := c.login(at("all", c))
+		if !ok {
+			t.Errorf("%s %s: not in\n%s", c.name, c.protocol, out)
+			continue
+		}
+		took := ""
+		err := instance.Await(within(t, waiting), "the server has the login", func() (bool, error) {
+			var report struct {
+				Users []struct{ User, Protocol, Mechanism string }
+			}
+			if err := json.Unmarshal([]byte(command(t, in, "auth", "report", "--json")), &report); err != nil {
+				return false, err
+			}
+			for _, u := range report.Users {
+				if u.User == "all"+strings.ToLower(c.name) && u.Protocol == c.protocol {
+					took = u.Mechanism
+				}
+			}
+			return took != "", nil
+		})
+		if err != nil {
+			t.Errorf("%s %s: %v", c.name, c.protocol, err)
+		}
+		became := "does not get in"
+		if ok, out := c.login(at("hash", c)); ok {
+			became = "gets in"
+		} else {
+			t.Logf("%s %s: %s", c.name, c.protocol, out)
+		}
+		fmt.Fprintf(&table, "| %s, %s | %s | %s |\n", c.name, strings.ToUpper(c.protocol), took, became)
+	}
+	t.Log("\n" + table.String())
+	if doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "auth.md")); err != nil || !strings.Contains(string(doc), table.String()) {
+		t.Errorf("docs/auth.md has another table (%v)", err)
+	}
+}
+
 var gsaslMechanisms = []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256-PLUS", "EXTERNAL"}
 
 func gsaslLogin(t *testing.T, protocol, ca string) func(attempt) (bool, string) {
 	return func(a attempt) (bool, string) {
-		args := []string{"--" + protocol, "--connect", net.JoinHostPort(a.host, a.port), "--hostname", "indigo.test", "--authentication-id", a.user, "--password", a.password, "--mechanism", a.mechanism}
+		args := []string{"--" + protocol, "--connect", net.JoinHostPort(a.host, a.port), "--hostname", "indigo.test", "--authentication-id", a.user, "--password", a.password}
+		if a.mechanism != "" {
+			args = append(args, "--mechanism", a.mechanism)
+		}
 		switch {
 		case a.security == "clear":
 			args = append(args, "--no-starttls")
@@ -305,7 +407,7 @@ func curlLogin(t *testing.T, protocol, ca string) func(attempt) (bool, string) {
 		if mechanism == "APOP" {
 			mechanism = "+APOP"
 		}
-		args := []string{"--silent", "--show-error", "--verbose", "--max-time", "20", "--cacert", ca, "--user", a.user + ":" + a.password, "--login-options", "AUTH=" + mechanism, scheme + "://" + net.JoinHostPort(a.host, a.port) + "/"}
+		args := []string{"--silent", "--show-error", "--verbose", "--max-time", "20", "--cacert", ca, "--user", a.user + ":" + a.password, "--login-options", "AUTH=" + cmp.Or(mechanism, "*"), scheme + "://" + net.JoinHostPort(a.host, a.port) + "/"}
 		if a.mechanism == "EXTERNAL" {
 			args[8] = a.user + ":"
 		}
@@ -335,7 +437,10 @@ func fetchmailLogin(t *testing.T, protocol, ca string) func(attempt) (bool, stri
 	dir := t.TempDir()
 	return func(a attempt) (bool, string) {
 		proto, auth := protocol, map[string]string{"CRAM-MD5": "cram-md5", "EXTERNAL": "external"}[a.mechanism]
-		if auth == "" {
+		switch {
+		case a.mechanism == "":
+			auth = "any"
+		case auth == "":
 			auth = "password"
 		}
 		if a.mechanism == "APOP" {
@@ -363,24 +468,29 @@ func fetchmailLogin(t *testing.T, protocol, ca string) func(attempt) (bool, stri
 	}
 }
 
-// postfixLogin starts a postfix that has one transport for each mechanism, security and password, which the sender's name chooses.
-func postfixLogin(t *testing.T, c mailClient, mechanisms []string, try func(c mailClient, mechanism, security, password string) attempt) func(attempt) (bool, string) {
+// postfixLogin starts a postfix that has a transport for each attempt, which the sender's name chooses.
+func postfixLogin(t *testing.T, attempts []attempt) func(attempt) (bool, string) {
 	t.Helper()
-	name := func(a attempt) string { return strings.ToLower(a.mechanism) + "-" + a.security + "-" + a.password }
+	name := func(a attempt) string {
+		user, _, _ := strings.Cut(a.user, "@")
+		return strings.ToLower(user + "-" + a.mechanism + "-" + a.security + "-" + a.password)
+	}
 	var services, senders []string
-	for _, m := range mechanisms {
-		if slices.Contains(commands, m) {
+	for _, a := range attempts {
+		if strings.ContainsRune(a.mechanism, ' ') {
 			continue
 		}
-		for _, s := range securities {
-			for _, password := range []string{"supersecret", "wrong"} {
-				a := try(c, m, s, password)
-				services = append(services, fmt.Sprintf("%s unix - - n - - smtp -o syslog_name=postfix/%[1]s -o smtp_sasl_auth_enable=yes -o smtp_sasl_mechanism_filter=%s -o smtp_sasl_password_maps=static:%s:%s"+
-					" -o smtp_sasl_security_options=noanonymous -o smtp_sasl_tls_security_options=noanonymous -o smtp_tls_security_level=%s -o smtp_tls_wrappermode=%s",
-					name(a), strings.ToLower(m), a.user, password, map[bool]string{true: "none", false: "encrypt"}[s == "clear"], map[bool]string{true: "yes", false: "no"}[s == "tls"]))
-				senders = append(senders, fmt.Sprintf("%s@postfix.test=%[1]s:[%s]:%s", name(a), a.host, a.port))
-			}
+		level, wrapper := "encrypt", "no"
+		switch a.security {
+		case "clear":
+			level = "none"
+		case "tls":
+			wrapper = "yes"
 		}
+		services = append(services, fmt.Sprintf("%s unix - - n - - smtp -o syslog_name=postfix/%[1]s -o smtp_sasl_auth_enable=yes -o smtp_sasl_mechanism_filter=%s -o smtp_sasl_password_maps=static:%s:%s"+
+			" -o smtp_sasl_security_options=noanonymous -o smtp_sasl_tls_security_options=noanonymous -o smtp_tls_security_level=%s -o smtp_tls_wrappermode=%s",
+			name(a), strings.ToLower(a.mechanism), a.user, a.password, level, wrapper))
+		senders = append(senders, fmt.Sprintf("%s@postfix.test=%[1]s:[%s]:%s", name(a), a.host, a.port))
 	}
 	dir := folder(t)
 	p, err := postfix.Start(within(t, time.Minute), postfix.Config{

@@ -22,7 +22,10 @@ if security == "starttls":
     else:
         c.starttls(context=context)
         c.ehlo()
-if protocol == "smtp":
+if not mechanism:  # smtplib chooses
+    print(c.login(user, password))
+    c.quit()
+elif protocol == "smtp":
     c.user, c.password = user, password
     call = {"PLAIN": c.auth_plain, "LOGIN": c.auth_login, "CRAM-MD5": c.auth_cram_md5}[mechanism]
     print(c.auth(mechanism, call))
