@@ -280,9 +280,7 @@ func TestClientMatrix(t *testing.T) {
 		}
 	}
 	t.Log("\n" + table.String())
-	if doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "auth.md")); err != nil || !strings.Contains(string(doc), table.String()) {
-		t.Errorf("docs/auth.md has another table (%v)", err)
-	}
+	documented(t, table.String())
 	var lost []use
 	err := instance.Await(within(t, waiting), "the server has all logins", func() (bool, error) {
 		var report struct{ Users []use }
@@ -365,9 +363,7 @@ func TestClientChoice(t *testing.T) {
 		fmt.Fprintf(&table, "| %s, %s | %s | %s |\n", c.name, strings.ToUpper(c.protocol), took, became)
 	}
 	t.Log("\n" + table.String())
-	if doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "auth.md")); err != nil || !strings.Contains(string(doc), table.String()) {
-		t.Errorf("docs/auth.md has another table (%v)", err)
-	}
+	documented(t, table.String())
 }
 
 var gsaslMechanisms = []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256-PLUS", "EXTERNAL"}
@@ -529,5 +525,22 @@ func postfixLogin(t *testing.T, attempts []attempt) func(attempt) (bool, string)
 			t.Fatalf("%v\n%s", err, p.Log())
 		}
 		return in, out
+	}
+}
+
+// documented compares a table with the one of docs/auth.md, which is of Debian 12's programs.
+func documented(t *testing.T, table string) {
+	t.Helper()
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "auth.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, _ := os.ReadFile("/etc/debian_version")
+	switch {
+	case strings.Contains(string(doc), table):
+	case strings.HasPrefix(string(release), "12."):
+		t.Error("docs/auth.md has another table")
+	default:
+		t.Logf("docs/auth.md has another table, of Debian 12; this is %q", release)
 	}
 }
