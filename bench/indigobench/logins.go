@@ -41,18 +41,16 @@ type loginForm struct {
 	name, stored string
 	// scheme is what Dovecot wants before it.
 	scheme, mechanism string
-	// logins are how many make a run.
-	logins int
 }
 
 func loginForms() ([]loginForm, error) {
 	forms := []loginForm{
-		{name: "ssha256", mechanism: "PLAIN", logins: 3000},
-		{name: "scram-sha-256", mechanism: "SCRAM-SHA-256", logins: 3000},
-		{name: "sha512-5000", scheme: "{CRYPT}", mechanism: "PLAIN", logins: 1000},
-		{name: "sha512-100000", scheme: "{CRYPT}", mechanism: "PLAIN", logins: 80},
-		{name: "argon2id", scheme: "{ARGON2ID}", mechanism: "PLAIN", logins: 80},
-		{name: "bcrypt", scheme: "{CRYPT}", mechanism: "PLAIN", logins: 40},
+		{name: "ssha256", mechanism: "PLAIN"},
+		{name: "scram-sha-256", mechanism: "SCRAM-SHA-256"},
+		{name: "sha512-5000", scheme: "{CRYPT}", mechanism: "PLAIN"},
+		{name: "sha512-100000", scheme: "{CRYPT}", mechanism: "PLAIN"},
+		{name: "argon2id", scheme: "{ARGON2ID}", mechanism: "PLAIN"},
+		{name: "bcrypt", scheme: "{CRYPT}", mechanism: "PLAIN"},
 	}
 	sum := sha256.Sum256([]byte(loginPassword + scramSalt))
 	forms[0].stored = "{SSHA256}" + base64.StdEncoding.EncodeToString(append(sum[:], scramSalt...))
@@ -131,17 +129,12 @@ func (b *bench) logins(ctx context.Context) (err error) {
 	fmt.Fprintln(table)
 	for _, way := range []string{"imap", "socket"} {
 		for _, form := range forms {
-			for _, sessions := range []int{1, 20} {
+			for _, sessions := range []int{1, 10} {
 				name := fmt.Sprintf("%s-%s/%d", way, form.name, sessions)
 				if !wanted.MatchString(name) {
 					continue
 				}
-				n := form.logins
-				if sessions == 1 || way == "socket" && n < 1000 {
-					n /= 2
-				}
-				n = max(int(float64(n)*b.scale), sessions)
-				row, err := b.loginRow(ctx, in, servers, way, form, sessions, n, salted)
+				row, err := b.loginRow(ctx, in, servers, way, form, sessions, salted)
 				if err != nil {
 					return fmt.Errorf("%s: %w", name, err)
 				}
@@ -155,8 +148,9 @@ func (b *bench) logins(ctx context.Context) (err error) {
 }
 
 // loginRow measures one case: all servers in turn.
-func (b *bench) loginRow(ctx context.Context, in *instance.Instance, servers []loginServer, way string, form loginForm, sessions, n int, salted []byte) (string, error) {
+func (b *bench) loginRow(ctx context.Context, in *instance.Instance, servers []loginServer, way string, form loginForm, sessions int, salted []byte) (string, error) {
 	speeds := make([][]float64, len(servers))
+	limit := time.Duration(b.scale * float64(time.Second))
 	for round := range b.rounds {
 		for i, s := range servers {
 			one := &loginClient{server: s, user: form.name + "@" + loginDomain, mechanism: form.mechanism, salted: salted}
@@ -165,8 +159,10 @@ func (b *bench) loginRow(ctx context.Context, in *instance.Instance, servers []l
 				run = one.socket
 			}
 			// The first one from an address is a stranger's, and stores are opened for it.
-			if err := run(ctx, sessions, sessions); err != nil {
-				return "", fmt.Errorf("%s: %w", s.name, err)
+			if round == 0 {
+				if _, err := run(ctx, sessions, 0); err != nil {
+					return "", fmt.Errorf("%s: %w", s.name, err)
+				}
 			}
 			profiled := make(chan error, 1)
 			if b.profile != "" && i == 0 && round == b.rounds-1 {
@@ -178,7 +174,7 @@ func (b *bench) loginRow(ctx context.Context, in *instance.Instance, servers []l
 				profiled <- nil
 			}
 			begun := time.Now()
-			err := run(ctx, sessions, n)
+			n, err := run(ctx, sessions, limit)
 			took := time.Since(begun)
 			if err := errors.Join(err, <-profiled); err != nil {
 				return "", fmt.Errorf("%s: %w", s.name, err)
@@ -340,13 +336,13 @@ type loginClient struct {
 	salted          []byte
 }
 
-// each has n logins done by so many sessions; begin gives what does one, and what ends the session.
-func (c *loginClient) each(ctx context.Context, sessions, n int, begin func() (login func() error, end func(), err error)) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 3*time.Minute, errors.New("the logins took more than three minutes"))
-	defer cancel()
+// each has so many sessions log in, again and again until limit is over, and tells how often they did; begin gives what does it once, and what
+// ends the session.
+func (c *loginClient) each(ctx context.Context, sessions int, limit time.Duration, begin func() (login func() error, end func(), err error)) (int, error) {
 	var running sync.WaitGroup
-	var begun atomic.Int64
+	var done atomic.Int64
 	faults := make([]error, sessions)
+	until := time.Now().Add(limit)
 	for i := range sessions {
 		running.Go(func() {
 			login, end, err := begin()
@@ -355,20 +351,26 @@ func (c *loginClient) each(ctx context.Context, sessions, n int, begin func() (l
 				return
 			}
 			defer end()
-			for begun.Add(1) <= int64(n) && faults[i] == nil {
-				faults[i] = cmp.Or(context.Cause(ctx), login())
+			for faults[i] == nil {
+				if faults[i] = cmp.Or(ctx.Err(), login()); faults[i] == nil {
+					done.Add(1)
+				}
+				if !time.Now().Before(until) {
+					return
+				}
 			}
 		})
 	}
 	running.Wait()
-	return errors.Join(faults...)
+	return int(done.Load()), errors.Join(faults...)
 }
 
+// loginTime bounds one login.
 const loginTime = time.Minute
 
 // imap logs in over connections of their own.
-func (c *loginClient) imap(ctx context.Context, sessions, n int) error {
-	return c.each(ctx, sessions, n, func() (func() error, func(), error) {
+func (c *loginClient) imap(ctx context.Context, sessions int, limit time.Duration) (int, error) {
+	return c.each(ctx, sessions, limit, func() (func() error, func(), error) {
 		return func() error { return c.imapOnce(ctx) }, func() {}, nil
 	})
 }
@@ -448,8 +450,8 @@ func next(client sasl.Client, challenge string) ([]byte, error) {
 }
 
 // socket logs in over Dovecot's auth protocol, as Postfix does: many logins a connection, and no session of mail after them.
-func (c *loginClient) socket(ctx context.Context, sessions, n int) error {
-	return c.each(ctx, sessions, n, func() (func() error, func(), error) {
+func (c *loginClient) socket(ctx context.Context, sessions int, limit time.Duration) (int, error) {
+	return c.each(ctx, sessions, limit, func() (func() error, func(), error) {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.server.socket)
 		if err != nil {
 			return nil, nil, err

@@ -25,7 +25,7 @@ import (
 func main() {
 	dir := flag.String("dir", "", "folder on the file system to measure (see bench/fs.sh)")
 	rounds := flag.Int("rounds", 5, "runs of each server and case; the median counts")
-	scale := flag.Float64("scale", 1, "factor for the number of messages")
+	scale := flag.Float64("scale", 1, "factor for the number of messages; with -logins the seconds of a run")
 	only := flag.String("only", "", "regular expression for the cases to run")
 	program := flag.String("program", "", "indigo program to measure; empty builds this tree's")
 	profile := flag.String("profile", "", "write CPU and allocation profiles of the last Indigo run of each case to FILE.CASE.cpu and .allocs")
