@@ -7,7 +7,7 @@ RELEASE := CGO_ENABLED=0 $(GO) build -trimpath
 # Everything but the tests that start the built program.
 UNIT = $$($(GO) list ./... | grep -v -e /test/e2e -e /test/crash)
 
-.PHONY: build pam test race lint fuzz crash bench bench-million bench-fair peers unit e2e clean
+.PHONY: build pam test race lint fuzz crash bench bench-million bench-fair bench-logins peers unit e2e clean
 
 build:
 	$(RELEASE) -o indigo ./cmd/indigo
@@ -57,6 +57,10 @@ bench-million:
 # 100,000 messages for a dead host and as many for a silent one, beside a living one.
 bench-fair:
 	@dir=$$(bench/fs.sh) && $(GO) run ./bench/indigobench -dir $$dir -fair 100000 $(BENCHFLAGS); bench/fs.sh off
+
+# Logins a second by each stored form, beside Debian's Dovecot.
+bench-logins: peers
+	@dir=$$(bench/fs.sh) && $(GO) run ./bench/indigobench -dir $$dir -logins $(BENCHFLAGS); bench/fs.sh off
 
 clean:
 	rm -rf indigo bench/out

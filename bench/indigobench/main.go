@@ -25,34 +25,36 @@ import (
 func main() {
 	dir := flag.String("dir", "", "folder on the file system to measure (see bench/fs.sh)")
 	rounds := flag.Int("rounds", 5, "runs of each server and case; the median counts")
-	scale := flag.Float64("scale", 1, "factor for the number of messages")
+	scale := flag.Float64("scale", 1, "factor for the number of messages; with -logins the seconds of a run")
 	only := flag.String("only", "", "regular expression for the cases to run")
 	program := flag.String("program", "", "indigo program to measure; empty builds this tree's")
 	profile := flag.String("profile", "", "write CPU and allocation profiles of the last Indigo run of each case to FILE.CASE.cpu and .allocs")
 	waiting := flag.Int("million", 0, "instead of the table: what so many waiting messages cost (bytes each: -size)")
 	fair := flag.Int("fair", 0, "instead of the table: what so many messages for a dead and a silent host do to a living one")
+	logins := flag.Bool("logins", false, "instead of the table: logins a second, beside Debian's Dovecot")
 	bytesEach := flag.Int("size", 4096, "bytes of each message's content")
 	alone := flag.Bool("alone", false, "measure Indigo only")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, options{dir: *dir, rounds: *rounds, scale: *scale, only: *only, program: *program, profile: *profile, alone: *alone, waiting: *waiting, unfair: *fair, size: *bytesEach}); err != nil {
+	if err := run(ctx, options{dir: *dir, rounds: *rounds, scale: *scale, only: *only, program: *program, profile: *profile, alone: *alone, waiting: *waiting, unfair: *fair, onlyLogins: *logins, size: *bytesEach}); err != nil {
 		fmt.Fprintln(os.Stderr, "indigobench:", err)
 		os.Exit(1)
 	}
 }
 
 type options struct {
-	dir     string
-	rounds  int
-	scale   float64
-	only    string
-	program string
-	profile string
-	alone   bool
-	waiting int
-	unfair  int
-	size    int
+	dir        string
+	rounds     int
+	scale      float64
+	only       string
+	program    string
+	profile    string
+	alone      bool
+	waiting    int
+	unfair     int
+	onlyLogins bool
+	size       int
 }
 
 // kind is what a case measures.
@@ -105,16 +107,20 @@ func run(ctx context.Context, o options) error {
 	if o.dir == "" {
 		return fmt.Errorf("-dir is missing: a folder on the file system to measure, for example -dir $(bench/fs.sh)")
 	}
-	for _, name := range []string{"smtp-source", "smtp-sink"} {
-		if _, err := exec.LookPath(name); err != nil {
-			return fmt.Errorf("%s is missing: install Debian's package postfix", name)
+	needed := map[string]string{"smtp-source": "postfix", "smtp-sink": "postfix"}
+	if o.onlyLogins {
+		needed = map[string]string{"dovecot": "dovecot-imapd"}
+	}
+	for name, debian := range needed {
+		if _, err := exec.LookPath(name); err != nil && !(o.onlyLogins && o.alone) {
+			return fmt.Errorf("%s is missing: install Debian's package %s", name, debian)
 		}
 	}
 	wanted, err := regexp.Compile(o.only)
 	if err != nil {
 		return err
 	}
-	if missing := postfix.Missing(); missing != "" && !o.alone && o.waiting == 0 && o.unfair == 0 {
+	if missing := postfix.Missing(); missing != "" && !o.alone && o.waiting == 0 && o.unfair == 0 && !o.onlyLogins {
 		return fmt.Errorf("%s; -alone measures Indigo only", missing)
 	}
 	dir, err := os.MkdirTemp(o.dir, "run")
@@ -130,6 +136,10 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	fmt.Println(machine(dir))
+	if o.onlyLogins {
+		fmt.Printf("median of %d runs each, in turn (Indigo, Dovecot, Indigo, ...)\n\n", o.rounds)
+		return b.logins(ctx)
+	}
 	if o.waiting > 0 {
 		fmt.Printf("messages of %d bytes\n\n", o.size)
 		return b.million(ctx, o.waiting)

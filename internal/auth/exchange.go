@@ -100,6 +100,7 @@ func (c *Connection) Begin(ctx context.Context, mechanism string) (*Exchange, er
 	e := &Exchange{connection: c, mechanism: mechanism}
 	e.Server = sasl.New(mechanism, sasl.Config{
 		Store: e, Host: c.Host, Service: c.Protocol, TLS: c.TLS, Certificate: c.Certificate, Offered: offered, Token: c.Token,
+		KeysOnly: t.keysOnly(),
 	})
 	if e.Server == nil {
 		return nil, ErrMechanism

@@ -194,6 +194,20 @@ func TestOffer(t *testing.T) {
 	}
 }
 
+// TestKeysOnly: SCRAM leaves out deriving keys only while nobody has a password that it would have to be done for.
+func TestKeysOnly(t *testing.T) {
+	for _, c := range []struct {
+		terms Terms
+		want  bool
+	}{
+		{Terms{SCRAM: []string{"SCRAM-SHA-1"}}, true}, {Terms{Clear: true, SCRAM: []string{"SCRAM-SHA-1"}}, false}, {Terms{EnableCRAM: true}, false},
+	} {
+		if got := c.terms.keysOnly(); got != c.want {
+			t.Errorf("%+v: %v", c.terms, got)
+		}
+	}
+}
+
 func TestExternal(t *testing.T) {
 	leaf := &x509.Certificate{EmailAddresses: []string{"Plain@d.example", "off@d.example"}}
 	for response, want := range map[string]string{

@@ -42,3 +42,6 @@ func Offer(t Terms) []string {
 		return false
 	})
 }
+
+// keysOnly tells that of nobody the password itself can be used; see sasl.Config.
+func (t Terms) keysOnly() bool { return !t.Clear && !t.EnableCRAM }

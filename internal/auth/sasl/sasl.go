@@ -57,6 +57,9 @@ type Config struct {
 	// Offered are the mechanisms that the client was told of: a SCRAM client that saw no -PLUS where there was one was
 	// deceived (RFC 5802 section 6).
 	Offered []string
+	// KeysOnly tells that of nobody the password itself is kept. Otherwise SCRAM derives keys for everybody, since the time that it takes would
+	// tell of whom it is.
+	KeysOnly bool
 	// Token finds out whose a token is; user is the name that the client gave, "" for none. Without Token there is neither
 	// OAUTHBEARER nor XOAUTH2.
 	Token func(ctx context.Context, user, token string) (name string, err error)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/xdg-go/scram"
 )
 
 // users is a Store with clear text passwords; "down" cannot be asked about, "denied" is not let in.
@@ -167,6 +169,36 @@ func TestBothSides(t *testing.T) {
 		}
 		if err := talk(t, New(mechanism, config), client); !errors.Is(err, errDown) {
 			t.Errorf("%s: a store that cannot be asked: %v", mechanism, err)
+		}
+	}
+}
+
+// TestSCRAMKeys: whom kept keys or the password itself let in, and that nobody else is, whether keys are derived for everybody or not.
+func TestSCRAMKeys(t *testing.T) {
+	kept, err := Keys("SCRAM-SHA-256", "p", scram.KeyFactors{Salt: "saltsaltsalt", Iters: Iterations})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := map[string]scram.StoredCredentials{"SCRAM-SHA-256": kept}
+	store := users{"keys": {SCRAM: keys}, "clear": {Clear: "p"}, "both": {Clear: "other", SCRAM: keys}, "bell": {Clear: "\a"}, "none": {}}
+	for _, only := range []bool{false, true} {
+		for _, c := range []struct {
+			mechanism, user, password string
+			in                        bool
+		}{
+			{"SCRAM-SHA-256", "keys", "p", true}, {"SCRAM-SHA-256", "keys", "q", false}, {"SCRAM-SHA-1", "keys", "p", false},
+			{"SCRAM-SHA-256", "clear", "p", true}, {"SCRAM-SHA-1", "clear", "p", true}, {"SCRAM-SHA-1", "clear", "q", false},
+			{"SCRAM-SHA-256", "both", "p", true}, {"SCRAM-SHA-512", "both", "other", true}, {"SCRAM-SHA-256", "both", "other", false},
+			{"SCRAM-SHA-256", "bell", "p", false}, {"SCRAM-SHA-256", "none", "p", false}, {"SCRAM-SHA-256", "nobody", "p", false},
+		} {
+			client, err := NewClient(c.mechanism, Credentials{User: c.user, Password: c.password})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = talk(t, New(c.mechanism, Config{Store: store, KeysOnly: only}), client)
+			if c.in != (err == nil) || err != nil && !isFailed(err) {
+				t.Errorf("%s of %s by %q, keys only %v: %v", c.mechanism, c.user, c.password, only, err)
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package sasl
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -120,22 +121,27 @@ func (s *scramServer) credentials(ctx context.Context, mechanism, user string) (
 	salt := hmac.New(sha256.New, s.config.Store.Decoy(user))
 	salt.Write([]byte(mechanism))
 	factors := scram.KeyFactors{Salt: string(salt.Sum(nil)[:SaltLength]), Iters: Iterations}
-	// The keys are derived for everybody, for the time that it takes.
-	password := secrets.Clear
-	if password == "" {
-		password = rand.Text()
-	}
-	derived, err := Keys(mechanism, password, factors)
-	if err != nil {
-		if derived, err = Keys(mechanism, rand.Text(), factors); err != nil {
-			return derived, err
+	size := scramHash(mechanism)().Size()
+	random := make([]byte, 2*size)
+	rand.Read(random)
+	made := scram.StoredCredentials{KeyFactors: factors, StoredKey: random[:size], ServerKey: random[size:]}
+	// Keys are derived for everybody or, when nobody's password is kept, for nobody: for the time that it takes.
+	if secrets.Clear != "" || !s.config.KeysOnly {
+		derived, err := Keys(mechanism, cmp.Or(secrets.Clear, rand.Text()), factors)
+		switch {
+		case err != nil:
+			// What SASLprep forbids is nobody's password here.
+			if _, err := Keys(mechanism, rand.Text(), factors); err != nil {
+				return made, err
+			}
+		case secrets.Clear != "":
+			made = derived
 		}
 	}
-	size := scramHash(mechanism)().Size()
 	if kept := secrets.SCRAM[mechanism]; kept.Salt != "" && kept.Iters > 0 && len(kept.StoredKey) == size && len(kept.ServerKey) == size {
 		return kept, nil
 	}
-	return derived, nil
+	return made, nil
 }
 
 // Keys derives what a server keeps of a password for a SCRAM mechanism. A password that SASLprep (RFC 4013) forbids is an
