@@ -324,7 +324,7 @@ func (p *Password) complete(ctx context.Context, a Attempt) (string, error) {
 
 // denied is asked when the password was right: who has it may know why it is not enough.
 func (p *Password) denied(ctx context.Context, user directory.User, service string) error {
-	kind, _, _ := strings.Cut(service, ".")
+	kind := kindOf(service)
 	flag := map[string]directory.Flags{"pop3d": directory.NoPOP, "imapd": directory.NoIMAP, "smtpd": directory.NoSMTP}[kind]
 	if p.config.Denied == nil || flag == 0 {
 		return nil
@@ -353,7 +353,7 @@ func (p *Password) appPasswordFits(ctx context.Context, user directory.User, a A
 		if subtle.ConstantTimeCompare([]byte(one.Hash), []byte(hash)) != 1 {
 			continue
 		}
-		kind, _, _ := strings.Cut(a.Service, ".")
+		kind := kindOf(a.Service)
 		if !one.Allows(strings.TrimSuffix(kind, "d")) {
 			return false, errOtherService.Because(fmt.Errorf("%w: app password %s is for %s", errSwitchedOff, one.Name, strings.Join(one.Services, ", ")))
 		}

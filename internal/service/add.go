@@ -76,7 +76,7 @@ func Remove(data, name string) error {
 	}
 	// The variables may name control files of the service's own, which Unset removes with them.
 	for _, s := range settings.All() {
-		kind, _, _ := strings.Cut(name, ".")
+		kind := kindOf(name)
 		if slices.Contains(s.Services, "all") || slices.Contains(s.Services, kind) {
 			if err := settings.Unset(data, s.Name, name); err != nil {
 				return err

@@ -45,7 +45,7 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 		wrong = append(wrong, at(all, settings.TLSCert.Setting, "%v", err))
 	}
 	for _, name := range snapshot.Services() {
-		kind, _, _ := strings.Cut(name, ".")
+		kind := kindOf(name)
 		known := append(internalServices(), Kinds()...)
 		if !slices.Contains(known, kind) {
 			directory, _ := snapshot.Directory(name)

@@ -514,7 +514,7 @@ func (h *House) errNoService(name string) error {
 // until ctx ends, and then cuts them; nothing of the other services is touched. Stopping "queue", or "queue.NAME", ends
 // deliveries, as stopping qmail-send does; mail is still taken.
 func (h *House) ServiceDo(ctx context.Context, name, verb string) error {
-	if kind, _, _ := strings.Cut(name, "."); kind == "queue" {
+	if kindOf(name) == "queue" {
 		return h.queueDo(name, verb)
 	}
 	h.unitsMu.Lock()
