@@ -96,6 +96,7 @@ type session struct {
 	path     string
 	messages []maildir.Message
 	deleted  map[int]bool
+	released bool
 }
 
 // Handle serves one connection.
@@ -109,14 +110,21 @@ func (s *Server) Handle(ctx context.Context, conn net.Conn) {
 	if !s.config.ImplicitTLS || c.startTLS() {
 		c.serve()
 	}
+	c.release()
 	_ = c.out.Flush() // the client may be gone
 	tlsx.Goodbye(c.conn)
-	if c.path != "" {
-		s.mu.Lock()
-		delete(s.locked, c.path)
-		s.mu.Unlock()
-	}
 	c.record("close", "", "")
+}
+
+// release opens the Maildir for the next session. It comes before the last reply: a client that has read it may log in again at once.
+func (c *session) release() {
+	if c.path == "" || c.released {
+		return
+	}
+	c.released = true
+	c.mu.Lock()
+	delete(c.locked, c.path)
+	c.mu.Unlock()
 }
 
 func (c *session) record(kind, verdict, input string) {
@@ -498,6 +506,7 @@ func (c *session) quit() {
 		}
 	}
 	c.end = true
+	c.release()
 	if failed > 0 {
 		c.err("[SYS/TEMP] %d deleted messages not removed", failed)
 		return

@@ -40,8 +40,16 @@ func (anybody) After(context.Context, auth.Attempt, auth.Identity, error) {}
 func (anybody) Decoy(user string) []byte                                  { return []byte(user) }
 func (anybody) Forms(context.Context) (directory.Forms, error)            { return directory.Forms{}, nil }
 
-// talk sends all input and gives every line that comes back. The service takes passwords in clear.
+// talk sends all input and gives every line that comes back.
 func talk(t testing.TB, input string) []string {
+	t.Helper()
+	conn := &script{in: strings.NewReader(input)}
+	server(t).Handle(context.Background(), conn)
+	return conn.lines()
+}
+
+// server has a user with two messages. The service takes passwords in clear.
+func server(t testing.TB) *Server {
 	t.Helper()
 	home, data := t.TempDir(), t.TempDir()
 	if err := errors.Join(os.Mkdir(data+"/control", 0o700), os.WriteFile(data+"/control/secure_auth", []byte("0\n"), 0o600)); err != nil {
@@ -59,11 +67,8 @@ func talk(t testing.TB, input string) []string {
 			t.Fatal(err)
 		}
 	}
-	s := New(Config{Service: "pop3d.1", Hostname: "h.test", Settings: func() *settings.View { return snapshot.View("pop3d.1") }, Auth: anybody(home),
+	return New(Config{Service: "pop3d.1", Hostname: "h.test", Settings: func() *settings.View { return snapshot.View("pop3d.1") }, Auth: anybody(home),
 		Trace: trace.Discard, Logger: slog.New(slog.DiscardHandler), Now: time.Now, NewSessionID: func() string { return "s" }})
-	conn := &script{in: strings.NewReader(input)}
-	s.Handle(context.Background(), conn)
-	return conn.lines()
 }
 
 // script is a connection whose other side has said everything already.
@@ -71,10 +76,18 @@ type script struct {
 	net.Conn
 	in  *strings.Reader
 	out bytes.Buffer
+	// onWrite is called, if set, with what the server is about to say.
+	onWrite func([]byte)
 }
 
-func (s *script) Read(p []byte) (int, error)       { return s.in.Read(p) }
-func (s *script) Write(p []byte) (int, error)      { return s.out.Write(p) }
+func (s *script) Read(p []byte) (int, error) { return s.in.Read(p) }
+func (s *script) Write(p []byte) (int, error) {
+	if s.onWrite != nil {
+		s.onWrite(p)
+	}
+	return s.out.Write(p)
+}
+
 func (s *script) Close() error                     { return nil }
 func (s *script) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 9} }
 func (s *script) LocalAddr() net.Addr              { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 8} }
@@ -104,6 +117,20 @@ func TestAuth(t *testing.T) {
 		"+ VXNlcm5hbWU6", "+ UGFzc3dvcmQ6", "+OK 2 messages", "+OK bye"}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// TestQuitFreesMailbox: whoever has read the reply to QUIT can log in again at once.
+func TestQuitFreesMailbox(t *testing.T) {
+	s, again := server(t), &script{in: strings.NewReader("USER u\r\nPASS p\r\n")}
+	first := &script{in: strings.NewReader("USER u\r\nPASS p\r\nQUIT\r\n"), onWrite: func(reply []byte) {
+		if bytes.Contains(reply, []byte("bye")) {
+			s.Handle(context.Background(), again)
+		}
+	}}
+	s.Handle(context.Background(), first)
+	if got := again.lines(); got[len(got)-1] != "+OK 2 messages" {
+		t.Errorf("%q", got)
 	}
 }
 
