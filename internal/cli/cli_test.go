@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // each calls f for every command that does something.
@@ -44,6 +45,12 @@ func TestCommandsExplainThemselves(t *testing.T) {
 		if !strings.Contains(c.Example, path) {
 			t.Errorf("%s: no example begins with its name: %q", path, c.Example)
 		}
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			// pflag takes what stands in backquotes for the name of the value.
+			if name, _ := pflag.UnquoteUsage(f); strings.Contains(name, " ") {
+				t.Errorf("%s: --%s takes a %q", path, f.Name, name)
+			}
+		})
 		if (c.Flags().Lookup("json") == nil) != slices.Contains(silent, path) {
 			t.Errorf("%s: --json is %v", path, c.Flags().Lookup("json") != nil)
 		}

@@ -15,7 +15,7 @@ import (
 
 // dataFlag adds --data.
 func (app *App) dataFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().String("data", settings.FromEnvironment().Data, "data directory (default: $INDIGO_DATA, or what the last `indigo up` served)")
+	return cmd.Flags().String("data", settings.FromEnvironment().Data, `data directory (default: $INDIGO_DATA, or what the last "indigo up" served)`)
 }
 
 // readPassword reads the first line of a file, - being standard input.

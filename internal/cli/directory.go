@@ -59,7 +59,7 @@ func (app *App) domainCommand() *cobra.Command {
 	var etrnClient string
 	add.Flags().BoolVar(&etrn, "etrn", false, "collect all of its mail in DATA/autoturn/DOMAIN/Maildir, for a host that fetches it; there are no users")
 	add.Flags().StringVar(&etrnClient, "etrn-client", "", "the same in DATA/autoturn/ADDRESS/Maildir, which the domains of that host share")
-	add.Flags().StringVar(&base, "base", "", "directory for the homes of its users, in the place of BASE_PATH and of the file systems of `indigo storage`")
+	add.Flags().StringVar(&base, "base", "", `directory for the homes of its users, in the place of BASE_PATH and of the file systems of "indigo storage"`)
 	add.Flags().StringVar(&quota, "quota", "", "postmaster's quota: 52428800, or 52428800S,1000C")
 	add.Flags().IntVar(&most, "homes-per-directory", 0, "most homes in one directory (default 100)")
 	add.RunE = func(cmd *cobra.Command, args []string) error {
