@@ -141,7 +141,7 @@ func (f Form) names() []string {
 // weaker tells that a stored form is to be replaced by f: its hash is easier to guess against, or it lacks keys that f has.
 func (f Form) weaker(s Stored) bool {
 	want := f.method()
-	if s.hash == nil || f.Encrypt && s.Clear != "" {
+	if s.hash == nil || f.Encrypt && s.Clear != "" && s.Sealed == "" {
 		return true
 	}
 	if a, b := strength(s.Method), strength(want); a != b {

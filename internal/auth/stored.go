@@ -197,10 +197,11 @@ func (s Stored) Forms() (names []string) {
 		names = append(names, name)
 	}
 	slices.Sort(names[min(1, len(names)):])
-	if s.Clear != "" {
-		names = append(names, "CLEAR")
-	} else if s.Sealed != "" {
+	switch {
+	case s.Sealed != "":
 		names = append(names, "ENCRYPTED")
+	case s.Clear != "":
+		names = append(names, "CLEAR")
 	}
 	return names
 }

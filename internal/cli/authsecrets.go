@@ -119,6 +119,9 @@ func (s secrets) rewrite(ctx context.Context, domains []string, what string, for
 		}
 		return nil
 	})
+	if n > 0 {
+		err = errors.Join(err, s.store.Scrub(context.WithoutCancel(ctx)))
+	}
 	if err == nil && failed > 0 {
 		err = fmt.Errorf("%d were changed, %d were not: see above", n, failed)
 	}

@@ -46,6 +46,20 @@ func (s *Store) Sealed(ctx context.Context) (bool, error) {
 	return n > 0, nil
 }
 
+// Scrub has what was overwritten or deleted leave the database's files, where Indigo has the say over them: SQLite. It writes the file anew, and needs
+// room for a second one meanwhile.
+func (s *Store) Scrub(ctx context.Context) error {
+	if s.engine != sqLite {
+		return nil
+	}
+	for _, statement := range []string{"VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"} {
+		if _, err := s.write.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("clear text may be left in the files of the database, %s: %w", statement, err)
+		}
+	}
+	return nil
+}
+
 // SealedForms calls each with the stored forms that may keep a password encrypted: of users, of indibak, and of the trash.
 func (s *Store) SealedForms(ctx context.Context, each func(form string)) error {
 	for _, table := range []string{"indimail", "indibak"} {
