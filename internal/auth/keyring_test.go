@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/indigomail/indigo/internal/addr"
@@ -106,6 +107,21 @@ func TestKeyFile(t *testing.T) {
 	info, err := os.Stat(k.file)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatal(info, err)
+	}
+	if os.Geteuid() == 0 {
+		// A command that root runs leaves the file to whom the data directory belongs to: the services are not root.
+		if err := os.Chown(k.data, 65534, 65533); err != nil {
+			t.Fatal(err)
+		}
+		theirs := NewKeyring(k.data, filepath.Join(t.TempDir(), "keys"))
+		err := theirs.Create()
+		if err == nil {
+			_, err = theirs.Rotate()
+		}
+		info, statErr := os.Stat(theirs.file)
+		if err != nil || statErr != nil || info.Sys().(*syscall.Stat_t).Uid != 65534 || info.Sys().(*syscall.Stat_t).Gid != 65533 || info.Mode().Perm() != 0o600 {
+			t.Error(info, err, statErr)
+		}
 	}
 	first, err := k.seal(user, "first")
 	if err != nil {

@@ -297,8 +297,8 @@ func (app *App) secretsRotateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rotate", Short: "Make a new key, and encrypt what is kept with it", Args: cobra.NoArgs,
 		Long: `Put a new key before the others of PASSWORD_KEYS, and encrypt all kept passwords with it. Running instances follow at once. The older keys stay in the file, for
-the trash and for backups: indigo auth secrets prune takes them out. After an interruption indigo auth secrets encrypt goes on. Where hosts have copies of the file, put
-the new key on a last line of every copy first. There is nothing to undo.`,
+the trash and for backups: indigo auth secrets prune takes them out. After an interruption indigo auth secrets encrypt goes on. Hosts that have copies
+of the file must get the new key at once; docs/users.md has a way without a gap. There is nothing to undo.`,
 		Example: "  indigo auth secrets rotate\n  indigo auth secrets rotate --yes",
 	}
 	data := app.dataFlag(cmd)
