@@ -276,6 +276,21 @@ func TestColumns(t *testing.T) {
 	}
 }
 
+// TestWithoutSecrets: hashes and keys stay, and nothing that holds a password does.
+func TestWithoutSecrets(t *testing.T) {
+	keys := strings.SplitN(wikiSCRAM, ",$", 2)[0]
+	for _, c := range []struct{ passwd, scram, wantPasswd, wantScram string }{
+		{wikiCrypt, "", wikiCrypt, ""}, {wikiCrypt, "{CRAM}pass3", wikiCrypt, ""}, {wikiCrypt, keys, wikiCrypt, keys}, {"!" + wikiCrypt, keys, "!" + wikiCrypt, keys}, {"!", "", "!", ""},
+		{wikiSCRAM, "", wikiSCRAM, ""}, {"supersecret", "", "", ""}, {"!supersecret", "", "!", ""}, {"", "{CRAM}pass3", "", ""}, {wikiCrypt, "{SCRAM-SHA-1}0,x,y,z:00:secret", wikiCrypt, ""},
+		{"{CRAM}pass3," + wikiCrypt, "{CRAM}pass4", wikiCrypt, ""}, {"{CRAM}pass3," + wikiCrypt, keys + ":00:secret", wikiCrypt, ""}, {"", wikiCRAM, wikiCRAM[len("{CRAM}pass3,"):], ""},
+		{"", "", "", ""},
+	} {
+		if p, s := WithoutSecrets(c.passwd, c.scram); p != c.wantPasswd || s != c.wantScram {
+			t.Errorf("%q %q: %q %q", c.passwd, c.scram, p, s)
+		}
+	}
+}
+
 // TestGuard: a key is made when it is needed first, and never while the directory has passwords that another has encrypted.
 func TestGuard(t *testing.T) {
 	user := addr.Address{Local: "a", Domain: "d.example"}

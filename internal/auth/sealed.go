@@ -137,10 +137,29 @@ func (k *Keyring) Move(from, to addr.Address, passwd, scram string) (string, str
 // Forget gives the columns without the password that they keep; left is false when nothing would be left to log in with.
 func Forget(passwd, scram string) (newPasswd, newScram string, left bool) {
 	c, kept, err := splitColumns(passwd, scram)
-	if err != nil || !kept {
+	if err != nil {
+		// Both columns keep one.
+		passwd, _, _ = Forget(passwd, "")
+		return Forget(passwd, scram)
+	}
+	if !kept {
 		return passwd, scram, true
 	}
 	return c.lock + c.hash, c.keys, c.hash != "" || c.keys != ""
+}
+
+// WithoutSecrets gives the columns without anything that could be a password: as Forget, and without one that stands alone in pw_passwd, and what is
+// malformed.
+func WithoutSecrets(passwd, scram string) (newPasswd, newScram string) {
+	passwd, scram, _ = Forget(passwd, scram)
+	hash := strings.TrimLeft(passwd, "!*")
+	if s, err := ParseStored(hash, ""); s.Bare || err != nil {
+		passwd = passwd[:len(passwd)-len(hash)]
+	}
+	if s, err := ParseStored("", scram); err != nil || s.Bare || s.Clear != "" {
+		scram = ""
+	}
+	return passwd, scram
 }
 
 // Secrets is the directory's Secrets: what is written keeps passwords as the settings say. All fields are required.

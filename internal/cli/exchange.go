@@ -378,7 +378,7 @@ libnss-extrausers: users have their address as their name, and the uid and gid o
 	}
 	data := app.dataFlag(cmd)
 	cmd.Flags().StringVar(&format, "format", "csv", "csv, jsonl, passwd or shadow")
-	cmd.Flags().BoolVar(&without, "without-secrets", false, "leave out passwords that are kept themselves, in clear or encrypted")
+	cmd.Flags().BoolVar(&without, "without-secrets", false, "leave out passwords that are kept themselves, in clear or encrypted, and forms that are malformed")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return app.withDirectory(cmd.Context(), *data, func(s *directory.Store) error {
 			write, finish, err := app.userWriter(format, *data)
@@ -402,7 +402,7 @@ libnss-extrausers: users have their address as their name, and the uid and gid o
 					}
 					for _, u := range users {
 						if without {
-							u.Password, u.Scram, _ = auth.Forget(u.Password, u.Scram)
+							u.Password, u.Scram = auth.WithoutSecrets(u.Password, u.Scram)
 						}
 						if err := write(u); err != nil {
 							return err
