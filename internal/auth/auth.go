@@ -27,6 +27,8 @@ type Attempt struct {
 	Known bool
 	// EnableCRAM is the door's setting ENABLE_CRAM: passwords that stand alone in pw_passwd serve CRAM (wiki 2591).
 	EnableCRAM bool
+	// HashSecret lets a client's challenge be answered with the hash of pw_passwd as the password (wiki 2653).
+	HashSecret bool
 }
 
 // Identity is who logged in.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/indigomail/indigo/internal/auth/sasl"
 	"github.com/indigomail/indigo/internal/directory"
@@ -160,8 +161,9 @@ func (e *Exchange) over(ctx context.Context, err error) {
 
 func (e *Exchange) attempt(user, password string) Attempt {
 	e.User = user
+	cram := settings.EnableCRAM.Get(e.connection.Settings)
 	return Attempt{User: user, Password: password, Service: e.connection.Service, Client: e.connection.Client, Local: e.connection.Local, Mechanism: e.mechanism,
-		TLS: e.connection.TLS != nil, Known: e.known, EnableCRAM: settings.EnableCRAM.Get(e.connection.Settings)}
+		TLS: e.connection.TLS != nil, Known: e.known, EnableCRAM: cram, HashSecret: cram && settings.HashSecret.Get(e.connection.Settings) && !strings.HasPrefix(e.mechanism, "SCRAM-")}
 }
 
 // Authenticate is sasl.Store's.

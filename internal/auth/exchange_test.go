@@ -18,6 +18,7 @@ import (
 	"github.com/indigomail/indigo/internal/auth/sasl"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/settings"
 )
 
 // people has users by their addresses.
@@ -326,4 +327,157 @@ func guarded(t *testing.T, a *Accounts, from, mechanism string, c sasl.Credentia
 		response, err = client.Next(challenge)
 	}
 	return err.Error()
+}
+
+// TestKeysOnlyAtTheDoor: what a door begins derives keys for nobody while nobody's password is kept, and for everybody, also for a name that
+// nobody has, once one is. A derivation takes 4096 rounds of PBKDF2, thousands of times the rest.
+func TestKeysOnlyAtTheDoor(t *testing.T) {
+	s, p := opened(t, Form{})
+	defer s.Close()
+	defer p.Close()
+	guard := NewGuard(GuardConfig{Limits: func(string) Limits { return Limits{} }, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+	door := &Connection{Authority: NewAccounts(p, s.Forms, []byte("0123456789abcdef"), guard), Service: "smtpd.587", Protocol: "smtp", Host: "mx.d.example", TLS: &tls.ConnectionState{}}
+	keep := func(form string) {
+		t.Helper()
+		passwd, kept := SplitStored(form)
+		if err := s.SetPassword(t.Context(), user, passwd, kept); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// quickest gives the least time of 20 challenges: other work on the machine makes some slower, and none quicker.
+	quickest := func(name string) time.Duration {
+		t.Helper()
+		least := time.Hour
+		for range 20 {
+			e, err := door.Begin(t.Context(), "SCRAM-SHA-256")
+			if err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			if challenge, done, err := e.Next(t.Context(), []byte("n,,n="+name+",r=rOprNGfwEbeRWgbNEkqO")); err != nil || done || len(challenge) == 0 {
+				t.Fatal(err)
+			}
+			least = min(least, time.Since(began))
+		}
+		return least
+	}
+	keep(wikiSCRAM)
+	quickest("a")
+	for _, name := range []string{"a", "nobody"} {
+		keep(wikiSCRAM)
+		without := quickest(name)
+		keep(wikiBoth)
+		if with := quickest(name); with < 4*without {
+			t.Errorf("%s: a challenge takes %s while nobody's password is kept, and %s with one: the derivation is not left out, or never made", name, without, with)
+		}
+	}
+}
+
+// TestKeptEncrypted: who is kept encrypted logs in by all that a password in clear serves, and without the key by the rest.
+func TestKeptEncrypted(t *testing.T) {
+	const wrong = "535 5.7.8 authorization failed (#5.7.8)"
+	const later = "454 4.7.0 temporary authentication failure (#4.7.0)"
+	k, lost := keyring(t), keyring(t)
+	seal := func(name, form string) directory.User {
+		t.Helper()
+		passwd, scram, err := k.Encrypt(addr.Address{Local: name, Domain: "d.example"}, form, "")
+		if err != nil || strings.Contains(passwd+scram, "pass3") || strings.Contains(passwd+scram, "supersecret") {
+			t.Fatal(passwd, scram, err)
+		}
+		return directory.User{Password: passwd, Scram: scram}
+	}
+	everybody := people{"cram@d.example": seal("cram", wikiCRAM), "both@d.example": seal("both", wikiBoth), "alone@d.example": seal("alone", "{CRAM}pass3"), "hash@d.example": {Password: wikiCrypt}}
+	everybody["stolen@d.example"] = everybody["cram@d.example"]
+	for name, c := range map[string]struct {
+		keys *Keyring
+		// want are replies by user and mechanism, "" for success, where they differ from those with the key.
+		want map[string]string
+	}{
+		"with the key": {k, nil},
+		"without it": {lost, map[string]string{"cram CRAM-MD5": later, "cram DIGEST-MD5": later, "cram SCRAM-SHA-1": later, "both CRAM-MD5": later, "both DIGEST-MD5": later, "both SCRAM-SHA-1": later,
+			"alone CRAM-MD5": later, "alone DIGEST-MD5": later, "alone SCRAM-SHA-1": later, "alone PLAIN": later, "alone SCRAM-SHA-256": later, "cram SCRAM-SHA-256": later}},
+	} {
+		p, err := NewVerifier(Config{DefaultDomain: "d.example", Now: time.Now, Directory: everybody, Keys: c.keys})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(p.Close)
+		forms := func(context.Context) (directory.Forms, error) {
+			return directory.Forms{Clear: true, SCRAM: []string{"SCRAM-SHA-256"}}, nil
+		}
+		guard := NewGuard(GuardConfig{Limits: func(string) Limits { return Limits{} }, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+		a := NewAccounts(p, forms, []byte("0123456789abcdef"), guard)
+		for user, password := range map[string]string{"cram": "pass3", "both": "supersecret", "alone": "pass3", "hash": "supersecret"} {
+			for _, mechanism := range []string{"PLAIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256"} {
+				want := c.want[user+" "+mechanism]
+				if user == "hash" && mechanism != "PLAIN" {
+					want = wrong
+				}
+				credentials := sasl.Credentials{User: user, Password: password}
+				if got, _ := login(t, a, mechanism, credentials); got != want {
+					t.Errorf("%s: %s by %s: %q, want %q", name, user, mechanism, got, want)
+				}
+				if want == "" {
+					credentials.Password += "x"
+					if got, _ := login(t, a, mechanism, credentials); got != wrong {
+						t.Errorf("%s: %s by %s with a wrong password: %q", name, user, mechanism, got)
+					}
+				}
+			}
+		}
+		// Another user's row: the hash fits, as it is no secret of the row's, and the kept password does not.
+		if got, _ := login(t, a, "CRAM-MD5", sasl.Credentials{User: "stolen", Password: "pass3"}); got != later {
+			t.Errorf("%s: %q with another user's kept password", name, got)
+		}
+	}
+}
+
+// TestHashSecret: a client may give the stored hash as its password, by challenges of CRAM, DIGEST-MD5 and APOP alone, and only where it is
+// asked for (wiki 2653).
+func TestHashSecret(t *testing.T) {
+	a := accounts(t)
+	hash := wikiPeople()["plain@d.example"].Password
+	whole := wikiPeople()["scram@d.example"].Password
+	_, inWhole := cutHash(whole)
+	for _, c := range []struct {
+		user, secret, mechanism string
+		asked, want             bool
+	}{
+		{"plain", hash, "CRAM-MD5", true, true}, {"plain", hash, "CRAM-MD5", false, false}, {"plain", "secret", "CRAM-MD5", true, false},
+		{"scram", inWhole, "CRAM-SHA256", true, true}, {"cram", "pass3", "CRAM-MD5", true, true}, {"cram", hash, "CRAM-MD5", true, false}, {"odd", "{CRAM", "CRAM-MD5", true, false},
+	} {
+		attempt := Attempt{User: c.user, Mechanism: c.mechanism, EnableCRAM: true, HashSecret: c.asked}
+		_, secrets, err := a.Secrets(t.Context(), attempt)
+		if got := err == nil && secrets.Clear == c.secret; got != c.want {
+			t.Errorf("%+v: %q %v", c, secrets.Clear, err)
+		}
+	}
+	// The hash is no password by PLAIN, and no key of SCRAM's.
+	if got, _ := login(t, a, "PLAIN", sasl.Credentials{User: "plain", Password: hash}); got == "" {
+		t.Error("PLAIN takes the hash")
+	}
+	for mechanism, want := range map[string]bool{"CRAM-MD5": true, "DIGEST-MD5": true, "APOP": true, "SCRAM-SHA-1": false, "SCRAM-SHA-256-PLUS": false} {
+		for _, set := range [][]string{{"enable_cram", "enable_cram_hash"}, {"enable_cram"}, {"enable_cram_hash"}, nil} {
+			e := &Exchange{connection: &Connection{Authority: a, Service: "smtpd.587", Settings: switched(t, set...)}, mechanism: mechanism}
+			if got := e.attempt("plain", "").HashSecret; got != (want && len(set) == 2) {
+				t.Errorf("%s with %v: %v", mechanism, set, got)
+			}
+		}
+	}
+}
+
+// switched gives the settings of a door where files of control are 1.
+func switched(t *testing.T, files ...string) *settings.View {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "control"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		if err := os.WriteFile(filepath.Join(dir, "control", name), []byte("1\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	snapshot, _ := settings.Inspect(dir)
+	return snapshot.View("smtpd.587")
 }

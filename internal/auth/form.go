@@ -32,8 +32,11 @@ type Form struct {
 	Salt []byte
 	// Iterations are those of SCRAM's keys; 0 means 4096, IndiMail's number and the least of RFC 7677 section 4.
 	Iterations int
-	// KeepClear keeps the password itself, which CRAM, DIGEST-MD5 and APOP need.
+	// KeepClear keeps the password itself, which CRAM, DIGEST-MD5 and APOP need. Store gives it in clear; the directory has it encrypted
+	// before it is written (Keyring).
 	KeepClear bool
+	// Encrypt is true where it is encrypted: a form with one in clear is weaker then.
+	Encrypt bool
 }
 
 func (f Form) method() string {
@@ -138,7 +141,7 @@ func (f Form) names() []string {
 // weaker tells that a stored form is to be replaced by f: its hash is easier to guess against, or it lacks keys that f has.
 func (f Form) weaker(s Stored) bool {
 	want := f.method()
-	if s.hash == nil {
+	if s.hash == nil || f.Encrypt && s.Clear != "" && s.Sealed == "" {
 		return true
 	}
 	if a, b := strength(s.Method), strength(want); a != b {
@@ -157,7 +160,7 @@ func (f Form) weaker(s Stored) bool {
 
 // renewing gives the form that takes the place of s: what s keeps is kept on.
 func (f Form) renewing(s Stored) Form {
-	f.KeepClear = s.Clear != ""
+	f.KeepClear = s.Clear != "" || s.Sealed != ""
 	for name, keys := range s.SCRAM {
 		if f.SCRAM == "" {
 			f.SCRAM = name

@@ -15,8 +15,13 @@ import (
 // opened gives a directory with the user a@d.example, and a verifier over it that replaces weak forms by form.
 func opened(t *testing.T, form Form) (*directory.Store, *Password) {
 	t.Helper()
+	return openedWith(t, form, atRest(t))
+}
+
+func openedWith(t *testing.T, form Form, guard *Secrets) (*directory.Store, *Password) {
+	t.Helper()
 	dir := t.TempDir()
-	s, err := directory.Open(context.Background(), directory.Config{Path: dir + "/db", MailRoot: dir + "/domains", Now: time.Now, Who: "indigo"})
+	s, err := directory.Open(context.Background(), directory.Config{Path: dir + "/db", MailRoot: dir + "/domains", Now: time.Now, Who: "indigo", Secrets: guard})
 	if err == nil {
 		err = s.AddDomain(t.Context(), "d.example")
 	}
@@ -26,7 +31,7 @@ func opened(t *testing.T, form Form) (*directory.Store, *Password) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := NewVerifier(Config{Directory: s, Denied: s.Denied, Renew: func() (Form, bool) { return form, true }, DefaultDomain: "d.example", Now: time.Now})
+	p, err := NewVerifier(Config{Directory: s, Keys: guard.Keys, Denied: s.Denied, Renew: func() (Form, bool) { return form, true }, DefaultDomain: "d.example", Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,4 +264,64 @@ func TestCloseWaits(t *testing.T) {
 			t.Error("not waited for")
 		}
 	})
+}
+
+// TestRenewKept: what is kept itself is encrypted when its form is renewed at a login, and stays so, with the key that is the first by then.
+func TestRenewKept(t *testing.T) {
+	for _, c := range []struct {
+		name, form, password string
+		encrypt              bool
+		// want is what the form must have then, if it was in clear, and if it was encrypted.
+		want [2]string
+	}{
+		// SHA256 is not weaker than SHA512: it is the password in clear that has the form renewed.
+		{"to be encrypted", wikiCRAM, "pass3", true, [2]string{"SHA512 ENCRYPTED", "SHA256 ENCRYPTED"}},
+		{"with keys, to be encrypted", wikiBoth, "supersecret", true, [2]string{"SHA512 SCRAM-SHA-256 ENCRYPTED", "SHA256 SCRAM-SHA-256 ENCRYPTED"}},
+		{"left as it is", wikiCRAM, "pass3", false, [2]string{"SHA256 CLEAR", "SHA256 ENCRYPTED"}},
+		{"weak, to be encrypted", "{CRAM}secret,$1$saltsalt$9xy1btjgzLYfb7hivXtC//", "secret", true, [2]string{"SHA512 ENCRYPTED", "SHA512 ENCRYPTED"}},
+		{"weak, in clear", "{CRAM}secret,$1$saltsalt$9xy1btjgzLYfb7hivXtC//", "secret", false, [2]string{"SHA512 CLEAR", "SHA512 CLEAR"}},
+		{"nothing kept", wikiCrypt, "supersecret", true, [2]string{"ARGON2ID", "ARGON2ID"}},
+	} {
+		for before, want := range c.want {
+			guard := atRest(t)
+			clear := before == 0
+			guard.Clear = func() (bool, error) { return clear, nil }
+			s, p := openedWith(t, Form{Encrypt: c.encrypt}, guard)
+			passwd, kept := SplitStored(c.form)
+			if err := s.SetPassword(t.Context(), user, passwd, kept); err != nil {
+				t.Fatal(err)
+			}
+			clear = !c.encrypt
+			if err := verify(p, c.password, "imapd.143"); err != nil {
+				t.Fatal(c.name, err)
+			}
+			p.Close()
+			u, err := s.User(t.Context(), user)
+			stored, parseErr := ParseStored(u.Password, u.Scram)
+			if err != nil || parseErr != nil || strings.Join(stored.Forms(), " ") != want || !stored.matches(c.password) {
+				t.Errorf("%s: %v, want %s: %v %v", c.name, stored.Forms(), want, err, parseErr)
+			}
+			if stored.Sealed != "" {
+				if got, err := guard.Keys.Open(user, stored.Sealed); err != nil || got != c.password {
+					t.Errorf("%s: %q %v", c.name, got, err)
+				}
+			}
+			s.Close()
+		}
+	}
+}
+
+// TestNothingKept: no setting has a password itself kept; only who asks for it does.
+func TestNothingKept(t *testing.T) {
+	for _, form := range []Form{{}, {Encrypt: true}, {SCRAM: "SCRAM-SHA-256"}, {SCRAM: "SCRAM-SHA-1", Encrypt: true}, {Hash: "SHA512"}} {
+		passwd, kept, err := form.Store("supersecret")
+		if err != nil || KeepsPassword(passwd, kept) || strings.Contains(passwd+kept, "supersecret") {
+			t.Errorf("%+v: %q %q %v", form, passwd, kept, err)
+		}
+		// Nor does a form that is renewed gain one.
+		s, err := ParseStored(wikiSCRAM, "")
+		if err != nil || form.renewing(s).KeepClear {
+			t.Errorf("%+v: renewed with the password: %v", form, err)
+		}
+	}
 }

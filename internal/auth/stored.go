@@ -28,6 +28,8 @@ type Stored struct {
 	// Clear is the password itself, "" when it is not kept. Bare tells that it stands alone in pw_passwd, the wiki's first method (2590).
 	Clear string
 	Bare  bool
+	// Sealed is the password itself as a Keyring encrypted it, "" when it is not kept so; unseal gives Clear.
+	Sealed string
 	// SCRAM has the kept keys by their mechanism's name.
 	SCRAM map[string]scram.StoredCredentials
 
@@ -61,7 +63,7 @@ func ParseStored(passwd, kept string) (Stored, error) {
 			passwd = rest
 		}
 	}
-	if strings.HasPrefix(passwd, "{CRAM}") || strings.HasPrefix(passwd, "{SCRAM-") {
+	if besideHash(passwd) {
 		rest, err := s.parseKept(passwd, true)
 		if err != nil {
 			faults = append(faults, err)
@@ -69,13 +71,13 @@ func ParseStored(passwd, kept string) (Stored, error) {
 		passwd = rest
 	}
 	switch {
-	case passwd == "" && (s.Clear != "" || len(s.SCRAM) > 0):
+	case passwd == "" && s.besides():
 	case passwd == "" || passwd[0] == '!' || passwd[0] == '*':
 		faults = append(faults, ErrNoPassword)
 		// What is locked is so for every mechanism.
 		return Stored{}, errors.Join(faults...)
 	case passwd[0] != '$' && passwd[0] != '{':
-		if s.Clear != "" || len(s.SCRAM) > 0 {
+		if s.besides() {
 			faults = append(faults, errors.New("pw_passwd has no stored form that is known"))
 			break
 		}
@@ -91,9 +93,16 @@ func ParseStored(passwd, kept string) (Stored, error) {
 	return s, errors.Join(faults...)
 }
 
+// besideHash tells whether a form is one that is kept beside a hash.
+func besideHash(form string) bool {
+	return strings.HasPrefix(form, "{CRAM}") || strings.HasPrefix(form, "{SCRAM-") || strings.HasPrefix(form, sealedPrefix)
+}
+
+func (s Stored) besides() bool { return s.Clear != "" || s.Sealed != "" || len(s.SCRAM) > 0 }
+
 var keptPattern = regexp.MustCompile(`^\{(SCRAM-SHA-1|SCRAM-SHA-256|SCRAM-SHA-512)\}([0-9]{1,7}),([A-Za-z0-9+/=]{1,128}),([A-Za-z0-9+/=]{28,88}),([A-Za-z0-9+/=]{28,88})`)
 
-// parseKept reads {CRAM}CLEAR and {SCRAM-SHA-…}ITERATIONS,SALT,STOREDKEY,SERVERKEY[:HEX:CLEAR]; with whole a hash may stand behind a comma,
+// parseKept reads {CRAM}CLEAR, a sealed password, and {SCRAM-SHA-…}ITERATIONS,SALT,STOREDKEY,SERVERKEY with :HEX:CLEAR, a colon and a sealed password, or nothing behind it; with whole a hash may stand behind a comma,
 // which is given back.
 func (s *Stored) parseKept(form string, whole bool) (hash string, err error) {
 	if whole {
@@ -106,9 +115,16 @@ func (s *Stored) parseKept(form string, whole bool) (hash string, err error) {
 		s.Clear = clear
 		return hash, nil
 	}
+	if strings.HasPrefix(form, sealedPrefix) {
+		if _, _, err := parseSealed(form); err != nil {
+			return hash, err
+		}
+		s.Sealed = form
+		return hash, nil
+	}
 	m := keptPattern.FindStringSubmatch(form)
 	if m == nil {
-		return hash, errors.New("neither {CRAM} nor {SCRAM-SHA-1}, {SCRAM-SHA-256} or {SCRAM-SHA-512} with iterations, salt and two keys behind it")
+		return hash, errors.New("neither {CRAM}, {SEALED} nor {SCRAM-SHA-1}, {SCRAM-SHA-256} or {SCRAM-SHA-512} with iterations, salt and two keys behind it")
 	}
 	name := m[1]
 	iterations, _ := strconv.Atoi(m[2])
@@ -122,8 +138,13 @@ func (s *Stored) parseKept(form string, whole bool) (hash string, err error) {
 	if errors.Join(saltErr, storedErr, serverErr) != nil || len(stored) != size || len(server) != size {
 		return hash, fmt.Errorf("{%s} with a salt or keys that are malformed", name)
 	}
-	clear := ""
-	if rest := form[len(m[0]):]; rest != "" {
+	clear, sealed := "", ""
+	if rest := form[len(m[0]):]; strings.HasPrefix(rest, ":"+sealedPrefix) {
+		sealed = rest[1:]
+		if _, _, err := parseSealed(sealed); err != nil {
+			return hash, fmt.Errorf("{%s} with %w", name, err)
+		}
+	} else if rest != "" {
 		salted, text, ok := strings.Cut(strings.TrimPrefix(rest, ":"), ":")
 		if raw, err := hex.DecodeString(salted); rest[0] != ':' || !ok || err != nil || len(raw) != size || text == "" {
 			return hash, fmt.Errorf("{%s} with something other than :SALTED:PASSWORD behind its keys", name)
@@ -131,7 +152,7 @@ func (s *Stored) parseKept(form string, whole bool) (hash string, err error) {
 		clear = text
 	}
 	s.SCRAM = map[string]scram.StoredCredentials{name: {KeyFactors: scram.KeyFactors{Salt: string(salt), Iters: iterations}, StoredKey: stored, ServerKey: server}}
-	s.Clear = clear
+	s.Clear, s.Sealed = clear, sealed
 	return hash, nil
 }
 
@@ -150,7 +171,7 @@ func cutHash(form string) (rest, hash string) {
 // SplitStored gives the columns for a form as -e of IndiMail's programs takes it: what is kept beside a hash goes to scram, where IndiMail looks
 // for it, and pw_passwd is char(128).
 func SplitStored(form string) (passwd, kept string) {
-	if strings.HasPrefix(form, "{CRAM}") || strings.HasPrefix(form, "{SCRAM-") {
+	if besideHash(form) {
 		kept, passwd = cutHash(form)
 		return passwd, kept
 	}
@@ -166,7 +187,8 @@ func CheckStored(passwd, kept string) error {
 	return err
 }
 
-// Forms names what is stored, for people: the hash, mechanisms of SCRAM, CLEAR when the password itself is kept.
+// Forms names what is stored, for people: the hash, mechanisms of SCRAM, CLEAR when the password itself is kept, ENCRYPTED when it is so with a
+// key.
 func (s Stored) Forms() (names []string) {
 	if s.Method != "" {
 		names = append(names, s.Method)
@@ -175,14 +197,17 @@ func (s Stored) Forms() (names []string) {
 		names = append(names, name)
 	}
 	slices.Sort(names[min(1, len(names)):])
-	if s.Clear != "" {
+	switch {
+	case s.Sealed != "":
+		names = append(names, "ENCRYPTED")
+	case s.Clear != "":
 		names = append(names, "CLEAR")
 	}
 	return names
 }
 
 // Usable tells whether some password that a client sends as it is can fit.
-func (s Stored) Usable() bool { return s.hash != nil || s.Clear != "" && !s.Bare || len(s.SCRAM) > 0 }
+func (s Stored) Usable() bool { return s.hash != nil || !s.Bare && s.besides() }
 
 // matches compares a password that a client sent: with the hash, or else with the kept password, or else with keys of SCRAM. It never fits a
 // bare password (wiki 2591): who sees the database by accident must not have logins, and ENABLE_CRAM is what asks for that risk.

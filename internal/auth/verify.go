@@ -39,6 +39,8 @@ type Config struct {
 	Saw func(u directory.User, a Attempt)
 	// DomainOf gives the domain that an address of this host is mapped to, "" for none; nil knows of none.
 	DomainOf func(ctx context.Context, local netip.Addr) (string, error)
+	// Keys decrypt passwords that are kept encrypted; with nil none can be.
+	Keys *Keyring
 	// DefaultDomain completes a name without a domain.
 	DefaultDomain string
 	// Workers bounds how many hashes are computed at once, because an argon2id hash takes 19 MiB; 0 means one a CPU.
@@ -246,6 +248,11 @@ func (p *Password) verify(ctx context.Context, a Attempt, waited *time.Duration)
 		return identity, nil
 	}
 	stored, err := ParseStored(user.Password, user.Scram)
+	if stored.hash == nil && len(stored.SCRAM) == 0 && stored.Sealed != "" {
+		if err := p.Unseal(user, &stored); err != nil {
+			return Identity{}, err
+		}
+	}
 	if !stored.Usable() {
 		return refuse(errFailed.Because(fmt.Errorf("stored form of %s: %w", user.Address(), cmp.Or(err, errBare))))
 	}
@@ -270,6 +277,19 @@ func locked(user directory.User) bool {
 
 var errBare = errors.New("it is the password itself, which is for challenge and response only (ENABLE_CRAM)")
 
+// Unseal decrypts a password that is kept encrypted. When it cannot be decrypted, it is the server's fault and nobody's wrong password: 454.
+func (p *Password) Unseal(user directory.User, s *Stored) error {
+	if s.Sealed == "" {
+		return nil
+	}
+	var err error
+	if s.Clear, err = p.config.Keys.Open(user.Address(), s.Sealed); err != nil {
+		p.warn("a kept password cannot be decrypted, and challenges cannot be checked with it (indigo auth secrets status)", user, err)
+		return errUnavailable.Because(err)
+	}
+	return nil
+}
+
 // Secrets gives who a user is and what is kept of the password for mechanisms of challenge and response; nothing is checked. An unknown user
 // is a 535 as Verify's, which the mechanism must hide behind secrets of its own making. When the exchange has succeeded, ask Admit.
 func (p *Password) Secrets(ctx context.Context, a Attempt) (Identity, sasl.Secrets, error) {
@@ -282,7 +302,19 @@ func (p *Password) Secrets(ctx context.Context, a Attempt) (Identity, sasl.Secre
 		return Identity{}, sasl.Secrets{}, err
 	}
 	stored, err := ParseStored(user.Password, user.Scram)
+	// Kept keys go before the password: without its key they are as good as ever.
+	if _, keys := stored.SCRAM[strings.TrimSuffix(a.Mechanism, "-PLUS")]; !keys {
+		if err := p.Unseal(user, &stored); err != nil {
+			return Identity{}, sasl.Secrets{}, err
+		}
+	}
 	secrets := stored.Secrets(a.EnableCRAM)
+	if a.HashSecret && secrets.Clear == "" && stored.hash != nil {
+		secrets.Clear = user.Password
+		if besideHash(user.Password) {
+			_, secrets.Clear = cutHash(user.Password)
+		}
+	}
 	if secrets.Clear == "" && len(secrets.SCRAM) == 0 {
 		return Identity{}, sasl.Secrets{}, errFailed.Because(cmp.Or(err, errors.New("nothing is kept of the password that challenge and response could use")))
 	}

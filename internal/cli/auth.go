@@ -32,7 +32,7 @@ func (app *App) authCommand() *cobra.Command {
 		Example: "  indigo auth why alice@example.org --service imapd.993\n  indigo auth test alice@example.org --server mail.example.org:587 --mech all\n" +
 			"  indigo auth decode - <session.txt\n  indigo auth encode PLAIN alice@example.org",
 	}
-	cmd.AddCommand(app.authEncodeCommand(), app.authDecodeCommand(), app.authTestCommand(), app.authWhyCommand(), app.locksCommand(), app.authReportCommand(), app.authRetireCommand())
+	cmd.AddCommand(app.authEncodeCommand(), app.authDecodeCommand(), app.authTestCommand(), app.authWhyCommand(), app.locksCommand(), app.authReportCommand(), app.authRetireCommand(), app.authSecretsCommand())
 	return cmd
 }
 

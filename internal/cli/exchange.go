@@ -31,6 +31,8 @@ type userImport struct {
 	// form is how passwords in clear text are stored, policy which are refused.
 	form   auth.Form
 	policy auth.Policy
+	// keys decrypt kept passwords, so that they can be compared.
+	keys *auth.Keyring
 
 	dryRun, update, skipBad, force bool
 	report                         importReport
@@ -87,7 +89,7 @@ a bad line, unless --update. A cleartext password is not compared with the store
 		finder := lists.New(*data)
 		defer finder.Close()
 		return app.withDirectory(cmd.Context(), *data, func(s *directory.Store) error {
-			run := &userImport{app: app, store: s, file: file, name: args[0], format: formatOf(format, args[0]), form: form, policy: service.PasswordPolicy(view, finder), dryRun: dryRun, update: update, skipBad: skipBad, force: force}
+			run := &userImport{app: app, store: s, file: file, name: args[0], format: formatOf(format, args[0]), form: form, policy: service.PasswordPolicy(view, finder), keys: service.PasswordKeys(*data, view), dryRun: dryRun, update: update, skipBad: skipBad, force: force}
 			if err := run.run(cmd.Context()); err != nil {
 				return err
 			}
@@ -165,6 +167,18 @@ func (run *userImport) look(ctx context.Context, record directory.Record, seen m
 		}
 	}
 	u, err := run.store.User(ctx, key)
+	line, there := n, u
+	if domain, realErr := run.store.RealDomain(ctx, key.Domain); realErr == nil {
+		// A kept password that is encrypted differs each time, and must be this user's.
+		own := addr.Address{Local: key.Local, Domain: domain}
+		var lineErr error
+		if line.Password, line.Scram, lineErr = run.keys.Reveal(own, n.Password, n.Scram); lineErr != nil {
+			return n, 0, fmt.Errorf("%w (`indigo user export --without-secrets` leaves such out)", lineErr)
+		}
+		if passwd, scram, err := run.keys.Reveal(own, u.Password, u.Scram); err == nil {
+			there.Password, there.Scram = passwd, scram
+		}
+	}
 	switch {
 	case errors.Is(err, directory.ErrNoUser):
 		return n, importAdd, nil
@@ -172,7 +186,7 @@ func (run *userImport) look(ctx context.Context, record directory.Record, seen m
 		return n, 0, fmt.Errorf("no domain %s: `indigo domain add %[1]s`", key.Domain)
 	case err != nil:
 		return n, 0, fmt.Errorf("%w: %w", errLookUp, err)
-	case n.Same(u) && (record.Cleartext == "" || !run.update):
+	case line.Same(there) && (record.Cleartext == "" || !run.update):
 		return n, importThere, nil
 	case run.update:
 		return n, importUpdate, nil
@@ -352,16 +366,19 @@ func hostLine(u directory.User, format string, uid, gid uint32) (string, error) 
 
 func (app *App) userExportCommand() *cobra.Command {
 	var format string
+	var without bool
 	cmd := &cobra.Command{
 		Use:   "export [DOMAIN...]",
 		Short: "Print the users of domains, or of all, for indigo user import",
 		Long: `Print users as CSV or JSON lines, with the stored forms of their passwords: keep the output as secret as the directory. The places of
-their homes, which import makes anew, and their mail are not in it. The formats passwd and shadow are those of passwd(5) and shadow(5), for
+their homes, which import makes anew, and their mail are not in it. A password that is kept encrypted stays so, and is of use only where its key
+is (PASSWORD_KEYS), for the same address; --without-secrets leaves those that are kept themselves out. The formats passwd and shadow are those of passwd(5) and shadow(5), for
 libnss-extrausers: users have their address as their name, and the uid and gid of the data directory's owner.`,
 		Example: "  indigo user export example.org >users.csv\n  indigo user export --format jsonl\n  indigo user export --format passwd >/var/lib/extrausers/passwd",
 	}
 	data := app.dataFlag(cmd)
 	cmd.Flags().StringVar(&format, "format", "csv", "csv, jsonl, passwd or shadow")
+	cmd.Flags().BoolVar(&without, "without-secrets", false, "leave out passwords that are kept themselves, in clear or encrypted, and forms that are malformed")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return app.withDirectory(cmd.Context(), *data, func(s *directory.Store) error {
 			write, finish, err := app.userWriter(format, *data)
@@ -384,6 +401,9 @@ libnss-extrausers: users have their address as their name, and the uid and gid o
 						return err
 					}
 					for _, u := range users {
+						if without {
+							u.Password, u.Scram = auth.WithoutSecrets(u.Password, u.Scram)
+						}
 						if err := write(u); err != nil {
 							return err
 						}

@@ -69,7 +69,11 @@ func (app *App) forms(ctx context.Context, data string, who addr.Address, p pass
 			return "", "", err
 		}
 		if p.keepClear {
-			fmt.Fprintf(app.Err, "%s: the password itself is kept in the database, for CRAM; who gets at the database has it. To undo, set it again without -C or --keep-clear.\n", who)
+			dangers := "; who gets at the database has it"
+			if form.Encrypt {
+				dangers = fmt.Sprintf(", encrypted; who gets at the database and at %s has it", service.PasswordKeys(data, view).File())
+			}
+			fmt.Fprintf(app.Err, "%s: the password itself is kept in the database, for CRAM%s. To undo, set it again without -C or --keep-clear.\n", who, dangers)
 		}
 		if madeUp {
 			fmt.Fprintf(app.Out, "password of %s: %s\n", who, text)
@@ -82,7 +86,7 @@ func (app *App) forms(ctx context.Context, data string, who addr.Address, p pass
 func passwordSettings(data string) (*settings.View, error) {
 	snapshot, problems := settings.Inspect(data)
 	for _, p := range problems {
-		for _, one := range []*settings.Setting{settings.PasswordHash.Setting, settings.PasswordSCRAM.Setting, settings.PasswordLength.Setting, settings.BadPasswords.Setting} {
+		for _, one := range []*settings.Setting{settings.PasswordHash.Setting, settings.PasswordSCRAM.Setting, settings.PasswordKept.Setting, settings.PasswordKeys.Setting, settings.PasswordLength.Setting, settings.BadPasswords.Setting} {
 			if strings.HasPrefix(filepath.Base(p.File), one.File) {
 				return nil, fmt.Errorf("settings: %s", p)
 			}

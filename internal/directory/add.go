@@ -103,7 +103,11 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 		if limits.MaxUsers >= 0 {
 			limited[d.Name] = limits.MaxUsers
 		}
-		rows[i] = newRow{name: strings.ToLower(n.Name), domain: d, values: []any{n.Password, null(n.Scram), 0, int(n.Flags), n.Gecos, n.Quota}, base: n.Base}
+		name := strings.ToLower(n.Name)
+		if n.Password, n.Scram, err = s.guard(ctx, addr.Address{Local: name, Domain: d.Name}, n.Password, n.Scram); err != nil {
+			return 0, err
+		}
+		rows[i] = newRow{name: name, domain: d, values: []any{n.Password, null(n.Scram), 0, int(n.Flags), n.Gecos, n.Quota}, base: n.Base}
 	}
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
 		domains := slices.Sorted(maps.Keys(limited))
@@ -170,6 +174,17 @@ func (s *Store) UpdateUser(ctx context.Context, n NewUser) error {
 	}
 	if err := n.Check(); err != nil {
 		return err
+	}
+	if n.Scram != "" || n.Password != "" {
+		passwd, scram := cmp.Or(n.Password, u.Password), n.Scram
+		guarded, kept, err := s.guard(ctx, u.Address(), passwd, scram)
+		if err != nil {
+			return err
+		}
+		if guarded != passwd {
+			n.Password = guarded
+		}
+		n.Scram = kept
 	}
 	var sets, what []string
 	var values []any

@@ -16,7 +16,7 @@ import (
 // some engines find hard: words of the grammar as columns, NULL and empty text, letters beyond ASCII, times, big numbers.
 func TestCopy(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
-	first := Config{Path: dir + "/first.db", MailRoot: dir + "/domains", Now: time.Now}
+	first := Config{Path: dir + "/first.db", MailRoot: dir + "/domains", Now: time.Now, Secrets: asGiven{}}
 	s, err := Open(ctx, first)
 	if err != nil {
 		t.Fatal(err)
@@ -49,9 +49,9 @@ func TestCopy(t *testing.T) {
 	s.Close()
 	configs := []Config{first}
 	for _, kind := range []string{"mariadb", "postgres"} {
-		configs = append(configs, Config{DSN: server(t, kind).DSN(), MailRoot: first.MailRoot, Now: time.Now})
+		configs = append(configs, Config{DSN: server(t, kind).DSN(), MailRoot: first.MailRoot, Now: time.Now, Secrets: asGiven{}})
 	}
-	configs = append(configs, Config{Path: dir + "/last.db", MailRoot: first.MailRoot, Now: time.Now})
+	configs = append(configs, Config{Path: dir + "/last.db", MailRoot: first.MailRoot, Now: time.Now, Secrets: asGiven{}})
 	for i := 1; i < len(configs); i++ {
 		told := int64(0)
 		err := Copy(ctx, configs[i-1], configs[i], func(table string, copied, of int64) {

@@ -8,7 +8,7 @@ import (
 
 // Forms tells which forms of passwords beside hashes some user has: what the doors may offer hangs on it.
 type Forms struct {
-	// Clear is true when somebody's password is kept in clear beside its hash (wiki 2627, 2700).
+	// Clear is true when somebody's password is kept itself beside its hash, in clear (wiki 2627, 2700) or encrypted.
 	Clear bool
 	// SCRAM names the mechanisms for which somebody has keys, without -PLUS.
 	SCRAM []string
@@ -71,7 +71,7 @@ func (s *Store) Forms(ctx context.Context) (Forms, error) {
 		}
 		statement += " THEN 1 ELSE 0 END), 0), "
 	}
-	has("{CRAM}%", "{SCRAM-%:%:%")
+	has("{CRAM}%", "{SCRAM-%:%:%", "{SEALED}%", "{SCRAM-%:{SEALED}%")
 	for _, name := range names {
 		has("{" + name + "}%")
 	}

@@ -15,7 +15,7 @@ import (
 func TestListen(t *testing.T) {
 	dsn, dir := server(t, "postgres").DSN(), t.TempDir()
 	still := time.Now()
-	s, err := Open(t.Context(), Config{DSN: dsn, Path: filepath.Join(dir, "db"), MailRoot: filepath.Join(dir, "domains"), Now: func() time.Time { return still }, Listen: true})
+	s, err := Open(t.Context(), Config{DSN: dsn, Path: filepath.Join(dir, "db"), MailRoot: filepath.Join(dir, "domains"), Now: func() time.Time { return still }, Listen: true, Secrets: asGiven{}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -128,6 +128,9 @@ func (s *Store) RenameUser(ctx context.Context, from, to addr.Address) error {
 		if err != nil {
 			return err
 		}
+		if err := s.moveSecrets(ctx, tx, from, to); err != nil {
+			return err
+		}
 		if err := s.mostUsers(ctx, tx, to.Domain, limits.MaxUsers); err != nil {
 			return err
 		}
@@ -277,6 +280,9 @@ func (s *Store) RenameDomain(ctx context.Context, from, to string) error {
 					return fmt.Errorf("table %s: %w", t.Name, err)
 				}
 			}
+		}
+		if err := s.moveSecrets(ctx, tx, addr.Address{Domain: from}, addr.Address{Domain: to}); err != nil {
+			return err
 		}
 		if _, err := tx.ExecContext(ctx, s.engine.rebind("UPDATE atrn_map SET domain_list = ?, timestamp = timestamp WHERE domain_list = ?"), to, from); err != nil {
 			return err

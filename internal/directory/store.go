@@ -30,6 +30,8 @@ type Config struct {
 	Who string
 	// HardQuota is the quota of a new user whose domain has no default; "" means NOQUOTA.
 	HardQuota string
+	// Secrets guards the passwords that are kept themselves; required, but for commands that write none (Copy, Migrate, Inspect).
+	Secrets Secrets
 	// Listen keeps a connection for the notices of other hosts' changes, which PostgreSQL gives; for processes that stay.
 	Listen bool
 }
@@ -51,6 +53,9 @@ type Store struct {
 // Open opens the database, makes its tables if there are none, and brings them up to date. ErrForeign for IndiMail's own
 // that nobody has let Indigo change.
 func Open(ctx context.Context, config Config) (*Store, error) {
+	if config.Secrets == nil {
+		return nil, errors.New("the directory is opened without what guards kept passwords")
+	}
 	src, err := parseDSN(config.DSN, config.Path)
 	if err != nil {
 		return nil, err
@@ -353,11 +358,11 @@ func (s *Store) Users(ctx context.Context, domain, after string, limit int) ([]U
 
 // SetPassword stores the forms of a user's new password; scram is "" for none (auth.Form). ErrNoUser, ErrNoDomain.
 func (s *Store) SetPassword(ctx context.Context, a addr.Address, passwd, scram string) error {
-	if len(passwd) > maxStored || len(scram) > maxScram {
-		return fmt.Errorf("user %s: the password's stored form must have at most %d bytes, scram %d", a, maxStored, maxScram)
-	}
 	u, err := s.User(ctx, a)
 	if err != nil {
+		return err
+	}
+	if passwd, scram, err = s.guard(ctx, u.Address(), passwd, scram); err != nil {
 		return err
 	}
 	stamp := func(tx *sql.Tx) error { return s.stamp(ctx, tx, "pass", u) }

@@ -20,9 +20,20 @@ func open(t testing.TB, dir string, now func() time.Time) *Store {
 	return openOn(t, "", dir, now)
 }
 
+// asGiven guards nothing.
+type asGiven struct{}
+
+func (asGiven) Guard(_ context.Context, _ addr.Address, passwd, scram string) (string, string, error) {
+	return passwd, scram, nil
+}
+
+func (asGiven) Move(_, _ addr.Address, passwd, scram string) (string, string, error) {
+	return passwd, scram, nil
+}
+
 func openOn(t testing.TB, dsn, dir string, now func() time.Time) *Store {
 	t.Helper()
-	s, err := Open(t.Context(), Config{DSN: dsn, Path: filepath.Join(dir, "db"), MailRoot: filepath.Join(dir, "domains"), Now: now})
+	s, err := Open(t.Context(), Config{DSN: dsn, Path: filepath.Join(dir, "db"), MailRoot: filepath.Join(dir, "domains"), Now: now, Secrets: asGiven{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +136,7 @@ func TestMigrations(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			db := server(t, kind)
 			ctx := t.Context()
-			config := Config{DSN: db.DSN(), MailRoot: t.TempDir(), Now: time.Now}
+			config := Config{DSN: db.DSN(), MailRoot: t.TempDir(), Now: time.Now, Secrets: asGiven{}}
 			// IndiMail's table before it had the column scram, with a user.
 			stamp := "timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP NOT NULL"
 			dsn, err := parseDSN(config.DSN, "")

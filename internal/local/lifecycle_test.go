@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/queue"
@@ -106,7 +107,7 @@ func stores(t *testing.T) (s, other *directory.Store, root string) {
 	t.Helper()
 	root = t.TempDir()
 	for _, p := range []**directory.Store{&s, &other} {
-		store, err := directory.Open(t.Context(), directory.Config{Path: root + "/db", MailRoot: root + "/domains", Now: time.Now})
+		store, err := directory.Open(t.Context(), directory.Config{Path: root + "/db", MailRoot: root + "/domains", Now: time.Now, Secrets: new(auth.Secrets)})
 		if err != nil {
 			t.Fatal(err)
 		}

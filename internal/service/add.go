@@ -174,7 +174,7 @@ func FromSvctool(order []string, values map[string][]string) (lines []string) {
 	}
 	if has("backup") {
 		used["backup"], done = true, true
-		lines = append(lines, "indigo queue export --help", "tar -C DATA -cf BACKUP.tar control services certs tcp domains indimail.db authkey")
+		lines = append(lines, "indigo queue export --help", "tar -C DATA -cf BACKUP.tar control services certs tcp domains indimail.db authkey", "cp -p DATA/password.keys ELSEWHERE   # if it is there; apart from BACKUP.tar, which it decrypts")
 	}
 	var rest []string
 	for _, o := range order {

@@ -84,6 +84,9 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			}
 		}
 	}
+	if _, err := PasswordKeys(data, all).IDs(); err != nil {
+		warnings = append(warnings, at(all, settings.PasswordKeys.Setting, "%v", err))
+	}
 	if _, unmapped := tlsx.ParseSuites(settings.TLSCipherList.Get(all)); len(unmapped) > 0 {
 		warnings = append(warnings, at(all, settings.TLSCipherList.Setting, "Go's TLS has nothing for %s: passed over", strings.Join(unmapped, ", ")))
 	}

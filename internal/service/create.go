@@ -142,7 +142,34 @@ func openDirectory(ctx context.Context, data, who string, listen bool) (*directo
 	}
 	config.Who = who
 	config.Listen = listen
-	return directory.Open(ctx, config)
+	snapshot, _ := settings.Inspect(data)
+	secrets := &auth.Secrets{Keys: PasswordKeys(data, snapshot.View("all")), Clear: func() (bool, error) { return secretsInClear(data) }}
+	config.Secrets = secrets
+	store, err := directory.Open(ctx, config)
+	if err == nil {
+		secrets.Used = store.Sealed
+	}
+	return store, err
+}
+
+// PasswordKeys gives the keys of PASSWORD_KEYS.
+func PasswordKeys(data string, all *settings.View) *auth.Keyring {
+	file := cmp.Or(settings.PasswordKeys.Get(all), "password.keys")
+	if !filepath.IsAbs(file) {
+		file = filepath.Join(data, file)
+	}
+	return auth.NewKeyring(data, file)
+}
+
+// secretsInClear reads PASSWORD_SECRETS at each use: a command may have changed it.
+func secretsInClear(data string) (bool, error) {
+	snapshot, problems := settings.Inspect(data)
+	for _, p := range problems {
+		if strings.HasPrefix(filepath.Base(p.File), settings.PasswordKept.File) {
+			return false, fmt.Errorf("settings: %s", p)
+		}
+	}
+	return settings.PasswordKept.Get(snapshot.View("all")) == "clear", nil
 }
 
 // OpenVerifier opens the directory of a data directory and what checks passwords with it as the running instance does, for commands; no stored form is
@@ -153,16 +180,16 @@ func OpenVerifier(ctx context.Context, data, who string) (*directory.Store, *aut
 		return nil, nil, err
 	}
 	snapshot, _ := settings.Inspect(data)
-	verifier, err := newVerifier(snapshot.View("all"), store, nil, nil, nil)
+	verifier, err := newVerifier(data, snapshot.View("all"), store, nil, nil, nil)
 	if err != nil {
 		return nil, nil, errors.Join(err, store.Close())
 	}
 	return store, verifier, nil
 }
 
-func newVerifier(all *settings.View, store *directory.Store, saw func(directory.User, auth.Attempt), renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
+func newVerifier(data string, all *settings.View, store *directory.Store, saw func(directory.User, auth.Attempt), renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
 	return auth.NewVerifier(auth.Config{
-		Directory: store, Denied: store.Denied, Saw: saw, DomainOf: store.DomainOfIP, Renew: renew, DefaultDomain: defaultDomain(all), Now: time.Now, Logger: logger,
+		Directory: store, Keys: PasswordKeys(data, all), Denied: store.Denied, Saw: saw, DomainOf: store.DomainOfIP, Renew: renew, DefaultDomain: defaultDomain(all), Now: time.Now, Logger: logger,
 	})
 }
 

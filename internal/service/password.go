@@ -15,7 +15,7 @@ func PasswordForm(v *settings.View, hash string) (auth.Form, error) {
 		hash = settings.PasswordHash.Get(v)
 	}
 	method, err := auth.ParseMethod(hash)
-	form := auth.Form{Hash: method, SCRAM: settings.PasswordSCRAM.Get(v)}
+	form := auth.Form{Hash: method, SCRAM: settings.PasswordSCRAM.Get(v), Encrypt: settings.PasswordKept.Get(v) != "clear"}
 	if form.SCRAM == "none" {
 		form.SCRAM = ""
 	}

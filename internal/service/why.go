@@ -160,6 +160,8 @@ type whyLogin struct {
 	user   directory.User
 	known  bool
 	stored auth.Stored
+	// unreadable says why a password that is kept encrypted cannot be decrypted.
+	unreadable error
 	// missing says why the directory does not know the user, locked what is wrong with the stored form, denied what else is in the way.
 	missing, locked, denied string
 	// right is set when the password that was given fits.
@@ -215,6 +217,9 @@ func (w *whyLogin) resolve(ctx context.Context) error {
 	}
 	w.known, w.answer.Address = true, w.user.Address().String()
 	w.stored, err = auth.ParseStored(w.user.Password, w.user.Scram)
+	if w.stored.Sealed != "" {
+		w.stored.Clear, w.unreadable = PasswordKeys(w.house.config.Data, w.all).Open(w.user.Address(), w.stored.Sealed)
+	}
 	if err != nil {
 		w.locked = err.Error()
 	}
@@ -346,6 +351,10 @@ func (w *whyLogin) ways(ctx context.Context, kind string, c *auth.Connection) {
 			return false, w.missing
 		case secrets.Clear != "" || scram != "" && secrets.SCRAM[scram].Salt != "":
 			return true, ""
+		case w.unreadable != nil:
+			return false, "the password is kept encrypted, and that cannot be decrypted: " + w.unreadable.Error()
+		case scram == "" && w.stored.Method != "" && settings.EnableCRAM.Get(w.view) && settings.HashSecret.Get(w.view):
+			return true, "the client's password must be the hash in pw_passwd (ENABLE_CRAM_HASH)"
 		case w.stored.Bare:
 			return false, "the password stands alone in pw_passwd, and ENABLE_CRAM is not set"
 		case scram != "":

@@ -174,6 +174,8 @@ var (
 	PasswordHash   = text("PASSWORD_HASH", "passwordhash", "", "all", "how new passwords are hashed: ARGON2ID, BCRYPT, SHA512 (or 3), SHA256 (2) or MD5 (1); empty means ARGON2ID, but SHA512 beside what is kept for SCRAM or CRAM; the environment's goes first", 2283, valid(passwordHash))
 	PasswordSCRAM  = oneOf("PASSWORD_SCRAM", "passwordscram", "none", []string{"none", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-512"}, "all", "mechanism whose keys are kept with new passwords, so that their users can log in by it; keys are easier to guess against than ARGON2ID", 2664)
 	PasswordRehash = boolean("PASSWORD_REHASH", "passwordrehash", "0", "all", "replace weaker stored forms by what PASSWORD_HASH and PASSWORD_SCRAM say when their users log in by PLAIN or LOGIN; an IndiMail on the same database reads none but SHA512, SHA256 and MD5", 0)
+	PasswordKept   = oneOf("PASSWORD_SECRETS", "passwordsecrets", "encrypted", []string{"encrypted", "clear"}, "all", "how a password that is kept itself, for CRAM and its like, stands in the database: encrypted with a key of PASSWORD_KEYS, or in clear for other programs that read it there, such as an IndiMail; `indigo auth secrets` changes those that are there", 2627)
+	PasswordKeys   = text("PASSWORD_KEYS", "passwordkeys", "", "all", "file with the keys of PASSWORD_SECRETS, relative to the data directory, which hosts with one database must share; empty means password.keys there; it is made when it is needed first; read at start", 0)
 	PasswordLength = number("PASSWORD_MIN_LENGTH", "passwordminlength", "0", 0, 128, "all", "least number of letters of new passwords", 0)
 	BadPasswords   = list("BADPASSWORDS", "badpasswords", "all", "passwords that are refused in any case of their letters, one a line", 0)
 	HostMySQL      = lines("HOST_MYSQL", "host.mysql", "all", "database of the directory in IndiMail's form, host:user:password:socket or host:user:password:port, with :ssl or :nossl behind it; read at start", 4114, nil, secret)
@@ -182,6 +184,7 @@ var (
 
 	ForceTLS     = boolean("FORCE_TLS", "force_tls", "0", "smtpd,pop3d,imapd", "offer and take logins only over TLS, by whatever mechanism", 4665)
 	EnableCRAM   = boolean("ENABLE_CRAM", "enable_cram", "0", "smtpd,pop3d,imapd", "offer the CRAM mechanisms, DIGEST-MD5 and APOP whatever the directory is seen to keep, and let a password that stands alone in pw_passwd, in clear text or hashed by the client, serve them", 2591)
+	HashSecret   = boolean("ENABLE_CRAM_HASH", "enable_cram_hash", "0", "smtpd,pop3d,imapd", "with ENABLE_CRAM, let a client answer challenges with the hash that stands in pw_passwd as its password: who has seen the hash can log in", 2653)
 	AuthExternal = boolean("AUTH_EXTERNAL", "auth_external", "0", "smtpd,pop3d,imapd", "offer EXTERNAL to clients whose certificate, by an authority of CLIENTCA, has a mail address: it logs in the user of that address", 0)
 	LockClient   = number("AUTH_LOCK_CLIENT", "auth_lock_client", "10", 0, 1000000, "all", "failed logins of one client address (IPv6: of one /64) within AUTH_LOCK_TIME, the same wrong password counting once, after which its logins are refused for AUTH_LOCK_TIME; 0 refuses none", 0)
 	LockAccount  = number("AUTH_LOCK_ACCOUNT", "auth_lock_account", "30", 0, 1000000, "all", "failed logins to one account within AUTH_LOCK_TIME, from all addresses, after which its logins are refused for AUTH_LOCK_TIME but from addresses where the user logged in within 30 days; 0 refuses none", 0)
@@ -382,9 +385,12 @@ func built() []*Setting {
 		PasswordHash.Setting,
 		PasswordSCRAM.Setting,
 		PasswordRehash.Setting,
+		PasswordKept.Setting,
+		PasswordKeys.Setting,
 		PasswordLength.Setting,
 		BadPasswords.Setting,
 		EnableCRAM.Setting,
+		HashSecret.Setting,
 		HostMySQL.Setting,
 		MySQLDatabase.Setting,
 		UDPLogDir.Setting,

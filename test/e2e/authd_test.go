@@ -47,11 +47,10 @@ func TestPasswordsForOthers(t *testing.T) {
 	}
 	in := again(t, data, "--user", "alice", "--password-file", passwordFile(t))
 	stop(t, in)
-	for _, name := range []string{"nosmtp", "later"} {
+	for _, name := range []string{"nosmtp", "later", "clear"} {
 		command(t, in, "user", "add", name+"@indigo.test", "--password-file", passwordFile(t))
 	}
 	command(t, in, "user", "flags", "nosmtp@indigo.test", "--set", "NO_SMTP")
-	command(t, in, "user", "add", "clear@indigo.test", "--password-file", passwordFile(t), "--keep-clear")
 
 	// Postfix first: its directory for sockets is there when it has run.
 	port := freePort(t)
@@ -121,8 +120,16 @@ func TestPasswordsForOthers(t *testing.T) {
 			t.Logf("end of the log:\n%s", in.Log())
 		}
 	}()
-	info, err := os.Stat(socket)
+	// Root makes the key of kept passwords while the services, which are not root, run.
+	command(t, in, "user", "passwd", "clear@indigo.test", "--password-file", passwordFile(t), "--keep-clear")
+	info, err := os.Stat(filepath.Join(data, "password.keys"))
 	if err != nil {
+		t.Fatal(err)
+	}
+	if owner := info.Sys().(*syscall.Stat_t); info.Mode().Perm() != 0o600 || owner.Uid != mailOwner {
+		t.Errorf("the file of keys has mode %v and uid %d", info.Mode(), owner.Uid)
+	}
+	if info, err = os.Stat(socket); err != nil {
 		t.Fatal(err)
 	}
 	if owner := info.Sys().(*syscall.Stat_t); info.Mode().Perm() != 0o660 || owner.Uid == mailOwner || owner.Uid == 0 {
