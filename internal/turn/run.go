@@ -95,7 +95,7 @@ func (s *Station) run(ctx context.Context, w *waiting, session *remote.Session, 
 				continue
 			}
 			if stop() || ctx.Err() != nil {
-				return errors.New("shutting down")
+				return errEnding
 			}
 			tried[m.Base], fresh = true, true
 			if err := s.one(ctx, w, m, session, e, r); err != nil {

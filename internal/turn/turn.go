@@ -49,7 +49,7 @@ type Config struct {
 	Queue interface {
 		Bounce(id queue.ID, env queue.Envelope, birth time.Time, c queue.Content, failures []*mailerr.Error) error
 		Hosts() []queue.HostStats
-		Act(ctx context.Context, a queue.Action, f queue.Filter, dry bool, done func(queue.ID)) (int, error)
+		Turn(ctx context.Context, domain string) error
 	}
 	Resolver dnsx.Resolver
 	Trace    trace.Recorder
@@ -111,6 +111,19 @@ func (s *Station) Shutdown(ctx context.Context) {
 	s.cancel()
 }
 
+// enter counts a run that Shutdown waits for, unless it is too late.
+func (s *Station) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closing {
+		s.runs.Add(1)
+	}
+	return !s.closing
+}
+
+// errEnding says that no run is begun or goes on.
+var errEnding = errors.New("shutting down")
+
 func (s *Station) ending() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,7 +181,7 @@ func (s *Station) Connected(view *settings.View, client netip.Addr) {
 		return
 	}
 	address := net.JoinHostPort(client.Unmap().WithZone("").String(), strconv.Itoa(settings.ETRNPort.Get(view)))
-	if _, err := s.send(&waiting{dir: box}, "autoturn", address); err != nil && !errors.Is(err, ErrNoMail) {
+	if _, err := s.send(&waiting{dir: box}, "autoturn", address); err != nil && !errors.Is(err, ErrNoMail) && err != errEnding {
 		s.config.Logger.Warn("autoturn: "+err.Error(), "client", client.String())
 	}
 }
@@ -187,6 +200,10 @@ func (s *Station) Send(ctx context.Context, dir, prefix, address string) (Report
 		return Report{}, err
 	}
 	defer s.release(w)
+	if !s.enter() {
+		return Report{}, errEnding
+	}
+	defer s.runs.Done()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(s.ctx, cancel)
@@ -196,8 +213,11 @@ func (s *Station) Send(ctx context.Context, dir, prefix, address string) (Report
 
 // send begins a run in the background.
 func (s *Station) send(w *waiting, how, address string) (Begun, error) {
-	if some, err := w.any(); err != nil || !some {
-		return Begun{}, errors.Join(err, noMail(some))
+	switch some, err := w.any(); {
+	case err != nil:
+		return Begun{}, err
+	case !some:
+		return Begun{}, ErrNoMail
 	}
 	switch err := s.hold(w); {
 	case errors.Is(err, ErrBusy):
@@ -205,14 +225,10 @@ func (s *Station) send(w *waiting, how, address string) (Begun, error) {
 	case err != nil:
 		return Begun{}, err
 	}
-	s.mu.Lock()
-	if s.closing {
-		s.mu.Unlock()
+	if !s.enter() {
 		s.release(w)
-		return Begun{}, errors.New("shutting down")
+		return Begun{}, errEnding
 	}
-	s.runs.Add(1)
-	s.mu.Unlock()
 	go func() {
 		defer s.runs.Done()
 		defer s.release(w)
@@ -222,13 +238,6 @@ func (s *Station) send(w *waiting, how, address string) (Begun, error) {
 		}
 	}()
 	return Begun{}, nil
-}
-
-func noMail(some bool) error {
-	if some {
-		return nil
-	}
-	return ErrNoMail
 }
 
 // fence keeps a fault in one run from ending the process.
@@ -266,7 +275,7 @@ func (s *Station) askQueue(view *settings.View, domain string, client netip.Addr
 		}()
 		// It is up, whatever was seen of it before.
 		s.config.Remote.Forget(net.JoinHostPort(client.Unmap().String(), "25"))
-		if _, err := s.config.Queue.Act(s.ctx, queue.RetryNow, queue.Filter{Domain: domain}, false, nil); err != nil {
+		if err := s.config.Queue.Turn(s.ctx, domain); err != nil {
 			s.config.Logger.Warn("etrn: the mail for " + domain + " is not tried now: " + err.Error())
 		}
 	})

@@ -177,10 +177,8 @@ func (f *fake) Bounce(_ queue.ID, env queue.Envelope, _ time.Time, c queue.Conte
 	}
 	return errors.Join(err, f.refuse)
 }
-func (f *fake) Hosts() []queue.HostStats { return nil }
-func (f *fake) Act(context.Context, queue.Action, queue.Filter, bool, func(queue.ID)) (int, error) {
-	return 0, nil
-}
+func (f *fake) Hosts() []queue.HostStats           { return nil }
+func (f *fake) Turn(context.Context, string) error { return nil }
 func (f *fake) MX(_ context.Context, d string) ([]dnsx.MX, bool, error) {
 	if d == "broken.test" {
 		return nil, false, errors.New("SERVFAIL")
