@@ -317,6 +317,55 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestHangUp: a host that goes in the middle loses nothing, and gets nothing twice that it has taken.
+func TestHangUp(t *testing.T) {
+	answers := map[string]string{"RCPT TO:<hang@fixed.test>": ""}
+	s, root, taken, _ := newStation(t, &fake{}, answers)
+	for i, to := range []string{"u", "hang", "v"} {
+		put(t, filepath.Join(root, "192.0.2.7", "Maildir"), fmt.Sprintf("1.Q%dR0.x", i), "Return-Path: <s@b.test>\nDelivered-To: "+to+"@fixed.test\n\n"+to+"\n")
+	}
+	if report, err := s.Send(t.Context(), filepath.Join(root, "192.0.2.7"), "", "192.0.2.7:25"); err == nil || report != (Report{Sent: 1, Deferred: 1}) {
+		t.Error(report, err)
+	}
+	if got := letters(t, root, "192.0.2.7"); !slices.Equal(got, []string{"1.Q1R0.x", "1.Q2R0.x"}) {
+		t.Error(got)
+	}
+	delete(answers, "RCPT TO:<hang@fixed.test>")
+	if report, err := s.Send(t.Context(), filepath.Join(root, "192.0.2.7"), "", "192.0.2.7:25"); err != nil || report != (Report{Sent: 2}) {
+		t.Error(report, err)
+	}
+	if want := []string{"\r\nu\r\n.\r\n", "\r\nhang\r\n.\r\n", "\r\nv\r\n.\r\n"}; !slices.Equal(*taken, want) {
+		t.Errorf("%q", *taken)
+	}
+}
+
+// TestShutdown: a run ends with the message that it is at, and none begins.
+func TestShutdown(t *testing.T) {
+	s, root, taken, _ := newStation(t, &fake{}, nil)
+	for i := range 3 {
+		put(t, filepath.Join(root, "192.0.2.7", "Maildir"), fmt.Sprintf("1.Q%dR0.x", i), "Return-Path: <s@b.test>\nDelivered-To: u@fixed.test\n\nx\n")
+	}
+	w := &waiting{dir: filepath.Join(root, "192.0.2.7")}
+	session, e := s.config.Remote.Open(t.Context(), "192.0.2.7:25")
+	if e != nil {
+		t.Fatal(e)
+	}
+	var report Report
+	asked := 0
+	err := s.run(t.Context(), w, session, trace.Event{}, func() bool { asked++; return asked > 2 }, &report)
+	session.Close()
+	if !errors.Is(err, errEnding) || report.Sent != 2 || len(*taken) != 2 || len(letters(t, root, "192.0.2.7")) != 1 {
+		t.Error(report, err, *taken)
+	}
+	s.Shutdown(t.Context())
+	if _, err := s.Start(t.Context(), nil, "fixed.test", netip.MustParseAddr("198.51.100.1")); !errors.Is(err, errEnding) {
+		t.Error(err)
+	}
+	if _, err := s.Send(t.Context(), w.dir, "", "192.0.2.7:25"); !errors.Is(err, errEnding) {
+		t.Error(err)
+	}
+}
+
 // TestLock: a run that is under way, here or in another process, keeps others off.
 func TestLock(t *testing.T) {
 	s, root, _, dials := newStation(t, &fake{}, nil)
