@@ -95,7 +95,7 @@ func (c *session) serve(b *buffers) {
 	c.link.farewell()
 	c.close(c.why)
 	if c.server.config.Turn != nil && c.letIn && !c.rehearsed && c.Client.IsValid() && settings.AutoTurn.Get(c.Settings) {
-		c.server.config.Turn.Connected(c.Settings, c.Client.Addr())
+		c.server.config.Turn.Connected(c.Settings, c.ID, c.Client.Addr())
 	}
 }
 

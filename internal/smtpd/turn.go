@@ -88,7 +88,7 @@ func (c *session) etrn(args string) {
 		c.refuse("etrn", "syntax", args, refused)
 		return
 	}
-	begun, err := config.Turn.Start(c.ctx, c.Settings, node, c.Client.Addr())
+	begun, err := config.Turn.Start(c.ctx, c.Settings, c.ID, node, c.Client.Addr())
 	v, r := policy.Verdict{Check: "etrn", Input: node}, replyETRNStarted(node)
 	switch {
 	case errors.Is(err, turn.ErrNotAllowed):
@@ -160,11 +160,14 @@ func (c *session) atrn(args string) {
 		return
 	}
 	began := config.Now()
-	report, err := waiting.Run(c.ctx, c.link.conn, trace.Event{Session: c.ID, Client: c.client, User: c.User}, c.link.leaving)
+	report, err := waiting.Run(c.ctx, c.link.conn, trace.Event{Client: c.client, User: c.User}, c.link.leaving)
 	c.messages += report.Sent
-	text := "atrn " + all + " for " + c.User + ": " + report.String()
+	e := trace.Event{Kind: "atrn", Took: config.Now().Sub(began)}
+	v, text := policy.Verdict{Check: "run", Input: all}, report.String()
 	if err != nil {
-		text += "; the rest waits on: " + err.Error()
+		v.Action, text = policy.Defer, text+"; the rest waits on: "+err.Error()
 	}
-	config.Logger.Info(text, "session", c.ID, "client", c.client, "took", config.Now().Sub(began).String())
+	// Nobody hears it: what stands in the reply's place is for the trace.
+	c.decide(e, v, &reply{code: 450, wire: text})
+	config.Logger.Info("atrn "+all+" for "+c.User+": "+text, "session", c.ID, "client", c.client)
 }

@@ -68,15 +68,27 @@ func (s *Station) release(w *waiting) {
 	w.lock.Close()
 }
 
-// dial connects to address and hands w over.
-func (s *Station) dial(ctx context.Context, w *waiting, how, address string) (r Report, err error) {
+// asked is who wanted mail to be handed over: how, "etrn", "autoturn" or "operator", and in which session of a door, "" for none.
+type asked struct{ how, session string }
+
+// dial connects to address and hands w over. What became of it is part of the session's story; of each message, of its own.
+func (s *Station) dial(ctx context.Context, w *waiting, by asked, address string) (r Report, err error) {
+	host, _, _ := net.SplitHostPort(address)
+	done := trace.Event{Kind: by.how, Session: by.session, Client: host, Check: "run", Input: filepath.Base(w.dir) + " to " + address, Verdict: "success"}
+	began := s.config.Now()
 	session, e := s.config.Remote.Open(ctx, address)
-	if e != nil {
-		return r, e
+	if e == nil {
+		err = s.run(ctx, w, session, trace.Event{Service: by.how, Client: host}, s.ending, &r)
+		session.Close()
+		s.config.Logger.Info(fmt.Sprintf("%s %s to %s: %s", by.how, filepath.Base(w.dir), address, r))
+	} else {
+		err = e
 	}
-	defer session.Close()
-	err = s.run(ctx, w, session, trace.Event{Service: how, Client: address}, s.ending, &r)
-	s.config.Logger.Info(fmt.Sprintf("%s %s to %s: %s", how, filepath.Base(w.dir), address, r))
+	done.Time, done.Reply = s.config.Now(), r.String()
+	if done.Took = done.Time.Sub(began); err != nil {
+		done.Verdict, done.Reply = "deferral", done.Reply+"; the rest waits on: "+err.Error()
+	}
+	s.config.Trace.Record(done)
 	return r, err
 }
 

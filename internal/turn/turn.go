@@ -88,13 +88,13 @@ type Station struct {
 	closing bool
 	// busy are the directories with a run under way.
 	busy map[string]bool
-	// asked are the domains whose queued mail is being looked for.
-	asked map[string]bool
+	// looking are the domains whose queued mail is being looked for.
+	looking map[string]bool
 }
 
 // New makes a Station.
 func New(config Config) *Station {
-	s := &Station{config: config, busy: map[string]bool{}, asked: map[string]bool{}}
+	s := &Station{config: config, busy: map[string]bool{}, looking: map[string]bool{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -145,10 +145,10 @@ type Begun struct {
 	Busy   bool
 }
 
-// Start obeys ETRN for a domain by a client: it begins to hand over, in the background, what waits for the domain. A domain with the address of its
+// Start obeys ETRN for a domain by a client in a session: it begins to hand over, in the background, what waits for the domain. A domain with the address of its
 // host has its mail sent there, whoever asks; another's goes to the client, if that is a mail host of the domain by its MX records or stands in its
 // file ipauth (wiki 1592-1595). Of a domain in etrnhosts the queue tries at once what it has.
-func (s *Station) Start(ctx context.Context, view *settings.View, domain string, client netip.Addr) (Begun, error) {
+func (s *Station) Start(ctx context.Context, view *settings.View, session, domain string, client netip.Addr) (Begun, error) {
 	d, err := s.config.Directory.Domain(ctx, domain)
 	switch {
 	case errors.Is(err, directory.ErrNoDomain):
@@ -171,17 +171,17 @@ func (s *Station) Start(ctx context.Context, view *settings.View, domain string,
 			return Begun{}, err
 		}
 	}
-	return s.send(w, "etrn", net.JoinHostPort(to.Unmap().WithZone("").String(), strconv.Itoa(settings.ETRNPort.Get(view))))
+	return s.send(w, asked{"etrn", session}, net.JoinHostPort(to.Unmap().WithZone("").String(), strconv.Itoa(settings.ETRNPort.Get(view))))
 }
 
 // Connected begins to hand over what waits for a client that connected, if its address has a directory.
-func (s *Station) Connected(view *settings.View, client netip.Addr) {
+func (s *Station) Connected(view *settings.View, session string, client netip.Addr) {
 	box := filepath.Join(s.config.Root, boxName(client))
 	if info, err := os.Stat(box); err != nil || !info.IsDir() {
 		return
 	}
 	address := net.JoinHostPort(client.Unmap().WithZone("").String(), strconv.Itoa(settings.ETRNPort.Get(view)))
-	if _, err := s.send(&waiting{dir: box}, "autoturn", address); err != nil && !errors.Is(err, ErrNoMail) && err != errEnding {
+	if _, err := s.send(&waiting{dir: box}, asked{"autoturn", session}, address); err != nil && !errors.Is(err, ErrNoMail) && err != errEnding {
 		s.config.Logger.Warn("autoturn: "+err.Error(), "client", client.String())
 	}
 }
@@ -208,11 +208,11 @@ func (s *Station) Send(ctx context.Context, dir, prefix, address string) (Report
 	defer cancel()
 	stop := context.AfterFunc(s.ctx, cancel)
 	defer stop()
-	return s.dial(ctx, w, "operator", address)
+	return s.dial(ctx, w, asked{how: "operator"}, address)
 }
 
 // send begins a run in the background.
-func (s *Station) send(w *waiting, how, address string) (Begun, error) {
+func (s *Station) send(w *waiting, by asked, address string) (Begun, error) {
 	switch some, err := w.any(); {
 	case err != nil:
 		return Begun{}, err
@@ -233,8 +233,8 @@ func (s *Station) send(w *waiting, how, address string) (Begun, error) {
 		defer s.runs.Done()
 		defer s.release(w)
 		defer s.fence(w)
-		if _, err := s.dial(s.ctx, w, how, address); err != nil {
-			s.config.Logger.Warn(how + ": the mail in " + filepath.Base(w.dir) + " waits on: " + err.Error())
+		if _, err := s.dial(s.ctx, w, by, address); err != nil {
+			s.config.Logger.Warn(by.how + ": the mail in " + filepath.Base(w.dir) + " waits on: " + err.Error())
 		}
 	}()
 	return Begun{}, nil
@@ -263,14 +263,14 @@ func (s *Station) askQueue(view *settings.View, domain string, client netip.Addr
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing || s.asked[domain] {
+	if s.closing || s.looking[domain] {
 		return Begun{Queued: n}, nil
 	}
-	s.asked[domain] = true
+	s.looking[domain] = true
 	s.runs.Go(func() {
 		defer func() {
 			s.mu.Lock()
-			delete(s.asked, domain)
+			delete(s.looking, domain)
 			s.mu.Unlock()
 		}()
 		// It is up, whatever was seen of it before.

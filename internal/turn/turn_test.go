@@ -291,7 +291,7 @@ func TestRun(t *testing.T) {
 	put(t, box, name(old, 10), "Return-Path: <s@b.test>\nDelivered-To: later@fixed.test\n\nold\n")
 	put(t, box, name(young, 11), "Return-Path: <spam@b.test>\nDelivered-To: u@fixed.test\n\nx\n")
 	put(t, box, name(young, 12), "no envelope\n")
-	if begun, err := s.Start(t.Context(), nil, "fixed.test", netip.MustParseAddr("198.51.100.1")); err != nil || begun != (Begun{}) {
+	if begun, err := s.Start(t.Context(), nil, "session", "fixed.test", netip.MustParseAddr("198.51.100.1")); err != nil || begun != (Begun{}) {
 		t.Fatal(begun, err)
 	}
 	settle(s)
@@ -358,7 +358,7 @@ func TestShutdown(t *testing.T) {
 		t.Error(report, err, *taken)
 	}
 	s.Shutdown(t.Context())
-	if _, err := s.Start(t.Context(), nil, "fixed.test", netip.MustParseAddr("198.51.100.1")); !errors.Is(err, errEnding) {
+	if _, err := s.Start(t.Context(), nil, "session", "fixed.test", netip.MustParseAddr("198.51.100.1")); !errors.Is(err, errEnding) {
 		t.Error(err)
 	}
 	if _, err := s.Send(t.Context(), w.dir, "", "192.0.2.7:25"); !errors.Is(err, errEnding) {
@@ -377,19 +377,19 @@ func TestLock(t *testing.T) {
 	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	if begun, err := s.Start(t.Context(), nil, "fixed.test", netip.MustParseAddr("198.51.100.1")); err != nil || !begun.Busy {
+	if begun, err := s.Start(t.Context(), nil, "session", "fixed.test", netip.MustParseAddr("198.51.100.1")); err != nil || !begun.Busy {
 		t.Error(begun, err)
 	}
 	if _, err := s.Send(t.Context(), filepath.Join(root, "192.0.2.7"), "", "192.0.2.7:25"); !errors.Is(err, ErrBusy) {
 		t.Error(err)
 	}
-	s.Connected(nil, netip.MustParseAddr("192.0.2.7"))
+	s.Connected(nil, "session", netip.MustParseAddr("192.0.2.7"))
 	settle(s)
 	if len(*dials) > 0 {
 		t.Error(*dials)
 	}
 	other.Close()
-	s.Connected(nil, netip.MustParseAddr("::ffff:192.0.2.7"))
+	s.Connected(nil, "session", netip.MustParseAddr("::ffff:192.0.2.7"))
 	settle(s)
 	if len(*dials) != 1 || len(letters(t, root, "192.0.2.7")) != 0 {
 		t.Error(*dials)
@@ -416,13 +416,13 @@ func TestWhoMayAsk(t *testing.T) {
 			letter(filepath.Base(f.domains[c.node]), "u@"+c.node)
 		}
 		*dials = nil
-		_, err := s.Start(t.Context(), nil, c.node, netip.MustParseAddr(c.client))
+		_, err := s.Start(t.Context(), nil, "session", c.node, netip.MustParseAddr(c.client))
 		settle(s)
 		if !errors.Is(err, c.want) || strings.Join(*dials, " ") != c.dialed {
 			t.Errorf("%+v: %v %v", c, err, *dials)
 		}
 	}
-	if _, err := s.Start(t.Context(), nil, "broken.test", netip.MustParseAddr("192.0.2.9")); err == nil || errors.Is(err, ErrNotAllowed) {
+	if _, err := s.Start(t.Context(), nil, "session", "broken.test", netip.MustParseAddr("192.0.2.9")); err == nil || errors.Is(err, ErrNotAllowed) {
 		t.Error("a DNS that fails:", err)
 	}
 }
