@@ -135,8 +135,13 @@ func (s *Station) Offers(view *settings.View) bool {
 	if len(settings.ETRNHosts.Get(view)) > 0 {
 		return true
 	}
-	entries, err := os.ReadDir(s.config.Root)
-	return err == nil && len(entries) > 0
+	root, err := os.Open(s.config.Root)
+	if err != nil {
+		return false
+	}
+	defer root.Close()
+	names, _ := root.Readdirnames(1)
+	return len(names) > 0
 }
 
 // Begun is what became of a request for mail: how many messages the queue was asked to deliver, or else whether a run has begun or is Busy already.
