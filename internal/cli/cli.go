@@ -68,7 +68,7 @@ Begin with "indigo up", then "indigo try" in another terminal.`,
 	root.SetErr(app.Err)
 	root.AddCommand(
 		app.upCommand(), app.serveCommand(), app.reloadCommand(), app.tryCommand(), app.explainCommand(), app.settingsCommand(), app.checkCommand(), app.listCommand(), app.serviceCommand(), app.installCommand(), app.dbCommand(), app.limitCommand(), app.trashCommand(), app.storageCommand(),
-		app.domainCommand(), app.userCommand(), app.aliasCommand(), app.adminCommand(), app.queueCommand(), app.linksCommand(), app.authCommand(), app.probeCommand(), app.relayCommand(),
+		app.domainCommand(), app.userCommand(), app.aliasCommand(), app.adminCommand(), app.queueCommand(), app.linksCommand(), app.authCommand(), app.probeCommand(), app.relayCommand(), app.turnCommand(),
 	)
 	return root
 }
@@ -85,6 +85,7 @@ func (app *App) programs() map[string]func([]string) int {
 	maps.Copy(all, app.bulletinPrograms())
 	maps.Copy(all, app.queuePrograms())
 	maps.Copy(all, app.listPrograms())
+	maps.Copy(all, app.turnPrograms())
 	maps.Copy(all, app.servicePrograms())
 	for name, run := range all {
 		// Those that run other programs do so as who calls them.

@@ -26,11 +26,24 @@ func each(cmd *cobra.Command, f func(*cobra.Command)) {
 func TestCommandsExplainThemselves(t *testing.T) {
 	app := &App{In: strings.NewReader(""), Out: &bytes.Buffer{}, Err: &bytes.Buffer{}}
 	// What prints no data, or no more than one value or a message for people.
-	silent := []string{"indigo domain add", "indigo domain remove", "indigo user add", "indigo user passwd", "indigo user remove",
-		"indigo settings get", "indigo settings set", "indigo settings unset", "indigo settings doc", "indigo links", "indigo reload",
-		"indigo queue cat", "indigo queue edit-recipient", "indigo queue make", "indigo queue export", "indigo queue import", "indigo queue import-qmail", "indigo queue rate set", "indigo queue rate remove",
-		"indigo list build", "indigo service add", "indigo service remove", "indigo service start", "indigo service stop", "indigo service restart", "indigo service reload", "indigo install", "indigo db migrate", "indigo db init", "indigo db copy", "indigo limit set", "indigo limit clear", "indigo user export", "indigo user modify", "indigo user app-password revoke",
-		"indigo domain rename", "indigo domain reorganize", "indigo user rename", "indigo storage add", "indigo storage modify", "indigo storage remove", "indigo storage balance", "indigo alias add", "indigo alias remove", "indigo domain alias add", "indigo domain alias remove", "indigo admin add", "indigo admin passwd", "indigo admin lock", "indigo admin unlock", "indigo admin remove", "indigo admin allow", "indigo admin revoke", "indigo auth retire", "indigo auth secrets encrypt", "indigo auth secrets decrypt", "indigo auth secrets remove", "indigo auth secrets rotate", "indigo auth secrets prune", "indigo auth encode"}
+	silent := []string{
+		"indigo admin add", "indigo admin allow", "indigo admin lock", "indigo admin passwd", "indigo admin remove", "indigo admin revoke", "indigo admin unlock",
+		"indigo alias add", "indigo alias remove",
+		"indigo auth encode", "indigo auth retire", "indigo auth secrets decrypt", "indigo auth secrets encrypt", "indigo auth secrets prune", "indigo auth secrets remove", "indigo auth secrets rotate",
+		"indigo db copy", "indigo db init", "indigo db migrate",
+		"indigo domain add", "indigo domain alias add", "indigo domain alias remove", "indigo domain remove", "indigo domain rename", "indigo domain reorganize",
+		"indigo install",
+		"indigo limit clear", "indigo limit set",
+		"indigo links",
+		"indigo list build",
+		"indigo queue cat", "indigo queue edit-recipient", "indigo queue export", "indigo queue import", "indigo queue import-qmail", "indigo queue make", "indigo queue rate remove", "indigo queue rate set",
+		"indigo reload",
+		"indigo service add", "indigo service reload", "indigo service remove", "indigo service restart", "indigo service start", "indigo service stop",
+		"indigo settings doc", "indigo settings get", "indigo settings set", "indigo settings unset",
+		"indigo storage add", "indigo storage balance", "indigo storage modify", "indigo storage remove",
+		"indigo turn grant", "indigo turn revoke",
+		"indigo user add", "indigo user app-password revoke", "indigo user export", "indigo user modify", "indigo user passwd", "indigo user remove", "indigo user rename",
+	}
 	documented, err := os.ReadFile("../../docs/commands.md")
 	if err != nil {
 		t.Fatal(err)

@@ -153,13 +153,37 @@ func (app *App) addAutoturn(ctx context.Context, data, name, client string) erro
 	if err != nil {
 		return err
 	}
+	if err := app.listAutoturn(data, name); err != nil {
+		return fmt.Errorf("the domain is added; %w", err)
+	}
+	return app.after(ctx, data, "vadddomain", name)
+}
+
+// listAutoturn adds an autoturn domain to the control files for those.
+func (app *App) listAutoturn(data, name string) error {
 	for _, file := range autoturnFiles() {
 		if err := settings.AddLine(data, file, name); err != nil {
-			return fmt.Errorf("the domain is added; control/%s: %w", file, err)
+			return fmt.Errorf("control/%s: %w", file, err)
 		}
 		fmt.Fprintf(app.Out, "adding %s to %s control file\n", name, filepath.Join(data, "control", file))
 	}
-	return app.after(ctx, data, "vadddomain", name)
+	return nil
+}
+
+// unlistAutoturn is its counterpart.
+func unlistAutoturn(data, name string) error {
+	for _, file := range autoturnFiles() {
+		if err := settings.RemoveLine(data, file, name); err != nil {
+			return fmt.Errorf("control/%s: %w", file, err)
+		}
+	}
+	return nil
+}
+
+// isAutoturn tells whether a domain's mail waits for its host.
+func isAutoturn(data string, d directory.Domain) bool {
+	absolute, err := filepath.Abs(data)
+	return err == nil && filepath.Dir(filepath.Clean(d.Dir)) == filepath.Join(absolute, "autoturn")
 }
 
 // autoturnFiles are the control files that name autoturn domains.
@@ -197,11 +221,9 @@ func (app *App) removeDomain(ctx context.Context, data, name string, yes bool) e
 			return err
 		}
 		trash, err := s.RemoveDomain(ctx, name)
-		if absolute, _ := filepath.Abs(data); err == nil && strings.HasPrefix(d.Dir, filepath.Join(absolute, "autoturn")+string(filepath.Separator)) {
-			for _, file := range autoturnFiles() {
-				if err := settings.RemoveLine(data, file, d.Name); err != nil {
-					return fmt.Errorf("the domain is removed; control/%s: %w", file, err)
-				}
+		if err == nil && isAutoturn(data, d) {
+			if err := unlistAutoturn(data, d.Name); err != nil {
+				return fmt.Errorf("the domain is removed; %w", err)
 			}
 		}
 		if err == nil && trash != "" {

@@ -51,7 +51,16 @@ new name. To undo, rename it back.`,
 }
 
 func (app *App) renameDomain(ctx context.Context, data, from, to string) error {
-	err := app.withDirectory(ctx, data, func(s *directory.Store) error { return s.RenameDomain(ctx, from, to) })
+	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
+		if err := s.RenameDomain(ctx, from, to); err != nil {
+			return err
+		}
+		d, err := s.Domain(ctx, to)
+		if err != nil || !isAutoturn(data, d) {
+			return err
+		}
+		return errors.Join(unlistAutoturn(data, strings.ToLower(from)), app.listAutoturn(data, d.Name))
+	})
 	if err != nil {
 		return err
 	}

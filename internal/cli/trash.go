@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/settings"
 )
 
 func (app *App) trashCommand() *cobra.Command {
@@ -52,6 +53,13 @@ undo, remove again.`,
 			}
 			if err := s.RestoreTrash(cmd.Context(), t); err != nil {
 				return err
+			}
+			if d, err := s.Domain(cmd.Context(), t.Name); t.Kind == "domain" && err == nil && isAutoturn(*restoreData, d) {
+				for _, file := range autoturnFiles() {
+					if err := settings.AddLine(*restoreData, file, d.Name); err != nil {
+						return fmt.Errorf("the domain is restored; control/%s: %w", file, err)
+					}
+				}
 			}
 			return app.printTrash([]directory.Trash{t}, restoreJSON)
 		})

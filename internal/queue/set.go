@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
@@ -268,6 +269,49 @@ func (s *Set) Begin(ctx context.Context, sizeHint int64) (Submission, error) {
 		return nil, err
 	}
 	return &placing{begun.(*submission), s, m}, nil
+}
+
+// Turn tries at once what is queued for hosts of a domain, as one of them asked for: what waits for its next attempt, and what lies in a queue of a
+// name that HOLDREMOTE of its own service keeps for that (wiki 4600), which goes over to a numbered queue. Other holds stay.
+func (s *Set) Turn(ctx context.Context, domain string) error {
+	for _, m := range s.members() {
+		name := m.config.Name
+		view := s.config.View(name)
+		if numbered(name) > 0 || !settings.HoldRemote.Get(view) || view.Source(settings.HoldRemote.Setting).Layer != "service variable" {
+			continue
+		}
+		to := s.enter(nil)
+		if to == nil {
+			return errNoSpace.Because(errors.New("less than MIN_FREE left for every queue"))
+		}
+		s.leave(to)
+		if _, err := s.Move(ctx, Filter{Queue: name, Domain: domain}, to.config.Name, false, nil); err != nil {
+			return fmt.Errorf("queue %s: %w", name, err)
+		}
+	}
+	_, err := s.Act(ctx, RetryNow, Filter{Domain: domain}, false, nil)
+	return err
+}
+
+// Bounce tells the sender of a message outside of the queue, such as one in a Maildir that its host refused, that recipients of env failed: as a
+// message of the queue does, with all settings for that. id is the one that it had, for log and trace; failures has an error for each recipient,
+// nil for one that did not fail. A nil error means that the notice is queued, or that nobody is to be told.
+func (s *Set) Bounce(id ID, env Envelope, birth time.Time, c Content, failures []*mailerr.Error) error {
+	m := s.enter(nil)
+	if m == nil {
+		return errNoSpace.Because(errors.New("less than MIN_FREE left for every queue"))
+	}
+	defer s.leave(m)
+	var notices []notice
+	for i, e := range failures {
+		if e != nil && wantsFailure(env.Recipients[i].Notify) {
+			notices = append(notices, newNotice(i, e, e.Text))
+		}
+	}
+	if len(notices) == 0 {
+		return nil
+	}
+	return m.report(&message{id: id, birth: birth.UnixNano()}, &head{envelope: env}, c, notices)
 }
 
 // placing is a submission whose queue is not decided.

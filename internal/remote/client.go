@@ -307,10 +307,7 @@ func (c *client) send(ctx context.Context, job *queue.Delivery) (results []queue
 	for i, command := range commands {
 		if !pipelining {
 			if i == len(commands)-1 && accepted == 0 {
-				c.put("RSET", "RSET")
-				if _, err := c.get(c.timeout); err != nil {
-					c.usable = false
-				}
+				c.reset()
 				return c.finish(results), false
 			}
 			c.put(command, command)
@@ -324,7 +321,9 @@ func (c *client) send(ctx context.Context, job *queue.Delivery) (results []queue
 		case i == 0:
 			if r.code/100 != 2 {
 				e := r.fail(c, "does not like the sender")
-				c.usable = false
+				if c.usable = r.code != 421; c.usable && pipelining {
+					c.drain(len(commands) - 1)
+				}
 				return all(job, e, c.dialogue), e.Temporary() && r.code == 421
 			}
 		case i < len(commands)-1:
@@ -338,11 +337,12 @@ func (c *client) send(ctx context.Context, job *queue.Delivery) (results []queue
 				// RFC 2920 section 3.1: a host that wants data for nobody gets none.
 				c.usable = false
 			}
+			e := r.fail(c, "failed on DATA command")
+			c.reset()
 			if accepted == 0 {
 				return c.finish(results), false
 			}
-			c.usable = false
-			return c.rest(results, r.fail(c, "failed on DATA command")), false
+			return c.rest(results, e), false
 		}
 	}
 	if err := c.content(job.Content); err != nil {
@@ -366,6 +366,28 @@ func (c *client) send(ctx context.Context, job *queue.Delivery) (results []queue
 		}
 	}
 	return c.finish(results), false
+}
+
+// reset ends a transaction that came to nothing: within it, the host would refuse the next message's MAIL (RFC 5321 section 4.1.4).
+func (c *client) reset() {
+	if !c.usable {
+		return
+	}
+	c.put("RSET", "RSET")
+	r, err := c.get(c.timeout)
+	c.usable = err == nil && r.code/100 == 2
+}
+
+// drain reads the replies to the n commands behind a MAIL that was refused, the last of which is DATA. A host that wants data all the same gets none
+// (RFC 2920 section 3.1), and nothing more.
+func (c *client) drain(n int) {
+	for range n {
+		r, err := c.get(c.timeout)
+		if c.usable = err == nil && r.code != 354 && r.code != 421; !c.usable {
+			return
+		}
+	}
+	c.reset()
 }
 
 // content sends the message; the deadline moves with what is written.

@@ -206,3 +206,85 @@ func FuzzParseReply(f *testing.F) {
 		}
 	})
 }
+
+// TestTransactionsEnd: what a transaction that came to nothing leaves behind does not make the host refuse the next message on the connection.
+func TestTransactionsEnd(t *testing.T) {
+	z := zones{mx: map[string][]dnsx.MX{"far.test": {{Host: "mx.far.test"}}}, addrs: map[string]string{"mx.far.test": "192.0.2.1"}}
+	for _, pipelining := range []string{"\r\n250-PIPELINING", ""} {
+		for refused, want := range map[string]int{"MAIL": 451, "RCPT": 550, "DATA": 452} {
+			var conns sync.WaitGroup
+			dials := 0
+			d, err := New(Config{Resolver: z, Settings: func() *settings.View { return nil }, Hostname: func() string { return "here.test" }, Now: time.Now,
+				Logger: slog.New(slog.DiscardHandler), Dial: func(context.Context, string, string) (net.Conn, error) {
+					dials++
+					client, server := net.Pipe()
+					conns.Go(func() { strict(server, pipelining, refused, want) })
+					return client, nil
+				}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := d.Deliver(t.Context(), job("far.test", "bad")); r[0].Err == nil || r[0].Err.Code != want {
+				t.Errorf("%s: %v", refused, r[0].Err)
+			}
+			if r := d.Deliver(t.Context(), job("far.test", "good")); r[0].Err != nil || dials != 1 {
+				t.Errorf("%s, pipelining %q: the next message, with %d connections: %v %q", refused, pipelining, dials, r[0].Err, r[0].Dialogue)
+			}
+			d.Close()
+			conns.Wait()
+		}
+	}
+}
+
+// strict is a server that refuses one verb once, and minds the order of commands (RFC 5321 section 4.1.4).
+func strict(conn net.Conn, pipelining, refused string, code int) {
+	defer conn.Close()
+	out, in := bufio.NewWriter(conn), bufio.NewReader(conn)
+	say := func(line string) { fmt.Fprint(out, line+"\r\n") }
+	say("220 strict")
+	mail, rcpt := false, false
+	for {
+		if in.Buffered() == 0 && out.Flush() != nil {
+			return
+		}
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return
+		}
+		verb := strings.ToUpper(line[:4])
+		if verb == refused {
+			refused = ""
+			say(fmt.Sprint(code, " no"))
+			continue
+		}
+		switch {
+		case verb == "EHLO":
+			say("250-strict" + pipelining + "\r\n250 SIZE 1000")
+		case verb == "MAIL" && mail, verb == "RCPT" && !mail, verb == "DATA" && !rcpt:
+			say("503 5.5.1 bad sequence")
+		case verb == "MAIL":
+			mail = true
+			say("250 ok")
+		case verb == "RCPT":
+			rcpt = true
+			say("250 ok")
+		case verb == "RSET":
+			mail, rcpt = false, false
+			say("250 ok")
+		case verb == "DATA":
+			say("354 go")
+			if out.Flush() != nil {
+				return
+			}
+			for line != ".\r\n" {
+				if line, err = in.ReadString('\n'); err != nil {
+					return
+				}
+			}
+			mail, rcpt = false, false
+			say("250 taken")
+		case verb == "QUIT":
+			return
+		}
+	}
+}

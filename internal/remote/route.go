@@ -57,17 +57,22 @@ func (d *Deliverer) wayFor(view *settings.View, host string, from, to addr.Addre
 			}
 		}
 	}
+	err := d.dress(&w)
+	return w, err
+}
+
+// dress adds the name in EHLO and the address that connections come from.
+func (d *Deliverer) dress(w *way) (err error) {
 	w.helo = settings.HeloHost.Get(w.view)
 	if w.helo == "" {
 		w.helo = d.config.Hostname()
 	}
 	if local := settings.OutgoingIP.Get(w.view); local != "" {
-		var err error
 		if w.local, err = netip.ParseAddr(local); err != nil {
-			return w, fmt.Errorf("OUTGOINGIP %q of %s: %w", local, w.view.Source(settings.OutgoingIP.Setting), err)
+			return fmt.Errorf("OUTGOINGIP %q of %s: %w", local, w.view.Source(settings.OutgoingIP.Setting), err)
 		}
 	}
-	return w, nil
+	return nil
 }
 
 // lookUp finds what to log in with in remote_auth: where the route says so for the sender or the recipient, and else for the relay.

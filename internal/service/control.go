@@ -102,6 +102,7 @@ func startControl(h *House) (*controlServer, error) {
 	mux.HandleFunc("DELETE /auth/locks", func(w http.ResponseWriter, r *http.Request) { reply(w, h.guard.Unlock(r.FormValue("name")), nil) })
 	mux.HandleFunc("GET /directory/cache", func(w http.ResponseWriter, r *http.Request) { reply(w, h.directory.CacheStats(), nil) })
 	h.handleQueue(mux)
+	h.handleTurn(mux)
 	// For `curl --unix-socket DATA/run/control.sock http://indigo/debug/pprof/profile`; see docs/performance.md.
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

@@ -53,7 +53,7 @@ func (h *House) newDoor(spec doorSpec, l net.Listener) (server, error) {
 	switch spec.kind {
 	case "smtpd":
 		return smtpd.New(smtpd.Config{
-			Service: spec.name, Hostname: me, Submission: spec.submission, ImplicitTLS: spec.tls, Settings: view,
+			Service: spec.name, Hostname: me, Submission: spec.submission, ODMR: spec.odmr, Turn: h.turn, ImplicitTLS: spec.tls, Settings: view,
 			TLS: tlsConfig, Policy: h.rules, Queue: h.queue, HostName: h.hostName,
 			Through: func(v *settings.View) queue.Submitter { return throughProgram{h, v} }, Auth: logins, Trace: h.recorder(), Logger: logger,
 			Now: time.Now, PID: os.Getpid(), NewSessionID: newSessionID,

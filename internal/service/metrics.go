@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -71,12 +70,10 @@ func (c counted) Record(e trace.Event) {
 	m := c.m
 	switch e.Kind {
 	case "delivery":
-		channel := e.Check
-		if channel != "local" && channel != "remote" {
-			channel = "remote"
-			if e.Check == "" || strings.HasPrefix(e.Check, "maildir") {
-				channel = "local"
-			}
+		// Service is the queue's channel, or else how a host fetched its mail.
+		channel := "remote"
+		if e.Service == "local" {
+			channel = "local"
 		}
 		m.delivered.WithLabelValues(channel, e.Verdict).Inc()
 	case "auth":

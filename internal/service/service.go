@@ -34,6 +34,7 @@ import (
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/tlsx"
 	"github.com/indigomail/indigo/internal/trace"
+	"github.com/indigomail/indigo/internal/turn"
 )
 
 // Config says what to serve and where.
@@ -82,6 +83,7 @@ type House struct {
 	local            *local.Deliverer
 	remote           *remote.Deliverer
 	queue            *queue.Set
+	turn             *turn.Station
 
 	// unitsMu guards units; rules are the doors'.
 	unitsMu sync.Mutex
@@ -300,6 +302,14 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("queue: %w", err)
 	}
+	data, err := filepath.Abs(h.config.Data)
+	if err != nil {
+		return err
+	}
+	h.turn = turn.New(turn.Config{
+		Root: filepath.Join(data, "autoturn"), Directory: h.directory, Remote: h.remote, Queue: h.queue, Resolver: h.resolver,
+		Trace: h.recorder(), Logger: h.serviceLogger("queue"), Now: time.Now,
+	})
 	return nil
 }
 
@@ -403,6 +413,9 @@ func (h *House) close(ctx context.Context) {
 		h.keeper.end()
 	}
 	h.closeDoors(ctx)
+	if h.turn != nil {
+		h.turn.Shutdown(ctx)
+	}
 	if h.queue != nil {
 		h.queue.Shutdown(ctx)
 	}

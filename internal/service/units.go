@@ -21,8 +21,8 @@ import (
 type doorSpec struct {
 	name, kind string
 	port       int
-	// tls is implicit TLS; submission is SMTP for users.
-	tls, submission bool
+	// tls is implicit TLS; submission is SMTP for users, odmr for hosts that fetch their mail by ATRN.
+	tls, submission, odmr bool
 }
 
 // defaultServices are the services that a data directory has without a directory of their own.
@@ -57,6 +57,10 @@ func newDoorSpec(name string, v *settings.View) (doorSpec, error) {
 	s.submission = kind == "smtpd" && (s.port == 587 || s.port == 465)
 	if v.IsSet(settings.Submission.Setting) {
 		s.submission = settings.Submission.Get(v)
+	}
+	s.odmr = kind == "smtpd" && s.port == 366
+	if v.IsSet(settings.ODMR.Setting) {
+		s.odmr = settings.ODMR.Get(v)
 	}
 	return s, nil
 }

@@ -43,8 +43,6 @@ func pendingSettings() []*Setting {
 	flag("CUGMAIL", "", "smtpd", "let a domain get mail from its own users only", 2283)
 	flag("BOUNCEMAIL", "", "smtpd", "refuse bounces", 2283)
 	word("GREYIP", "", "smtpd", "address of the greylisting server", 2283)
-	file("ATRNACCESS", "atrnaccess", "smtpd", "who may fetch which domains by ATRN", 1755)
-	file("ETRNHOSTS", "etrnhosts", "smtpd", "domains that may be asked for by ETRN", 1586)
 	flag("DISABLE_PLUGIN", "", "smtpd", "do not load the plugins of PLUGIN0, PLUGIN1, …; Indigo loads none", 419)
 	word("PLUGIN0", "", "smtpd", "shared object that tcpserver loads; Indigo loads none", 443)
 	word("PLUGIN0_dir", "", "smtpd", "directory of PLUGIN0", 433)

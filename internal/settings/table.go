@@ -78,6 +78,11 @@ var (
 	Port                  = number("PORT", "", "-1", -1, 65535, "smtpd,pop3d,imapd,metrics,udplogger,acme", "port to listen on; -1 means the number behind the dot of the service's name; PORT_OFFSET is added to either; read at the service's start", 436)
 	SMTPS                 = boolean("SMTPS", "", "0", "smtpd,pop3d,imapd,queue", "begin with a TLS handshake; on by itself for ports 465, 993 and 995, and for relays at port 465; read at the service's start", 424)
 	Submission            = boolean("SUBMISSION", "", "0", "smtpd", "be a door for users (RFC 6409): AUTH first, missing header fields are added; on by itself for ports 587 and 465; read at the service's start", 4610)
+	ODMR                  = boolean("ODMR", "", "0", "smtpd", "be a door for hosts that fetch their mail by ATRN (RFC 2645), and for nothing else; on by itself for port 366; read at the service's start", 1721)
+	ATRNAccess            = lines("ATRNACCESS", "atrnaccess", "smtpd", "who may fetch which domains by ATRN, beside `indigo turn grant`: user@domain:domain,domain a line; localhost stands for users of the host", 1757, atrnLine)
+	ETRNHosts             = lines("ETRNHOSTS", "etrnhosts", "smtpd", "domains for which anybody may make the queue try at once, by ETRN, what it has for their hosts; those whose mail waits in autoturn need not stand here", 1586, hostName)
+	ETRNPort              = number("ETRN_PORT", "etrnport", "25", 1, 65535, "smtpd", "port of a host to which its mail goes after ETRN and AUTOTURN", 1592)
+	AutoTurn              = boolean("AUTOTURN", "autoturn", "0", "smtpd", "send a client, when its connection ends, the mail that waits in the directory of its address in autoturn", 1859)
 	AuthModules           = text("AUTHMODULES", "authmodules", "", "smtpd,pop3d,imapd,auth", "sources of passwords, tried in this order: vchkpass, the directory; sys-checkpwd, the host's users; ldap-checkpwd, an LDAP server; dovecot:SOCKET, a Dovecot; programs of the checkpassword interface by their absolute path; empty means the directory", 434)
 	IMAPModules           = text("IMAPMODULES", "imapmodules", "", "pop3d,imapd,auth", "sources of passwords for POP3 and IMAP in the place of AUTHMODULES, with their names there: authindi, authshadow, authpwd", 3027)
 	IMAPAuthModules       = text("IMAPAUTHMODULES", "imapauthmodules", "", "pop3d,imapd,auth", "the same, in the place of IMAPMODULES", 3026)
@@ -292,6 +297,11 @@ func built() []*Setting {
 		Port.Setting,
 		SMTPS.Setting,
 		Submission.Setting,
+		ODMR.Setting,
+		ATRNAccess.Setting,
+		ETRNHosts.Setting,
+		ETRNPort.Setting,
+		AutoTurn.Setting,
 		AuthModules.Setting,
 		IMAPModules.Setting,
 		IMAPAuthModules.Setting,

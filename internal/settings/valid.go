@@ -200,3 +200,24 @@ func pamService(s string) error {
 	}
 	return nil
 }
+
+// SplitDomains gives the domains, in lower case, of a list with commas or blanks between them.
+func SplitDomains(list string) []string {
+	return strings.FieldsFunc(strings.ToLower(list), func(r rune) bool { return r == ',' || r == ' ' || r == '\t' })
+}
+
+// atrnLine takes user@domain:domain,domain.
+func atrnLine(s string) error {
+	user, list, _ := strings.Cut(s, ":")
+	local, domain, _ := strings.Cut(user, "@")
+	domains := SplitDomains(list)
+	if local == "" || domain == "" || len(domains) == 0 {
+		return fmt.Errorf("%q is not of the form user@domain:domain", s)
+	}
+	for _, name := range append(domains, domain) {
+		if err := hostName(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -28,6 +28,8 @@ const (
 	verbQuit
 	verbStartTLS
 	verbAuth
+	verbEtrn
+	verbAtrn
 )
 
 // parseVerb splits a command line into its verb and the arguments behind one space, without the white space at the end
@@ -70,7 +72,11 @@ func parseVerb(line []byte) (v verb, args []byte) {
 		v = verbStartTLS
 	case "AUTH":
 		v = verbAuth
-	case "EXPN", "ETRN", "TURN", "ATRN", "SEND", "SOML", "SAML", "BDAT", "BURL":
+	case "ETRN":
+		v = verbEtrn
+	case "ATRN":
+		v = verbAtrn
+	case "EXPN", "TURN", "SEND", "SOML", "SAML", "BDAT", "BURL":
 		v = verbUnsupported
 	}
 	return v, args

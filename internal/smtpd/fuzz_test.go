@@ -142,3 +142,21 @@ func FuzzSession(f *testing.F) {
 		}
 	})
 }
+
+// FuzzNodes: what is taken as the argument of ETRN or ATRN can stand in a reply and in a path as it is.
+func FuzzNodes(f *testing.F) {
+	for _, s := range []string{"etrn1.dom", "@a.test", "#queue", "a.test,b.test", "..", "../x", "a b", ",", "ü.test", strings.Repeat("a.", 200), "a.test\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, args string) {
+		nodes, _ := parseNodes(args)
+		if node, refused := parseNode(args); refused == nil {
+			nodes = append(nodes, node)
+		}
+		for _, node := range nodes {
+			if node == "" || len(node) > 255 || strings.HasPrefix(node, ".") || strings.IndexFunc(node, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("/<>,@#", r) }) >= 0 {
+				t.Fatalf("%q: %q", args, node)
+			}
+		}
+	})
+}

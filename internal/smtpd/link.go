@@ -97,6 +97,19 @@ func (l *link) setConn(conn net.Conn) {
 	l.out.Reset(conn)
 }
 
+// flush sends what is pending.
+func (l *link) flush() error {
+	_ = l.conn.SetWriteDeadline(time.Now().Add(l.timeout))
+	return l.out.Flush()
+}
+
+// leaving tells whether a shutdown wants the session to end.
+func (l *link) leaving() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closing
+}
+
 // farewell sends what is pending, for a few seconds at most: the session is over.
 func (l *link) farewell() {
 	if l.out.Buffered() > 0 {

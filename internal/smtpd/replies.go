@@ -78,6 +78,8 @@ var (
 	replyGoAhead   = newReply(354, "", "go ahead")
 	replyVerify    = newReply(252, "2.1.5", "send some mail, I'll try my best")
 	replyHelp      = newReply(214, "2.0.0", "This server supports the following commands:\nHELO EHLO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT STARTTLS AUTH")
+	replyHelpETRN  = newReply(214, "2.0.0", "This server supports the following commands:\nHELO EHLO MAIL RCPT DATA RSET NOOP VRFY ETRN HELP QUIT STARTTLS AUTH")
+	replyHelpODMR  = newReply(214, "2.0.0", "This server supports the following commands:\nHELO EHLO RSET NOOP HELP QUIT STARTTLS AUTH ATRN")
 	replyReadyTLS  = newReply(220, "2.0.0", "ready for tls")
 	replyAuthOK    = newReply(235, "2.7.0", "ok, go ahead (#2.0.0)")
 
@@ -114,13 +116,24 @@ var (
 	replyNoTLS     = newReply(454, "4.7.0", "TLS not available (#4.7.0)")
 	replyActiveTLS = newReply(503, "5.5.1", "TLS is already active (#5.5.1)")
 
-	replyAuthTwice   = newReply(503, "5.5.1", "you're already authenticated (#5.5.1)")
-	replyAuthInMail  = newReply(503, "5.5.1", "no auth during mail transaction (#5.5.1)")
-	replyAuthUnknown = newReply(504, "5.5.4", "auth type unimplemented (#5.5.4)")
-	replyAuthTLS     = newReply(538, "5.7.11", "encryption required for this authentication mechanism (#5.7.11)")
-	replyAuthCancel  = newReply(501, "5.0.0", "auth exchange cancelled (#5.0.0)")
-	replyAuthSyntax  = newReply(501, "5.5.2", "malformed auth input (#5.5.2)")
-	replyAuthLong    = newReply(500, "5.5.6", "authentication exchange line is too long (#5.5.6)")
+	replyAuthTwice    = newReply(503, "5.5.1", "you're already authenticated (#5.5.1)")
+	replyAuthInMail   = newReply(503, "5.5.1", "no auth during mail transaction (#5.5.1)")
+	replyAuthUnknown  = newReply(504, "5.5.4", "auth type unimplemented (#5.5.4)")
+	replyAuthTLS      = newReply(538, "5.7.11", "encryption required for this authentication mechanism (#5.7.11)")
+	replyAuthCancel   = newReply(501, "5.0.0", "auth exchange cancelled (#5.0.0)")
+	replyAuthSyntax   = newReply(501, "5.5.2", "malformed auth input (#5.5.2)")
+	replyETRNSyntax   = newReply(501, "5.5.4", "syntax: ETRN domain (#5.5.4)")
+	replyETRNOption   = newReply(501, "5.5.4", "ETRN takes a domain, without @ or # (#5.5.4)")
+	replyATRNSyntax   = newReply(501, "5.5.4", "syntax: ATRN domain,domain (#5.5.4)")
+	replyATRNBehind   = newReply(503, "5.5.1", "nothing may be sent behind ATRN before its reply (#5.5.1)")
+	replyTurnInMail   = newReply(503, "5.5.1", "not during a mail transaction (#5.5.1)")
+	replyAuthRequired = newReply(530, "5.7.0", "authentication required (#5.7.0)")
+	replyReversing    = newReply(250, "2.0.0", "OK now reversing the connection")
+	replyATRNNow      = newReply(451, "4.3.0", "unable to process ATRN request now (#4.3.0)")
+	replyATRNBusy     = newReply(451, "4.3.2", "the mail is being handed over already, try again later (#4.3.2)")
+	replyATRNRefused  = newReply(450, "4.7.0", "ATRN request refused (#4.7.0)")
+
+	replyAuthLong = newReply(500, "5.5.6", "authentication exchange line is too long (#5.5.6)")
 )
 
 // replyGreeting is the banner; text is the setting SMTPGREETING.
@@ -133,19 +146,69 @@ func replyGreeting(host, text string) *reply {
 
 func replyHelo(host string) *reply { return newReply(250, "", host) }
 
-// replyEhlo lists the extensions; size is the limit of SIZE, 0 for none (RFC 1870 section 3).
-func replyEhlo(host string, size int, startTLS bool, mechanisms []string, oldAuth bool) *reply {
-	text := host + "\nPIPELINING\n8BITMIME\nSMTPUTF8\nENHANCEDSTATUSCODES\nDSN\nSIZE " + strconv.Itoa(size)
-	if startTLS {
+// extensions are what the reply to EHLO offers.
+type extensions struct {
+	// mail tells that messages are taken, with the extensions for them; size is the limit of SIZE, 0 for none (RFC 1870 section 3).
+	mail                    bool
+	size                    int
+	etrn, startTLS, oldAuth bool
+	mechanisms              []string
+}
+
+// replyEhlo lists the extensions: without mail those of ODMR (RFC 2645 section 5).
+func replyEhlo(host string, e extensions) *reply {
+	text := host
+	if e.mail {
+		text += "\nPIPELINING\n8BITMIME\nSMTPUTF8\nENHANCEDSTATUSCODES\nDSN\nSIZE " + strconv.Itoa(e.size)
+	} else {
+		text += "\nENHANCEDSTATUSCODES"
+	}
+	if e.etrn {
+		text += "\nETRN"
+	}
+	if e.startTLS {
 		text += "\nSTARTTLS"
 	}
-	if len(mechanisms) > 0 {
-		text += "\nAUTH " + strings.Join(mechanisms, " ")
-		if oldAuth {
-			text += "\nAUTH=" + strings.Join(mechanisms, " ")
+	if len(e.mechanisms) > 0 {
+		text += "\nAUTH " + strings.Join(e.mechanisms, " ")
+		if e.oldAuth {
+			text += "\nAUTH=" + strings.Join(e.mechanisms, " ")
 		}
 	}
+	if !e.mail {
+		text += "\nATRN"
+	}
 	return newReply(250, "", text)
+}
+
+// The replies to ETRN (RFC 1985 section 5.3).
+func replyETRNStarted(node string) *reply {
+	return newReply(250, "2.0.0", "OK, queueing for node <"+node+"> started")
+}
+
+func replyETRNNone(node string) *reply {
+	return newReply(251, "2.0.0", "OK, no messages waiting for node <"+node+">")
+}
+
+func replyETRNBusy(node string) *reply {
+	return newReply(252, "2.0.0", "OK, pending messages for node <"+node+"> started")
+}
+
+func replyETRNPending(node string, n int) *reply {
+	return newReply(253, "2.0.0", "OK, "+strconv.Itoa(n)+" pending messages for node <"+node+"> started")
+}
+
+func replyETRNUnable(node string) *reply {
+	return newReply(458, "4.3.0", "Unable to queue messages for node <"+node+"> (#4.3.0)")
+}
+
+func replyETRNRefused(node string) *reply {
+	return newReply(459, "4.7.0", "Node <"+node+"> not allowed: your address is none of its mail hosts (#4.7.0)")
+}
+
+// replyATRNNone is the wiki's text (wiki 1815) for RFC 2645's 453.
+func replyATRNNone(nodes string) *reply {
+	return newReply(453, "4.3.0", "No message waiting for node(s) <"+nodes+"> (#4.3.0)")
 }
 
 func replyBye(host string) *reply { return newReply(221, "2.0.0", host+" closing connection") }

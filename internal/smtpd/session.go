@@ -51,6 +51,8 @@ type session struct {
 	esmtp  bool
 	// rehearsed is set when nobody is at the other end; see Rehearse.
 	rehearsed bool
+	// letIn is set when the client was greeted and not refused.
+	letIn bool
 	// ended is set when the session is over, with the reason.
 	ended bool
 	why   string
@@ -92,6 +94,9 @@ func (c *session) serve(b *buffers) {
 	c.converse()
 	c.link.farewell()
 	c.close(c.why)
+	if c.server.config.Turn != nil && c.letIn && !c.rehearsed && c.Client.IsValid() && settings.AutoTurn.Get(c.Settings) {
+		c.server.config.Turn.Connected(c.Settings, c.ID, c.Client.Addr())
+	}
 }
 
 func (c *session) converse() {
@@ -108,6 +113,7 @@ func (c *session) converse() {
 		// RFC 5321 section 3.1 lets a 554 client ask for nothing but QUIT; not to wait for it is what all do.
 		c.end("refused at connect")
 	}
+	c.letIn = !c.ended
 	for !c.ended {
 		line, err := c.in.ReadLine(maxAuth)
 		switch {
@@ -232,6 +238,10 @@ func (c *session) command(line []byte) {
 		c.mistake(replyNoArguments)
 		return
 	}
+	if c.server.config.ODMR && !v.ofODMR() {
+		c.mistake(replyUnsupported)
+		return
+	}
 	switch v {
 	case verbHelo, verbEhlo:
 		c.helo(args, v == verbEhlo)
@@ -249,7 +259,7 @@ func (c *session) command(line []byte) {
 	case verbVrfy:
 		c.say(replyVerify)
 	case verbHelp:
-		c.say(replyHelp)
+		c.say(c.help())
 	case verbQuit:
 		c.say(replyBye(c.server.config.Hostname))
 		c.end("quit")
@@ -257,6 +267,10 @@ func (c *session) command(line []byte) {
 		c.startTLS()
 	case verbAuth:
 		c.auth(string(args))
+	case verbEtrn:
+		c.etrn(string(args))
+	case verbAtrn:
+		c.atrn(string(args))
 	case verbUnsupported:
 		c.mistake(replyUnsupported)
 	default:
@@ -381,7 +395,11 @@ func (c *session) extensions() *reply {
 	if config.Auth != nil && c.User == "" && !refuses(config.Policy.AuthAllowed(c.ctx, &c.Session)) {
 		mechanisms = c.connection().Offer(c.ctx)
 	}
-	return replyEhlo(config.Hostname, settings.DataBytes.Get(c.Settings), config.TLS != nil && c.TLS == nil, mechanisms, settings.OldAuth.Get(c.Settings))
+	e := extensions{startTLS: config.TLS != nil && c.TLS == nil, mechanisms: mechanisms, oldAuth: settings.OldAuth.Get(c.Settings)}
+	if !config.ODMR {
+		e.mail, e.size, e.etrn = true, settings.DataBytes.Get(c.Settings), c.offersETRN()
+	}
+	return replyEhlo(config.Hostname, e)
 }
 
 // from is MAIL.

@@ -21,6 +21,7 @@ import (
 	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/trace"
+	"github.com/indigomail/indigo/internal/turn"
 	"github.com/indigomail/indigo/internal/wire"
 )
 
@@ -32,6 +33,8 @@ type Config struct {
 	Hostname string
 	// Submission marks a service for users: it adds a missing Date and Message-ID (RFC 6409 section 8).
 	Submission bool
+	// ODMR marks a service for hosts that fetch their mail by ATRN (RFC 2645), and for nothing else; it needs Turn and Auth.
+	ODMR bool
 	// ImplicitTLS makes each connection begin with a TLS handshake (RFC 8314); it needs TLS.
 	ImplicitTLS bool
 	// Settings gives the view in force; it is asked anew for each connection and each message, never within a message.
@@ -46,7 +49,9 @@ type Config struct {
 	// HostName gives the host name of a client that leads back to its address, "" when there is none; nil looks up nothing.
 	HostName func(ctx context.Context, ip netip.Addr) string
 	// Auth is nil when nobody can log in; AUTH is then not offered.
-	Auth   auth.Authority
+	Auth auth.Authority
+	// Turn hands over mail that waits for its host; without it there is neither ETRN nor ATRN nor AUTOTURN.
+	Turn   *turn.Station
 	Trace  trace.Recorder
 	Logger *slog.Logger
 	// Now is the clock for what the server writes down; nil means time.Now. Time limits of connections are those of the

@@ -11,7 +11,7 @@ import (
 type Event struct {
 	Time time.Time `json:"time"`
 	// Kind is what happened: "connect", "helo", "tls", "auth", "mail", "rcpt", "data", "queued", "delivery", "bounce",
-	// "retry", "end", "close".
+	// "retry", "end", "close", "etrn", "atrn".
 	Kind string `json:"kind"`
 	// Session names the connection that it belongs to, unique per data directory.
 	Session string `json:"session,omitempty"`

@@ -1,0 +1,72 @@
+package directory
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/indigomail/indigo/internal/addr"
+)
+
+func TestATRN(t *testing.T) { onEngines(t, testATRN) }
+
+func testATRN(t *testing.T, dsn string) {
+	s := openOn(t, dsn, t.TempDir(), time.Now)
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(s.MakeDomain(ctx, NewDomain{Name: "one.dom", Autoturn: "one.dom"}))
+	must(s.MakeDomain(ctx, NewDomain{Name: "two.dom", Autoturn: "192.0.2.7"}))
+	odmr := addr.Address{Local: "ODMR", Domain: "Localhost"}
+	has := func(want ...string) {
+		t.Helper()
+		got, err := s.ATRNDomains(ctx, odmr)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q, want %q, %v", got, want, err)
+		}
+	}
+	has()
+	must(s.GrantATRN(ctx, odmr, "One.dom"))
+	must(s.GrantATRN(ctx, odmr, "two.dom"))
+	has("one.dom", "two.dom")
+	if err := s.GrantATRN(ctx, odmr, "one.dom"); !errors.Is(err, ErrExists) {
+		t.Error(err)
+	}
+	if err := s.GrantATRN(ctx, odmr, "no.dom"); !errors.Is(err, ErrNoDomain) {
+		t.Error(err)
+	}
+	other := addr.Address{Local: "other", Domain: "one.dom"}
+	must(s.GrantATRN(ctx, other, "two.dom"))
+	if all, err := s.ATRNGrants(ctx, "", "two.dom"); err != nil || len(all) != 2 || all[0] != (ATRNGrant{"odmr@localhost", "two.dom"}) || all[1] != (ATRNGrant{"other@one.dom", "two.dom"}) {
+		t.Error(all, err)
+	}
+	must(s.RevokeATRN(ctx, odmr, "TWO.dom"))
+	if s.RevokeATRN(ctx, odmr, "two.dom") == nil {
+		t.Error("revoked twice")
+	}
+	has("one.dom")
+	// A row of somebody else's with several domains.
+	_, err := s.write.ExecContext(ctx, s.engine.rebind("INSERT INTO atrn_map (pw_name, pw_domain, domain_list) VALUES (?, ?, ?)"), "odmr", "localhost", "x.dom,two.dom")
+	must(err)
+	has("one.dom", "x.dom", "two.dom")
+	must(s.RevokeATRN(ctx, odmr, "two.dom"))
+	has("one.dom", "x.dom")
+	// A grant goes with the domain, of whomever it is, and comes back with it; and it goes by the domain's new name.
+	trash, err := s.RemoveDomain(ctx, "one.dom")
+	must(err)
+	has("x.dom")
+	if all, err := s.ATRNGrants(ctx, other.String(), ""); err != nil || len(all) != 0 {
+		t.Error(all, err)
+	}
+	removed, err := s.FindTrash(trash[len(s.trashRoot())+1:])
+	must(err)
+	must(s.RestoreTrash(ctx, removed))
+	has("one.dom", "x.dom")
+	must(s.RenameDomain(ctx, "one.dom", "new.dom"))
+	has("new.dom", "x.dom")
+}
