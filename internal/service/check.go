@@ -201,9 +201,24 @@ func certificatePath(data string, v *settings.View) string {
 // tlsOptions gives what a service's settings say of TLS.
 func tlsOptions(data string, v *settings.View) tlsx.Options {
 	suites, _ := tlsx.ParseSuites(settings.TLSCipherList.Get(v))
-	authorities := settings.ClientCA.Get(v)
-	if authorities != "" && !filepath.IsAbs(authorities) {
-		authorities = filepath.Join(data, authorities)
+	path := func(file string) string {
+		if file != "" && !filepath.IsAbs(file) {
+			file = filepath.Join(data, file)
+		}
+		return file
 	}
-	return tlsx.Options{Minimum: tlsx.Version(settings.TLSMinimum.Get(v)), Suites: suites, ClientCA: authorities}
+	return tlsx.Options{
+		Minimum: tlsx.Version(settings.TLSMinimum.Get(v)), Suites: suites, ClientCA: path(settings.ClientCA.Get(v)), ClientCRL: path(settings.ClientCRL.Get(v)),
+		// Mail programs ask their users about certificates: only where one may be of use.
+		Ask: kindOf(v.Service()) == "smtpd" && !settings.TLSClients.Get(v).Empty(),
+	}
+}
+
+// certificateDirectory gives the directory that the certificates are in, with clientcert.pem, tlshosts and notlshosts (wiki 2099).
+func certificateDirectory(data string, v *settings.View) string {
+	path := certificatePath(data, v)
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return path
+	}
+	return filepath.Dir(path)
 }
