@@ -88,6 +88,8 @@ type rehearsed struct {
 	resolver *dnsx.Client
 	users    *directory.Store
 	events   []trace.Event
+	// certificate tells what the door makes of the client's certificate.
+	certificate string
 }
 
 // rehearse runs the door's code.
@@ -111,6 +113,11 @@ func rehearse(ctx context.Context, data string, q Question) (_ *rehearsed, err e
 	if err != nil {
 		return nil, err
 	}
+	if certificate != nil {
+		if r.certificate = certificate.Subject + ", verified"; certificate.Err != nil {
+			r.certificate = certificate.Subject + ", not verified: " + certificate.Err.Error()
+		}
+	}
 	lines := []string{"EHLO " + q.Helo, "MAIL FROM:<" + q.From + ">"}
 	for _, to := range q.To {
 		lines = append(lines, "RCPT TO:<"+to+">")
@@ -129,11 +136,15 @@ func rehearse(ctx context.Context, data string, q Question) (_ *rehearsed, err e
 	}
 	tables := lists.New(data)
 	defer tables.Close()
+	relays := func(ctx context.Context, client netip.Addr, within time.Duration) (bool, error) {
+		last, err := r.users.LastRelay(ctx, client)
+		return err == nil && !last.IsZero() && time.Since(last) <= within, err
+	}
 	events := &recording{}
 	session := 0
 	door := smtpd.New(smtpd.Config{
 		Service: q.Service, Hostname: settings.Me.Get(r.snapshot.View("all")), Submission: spec.submission,
-		Settings: func() *settings.View { return r.snapshot.View(q.Service) }, Policy: policy.New(policy.Config{Directory: r.users, Lists: tables}),
+		Settings: func() *settings.View { return r.snapshot.View(q.Service) }, Policy: policy.New(policy.Config{Directory: r.users, Lists: tables, Relays: relays}),
 		HostName: (&House{resolver: r.resolver}).hostName,
 		Trace:    events, Logger: slog.New(slog.DiscardHandler), Now: time.Now, PID: os.Getpid(),
 		NewSessionID: func() string { session++; return fmt.Sprintf("rehearsal%d", session) },
