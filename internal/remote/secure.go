@@ -3,7 +3,6 @@ package remote
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -114,7 +113,7 @@ func (d *Deliverer) demands(t target, w way) (s demands, err error) {
 		s.demand.Name = name
 	}
 	if file := settings.RemoteTLSCA.Get(w.view); file != "" {
-		if s.demand.Roots, err = authorities(d.path(file)); err != nil {
+		if s.demand.Roots, err = tlsx.ReadRoots(d.path(file)); err != nil {
 			return s, fmt.Errorf("REMOTE_TLS_CA of %s: %w: %w", w.source(settings.RemoteTLSCA.Setting), err, errTLSFiles)
 		}
 	}
@@ -136,7 +135,7 @@ func (d *Deliverer) demands(t target, w way) (s demands, err error) {
 	}
 	if file != "" {
 		s = demands{tries: true, wanted: true, strict: true, careful: true, demand: tlsx.Demand{Name: t.name, CommonName: true}, by: file}
-		if s.demand.Roots, err = authorities(file); err != nil {
+		if s.demand.Roots, err = tlsx.ReadRoots(file); err != nil {
 			return s, fmt.Errorf("%w: %w", err, errTLSFiles)
 		}
 		return s, nil
@@ -158,18 +157,6 @@ func (d *Deliverer) demands(t target, w way) (s demands, err error) {
 	return s, nil
 }
 
-func authorities(file string) (*x509.CertPool, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("%s holds no certificate in PEM", file)
-	}
-	return pool, nil
-}
-
 // tlsConfig gives the configuration for a server. Its certificate is judged after the handshake, so that opportunistic TLS takes any.
 func (d *Deliverer) tlsConfig(s demands, w way) (*tls.Config, error) {
 	c := &tls.Config{ServerName: s.demand.Name, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}
@@ -180,12 +167,9 @@ func (d *Deliverer) tlsConfig(s demands, w way) (*tls.Config, error) {
 			return c, err
 		}
 	}
-	if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o007 != 0 {
-		return nil, fmt.Errorf("%s: everybody can read or change the key in it: `chmod o= %s`: %w", file, file, errTLSFiles)
-	}
-	own, err := tls.LoadX509KeyPair(file, file)
+	own, err := tlsx.ReadPair(file)
 	if err != nil {
-		return nil, fmt.Errorf("certificate that deliveries show, %s: %w: %w", file, err, errTLSFiles)
+		return nil, fmt.Errorf("certificate that deliveries show: %w: %w", err, errTLSFiles)
 	}
 	// Servers name authorities for users' certificates, too: the one that there is is shown to whoever asks.
 	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil }

@@ -3,6 +3,7 @@ package tlsx
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
@@ -51,6 +52,9 @@ type Authorities struct {
 	err error
 }
 
+// ErrRevocations says that it is the lists of revoked certificates that are no good.
+var ErrRevocations = errors.New("revoked client certificates")
+
 // ReadAuthorities reads clientca.pem and, where crl is not "", the lists of revoked certificates (wiki 2066, 2067), in PEM or one in DER.
 // The error says that a file is no good, or a list out of date; what was read may be used all the same, and trusts nobody by what is missing.
 func ReadAuthorities(ca, crl string, now time.Time) (*Authorities, error) {
@@ -70,12 +74,12 @@ func ReadAuthorities(ca, crl string, now time.Time) (*Authorities, error) {
 		a.lists, err = parseLists(text)
 	}
 	if err != nil {
-		a.err = fmt.Errorf("revoked client certificates: %s: %w", crl, err)
+		a.err = fmt.Errorf("%w: %s: %w", ErrRevocations, crl, err)
 		return a, a.err
 	}
 	for _, l := range a.lists {
 		if stale(l, now) {
-			return a, fmt.Errorf("revoked client certificates: %s: the list of %s ended at %s: no certificate of that authority is taken; get a new one", crl, l.Issuer, l.NextUpdate.UTC().Format(time.RFC3339))
+			return a, fmt.Errorf("%w: %s: the list of %s ended at %s: no certificate of that authority is taken; get a new one", ErrRevocations, crl, l.Issuer, l.NextUpdate.UTC().Format(time.RFC3339))
 		}
 	}
 	return a, nil
@@ -291,4 +295,29 @@ func (d Demand) Verify(shown []*x509.Certificate, now time.Time) error {
 		return unverified(leaf, err, now)
 	}
 	return nil
+}
+
+// ReadRoots reads the authorities in PEM that servers are verified by.
+func ReadRoots(file string) (*x509.CertPool, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s holds no certificate in PEM", file)
+	}
+	return pool, nil
+}
+
+// ReadPair reads a certificate, its chain and its key. A key that everybody may read is not taken.
+func ReadPair(file string) (tls.Certificate, error) {
+	if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o007 != 0 {
+		return tls.Certificate{}, fmt.Errorf("everybody can read or change the key in %s: `chmod o= %s`", file, file)
+	}
+	c, err := tls.LoadX509KeyPair(file, file)
+	if err != nil {
+		return c, fmt.Errorf("%s: %w", file, err)
+	}
+	return c, nil
 }

@@ -35,15 +35,17 @@ type letter struct{ *bytes.Reader }
 
 func (l letter) Size() int64 { return l.Reader.Size() }
 
-// sendBy delivers one message to a recipient by the code of the queue's service, by a line of smtproutes.
-func sendBy(t *testing.T, route, to string, strip bool) queue.Result {
+// sendBy delivers one message to a recipient by the code of the queue's service, by a line of smtproutes; the relay is verified by the certificates in ca.
+func sendBy(t *testing.T, ca, route, to string, strip bool) queue.Result {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "control"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "control", "smtproutes"), []byte(route+"\n"), 0o600); err != nil {
-		t.Fatal(err)
+	for name, text := range map[string]string{"smtproutes": route, "remote_tls_ca": ca} {
+		if err := os.WriteFile(filepath.Join(dir, "control", name), []byte(text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	snapshot, err := settings.Load(dir)
 	if err != nil {
@@ -168,7 +170,7 @@ service auth {
 			if s == "clear" && sasl.NeedsTLS(m) {
 				want = "not tried"
 			}
-			r := sendBy(t, route(m, s, "sekret"), "bob@postfix.test", s == "clear")
+			r := sendBy(t, certificate, route(m, s, "sekret"), "bob@postfix.test", s == "clear")
 			switch {
 			case r.Err == nil:
 				err := instance.Await(within(t, waiting), "postfix names the mechanism", func() (bool, error) {
@@ -187,7 +189,7 @@ service auth {
 				t.Errorf("%s: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
 			}
 			if want == "logged in" {
-				if r := sendBy(t, route(m, s, "wrong"), "bob@postfix.test", s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "Remote host said: 535 5.7.8") {
+				if r := sendBy(t, certificate, route(m, s, "wrong"), "bob@postfix.test", s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "Remote host said: 535 5.7.8") {
 					t.Errorf("%s, wrong password: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
 				}
 			}
@@ -196,14 +198,14 @@ service auth {
 	grid(t, "Postfix with Dovecot 2.3", mechanisms, cells)
 	// Without AUTH_SMTP it is the strongest.
 	strongest := strings.TrimSuffix(route("PLAIN", "starttls", "sekret"), " AUTH_SMTP=PLAIN")
-	if r := sendBy(t, strongest, "bob@postfix.test", false); r.Err != nil || !strings.Contains(strings.Join(r.Dialogue, "\n"), "> AUTH SCRAM-SHA-256 (hidden)") {
+	if r := sendBy(t, certificate, strongest, "bob@postfix.test", false); r.Err != nil || !strings.Contains(strings.Join(r.Dialogue, "\n"), "> AUTH SCRAM-SHA-256 (hidden)") {
 		t.Errorf("the strongest: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
 	}
 	// PLAIN in clear, where that is allowed; and no login, which postfix refuses.
-	if r := sendBy(t, route("PLAIN", "clear", "sekret")+",REMOTE_PLAIN_AUTH=1", "bob@postfix.test", true); r.Err != nil {
+	if r := sendBy(t, certificate, route("PLAIN", "clear", "sekret")+",REMOTE_PLAIN_AUTH=1", "bob@postfix.test", true); r.Err != nil {
 		t.Errorf("PLAIN in clear: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
 	}
-	if r := sendBy(t, ":[127.0.0.1]:"+fmt.Sprint(implicit)+":0:0 /none", "bob@postfix.test", false); r.Err == nil || !r.Err.Temporary() {
+	if r := sendBy(t, certificate, ":[127.0.0.1]:"+fmt.Sprint(implicit)+":0:0 /none", "bob@postfix.test", false); r.Err == nil || !r.Err.Temporary() {
 		t.Errorf("an entry that is not there: %v", r.Err)
 	}
 }
@@ -211,6 +213,7 @@ service auth {
 // TestSendingThroughIndigo logs in at another instance by every mechanism, with channel binding, too.
 func TestSendingThroughIndigo(t *testing.T) {
 	far := up(t)
+	ca := filepath.Join(far.Ready.Data, "certs", "servercert.pem")
 	importSASLUsers(t, far)
 	var mechanisms []string
 	for _, m := range sasl.Names() {
@@ -233,7 +236,7 @@ func TestSendingThroughIndigo(t *testing.T) {
 			if s == "clear" && (sasl.NeedsTLS(m) || strings.HasSuffix(m, "-PLUS")) {
 				want = "not tried"
 			}
-			r := sendBy(t, route(m, s, "supersecret"), "alice@indigo.test", s == "clear")
+			r := sendBy(t, ca, route(m, s, "supersecret"), "alice@indigo.test", s == "clear")
 			switch {
 			case r.Err == nil:
 				cells[cell] = "logged in"
@@ -246,7 +249,7 @@ func TestSendingThroughIndigo(t *testing.T) {
 				t.Errorf("%s: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
 			}
 			if want == "logged in" {
-				if r := sendBy(t, route(m, s, "wrong"), "alice@indigo.test", s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "535 5.7.8") {
+				if r := sendBy(t, ca, route(m, s, "wrong"), "alice@indigo.test", s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "535 5.7.8") {
 					t.Errorf("%s, wrong password: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
 				}
 			}
@@ -255,10 +258,10 @@ func TestSendingThroughIndigo(t *testing.T) {
 	grid(t, "Indigo", mechanisms, cells)
 	// The wiki's salted password (2786).
 	const salted = "a8bac1a24c7aa2725630c9ab6813a631b366c79c6bc959bf344d3af8e685a375"
-	if r := sendBy(t, route("SCRAM-SHA-256", "starttls", salted)+",SALTED_PASSWORD=1", "alice@indigo.test", false); r.Err != nil {
+	if r := sendBy(t, ca, route("SCRAM-SHA-256", "starttls", salted)+",SALTED_PASSWORD=1", "alice@indigo.test", false); r.Err != nil {
 		t.Errorf("salted password: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
 	}
-	if r := sendBy(t, strings.TrimSuffix(route("PLAIN", "starttls", "supersecret"), " AUTH_SMTP=PLAIN"), "alice@indigo.test", false); r.Err != nil || !slices.Contains(r.Dialogue, "> AUTH SCRAM-SHA-512-PLUS (hidden)") {
+	if r := sendBy(t, ca, strings.TrimSuffix(route("PLAIN", "starttls", "supersecret"), " AUTH_SMTP=PLAIN"), "alice@indigo.test", false); r.Err != nil || !slices.Contains(r.Dialogue, "> AUTH SCRAM-SHA-512-PLUS (hidden)") {
 		t.Errorf("the strongest: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
 	}
 }
