@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Client is what a client's certificate says of it.
@@ -38,7 +39,20 @@ func (e *Unverified) Error() string {
 	if e.Cause == nil {
 		return e.Text
 	}
-	return e.Text + ": " + e.Cause.Error()
+	return e.Text + ": " + printable(e.Cause.Error())
+}
+
+// printable keeps what a stranger's certificate says from forging lines, or filling the log.
+func printable(s string) string {
+	if len(s) > 300 {
+		s = strings.ToValidUTF8(s[:300], "") + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 func (e *Unverified) Unwrap() error { return e.Cause }
@@ -117,9 +131,9 @@ func (a *Authorities) Judge(shown []*x509.Certificate, now time.Time) (c *Client
 		return nil, nil
 	}
 	leaf := shown[0]
-	c = &Client{Subject: leaf.Subject.String(), Names: namesIn(leaf), Fingerprints: Fingerprints(leaf)}
+	c = &Client{Subject: printable(leaf.Subject.String()), Names: namesIn(leaf), Fingerprints: Fingerprints(leaf)}
 	if c.Subject == "" && len(c.Names) > 0 {
-		c.Subject = c.Names[0]
+		c.Subject = printable(c.Names[0])
 	}
 	switch {
 	case a == nil:

@@ -139,8 +139,15 @@ func TestNamesInSubjects(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, _ := (*tlsx.Authorities)(nil).Judge(chain(t, tls.Certificate{Certificate: [][]byte{der}}), time.Now())
-	if !slices.Equal(c.Names, []string{"b@here.test", "a@here.test"}) {
-		t.Errorf("%q", c.Names)
+	if !slices.Equal(c.Names, []string{"b@here.test", "a@here.test"}) || strings.ContainsAny(c.Subject, "\x00\n") {
+		t.Errorf("%q %q", c.Names, c.Subject)
+	}
+	template.Subject = pkix.Name{CommonName: strings.Repeat("long\n", 10000)}
+	if der, err = x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key); err != nil {
+		t.Fatal(err)
+	}
+	if c, _ := (*tlsx.Authorities)(nil).Judge(chain(t, tls.Certificate{Certificate: [][]byte{der}}), time.Now()); len(c.Subject) > 310 || strings.Contains(c.Subject, "\n") {
+		t.Errorf("%d bytes of subject: %q", len(c.Subject), c.Subject)
 	}
 }
 
