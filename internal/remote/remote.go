@@ -40,7 +40,7 @@ type Config struct {
 	Memory string
 	// Lists looks into lists; nil looks into texts and constant databases only.
 	Lists Lists
-	// Certificates gives the directory with clientcert.pem, tlshosts and notlshosts (wiki 2099); nil for none. Data is what the
+	// Certificates gives the directory with clientcert.pem, tlshosts and notlshosts (wiki 2099); nil or "" for none. Data is what the
 	// files of other settings are relative to.
 	Certificates func() string
 	Data         string

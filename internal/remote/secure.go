@@ -77,7 +77,11 @@ func (d *Deliverer) certificateFile(dir, name string) (string, error) {
 	if d.config.Certificates == nil || name == "" || name[0] == '.' || strings.ContainsAny(name, "/\\\x00") {
 		return "", nil
 	}
-	file := filepath.Join(d.config.Certificates(), dir, name)
+	certificates := d.config.Certificates()
+	if certificates == "" {
+		return "", nil
+	}
+	file := filepath.Join(certificates, dir, name)
 	switch _, err := os.Stat(file); {
 	case err == nil:
 		return file, nil

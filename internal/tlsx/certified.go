@@ -224,7 +224,8 @@ func namesIn(c *x509.Certificate) (all []string) {
 				return
 			}
 		}
-		if name != "" && strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0 {
+		// A name is never to be taken for a fingerprint.
+		if name != "" && !strings.HasPrefix(name, "sha256:") && strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0 {
 			all = append(all, name)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/indigomail/indigo/internal/lab"
 	"github.com/indigomail/indigo/internal/tlsx"
@@ -123,7 +124,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestNamesInSubjects: emailAddress of the subject is a name, as qmail's TLS has it; what cannot be a name is none, and CN is none either.
+// TestNamesInSubjects: emailAddress of the subject is a name, as qmail's TLS has it; what cannot be a name is none, nor what could pass for a fingerprint, nor CN.
 func TestNamesInSubjects(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -133,7 +134,8 @@ func TestNamesInSubjects(t *testing.T) {
 		return pkix.AttributeTypeAndValue{Type: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}, Value: value}
 	}
 	template := &x509.Certificate{SerialNumber: big.NewInt(7), NotAfter: time.Now().Add(time.Hour), EmailAddresses: []string{"b@here.test"},
-		Subject: pkix.Name{CommonName: "boss@here.test", ExtraNames: []pkix.AttributeTypeAndValue{mail("A@Here.test"), mail("b@here.test"), mail("x\x00@here.test"), mail("no address")}}}
+		Subject:  pkix.Name{CommonName: "boss@here.test", ExtraNames: []pkix.AttributeTypeAndValue{mail("A@Here.test"), mail("b@here.test"), mail("x\x00@here.test"), mail("no address"), mail("SHA256:00@here.test")}},
+		DNSNames: []string{"sha256:" + strings.Repeat("0", 64)}}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)
@@ -257,4 +259,37 @@ func TestAsking(t *testing.T) {
 			t.Errorf("%x: resumed, and revoked meanwhile: %+v", version, h.Client)
 		}
 	}
+}
+
+// FuzzJudge: what any client may show names it in one short line, and with names that stand for nothing else.
+func FuzzJudge(f *testing.F) {
+	a, err := lab.NewAuthority(time.Now)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, names := range [][]string{{"joe@here.test"}, {"relay.here.test", "192.0.2.1"}, {strings.Repeat("a", 300) + "@here.test"}, {}} {
+		c, err := a.Issue(time.Hour, names...)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(c.Certificate[0])
+	}
+	f.Fuzz(func(t *testing.T, der []byte) {
+		leaf, err := x509.ParseCertificate(der)
+		if err != nil {
+			return
+		}
+		c, chains := (*tlsx.Authorities)(nil).Judge([]*x509.Certificate{leaf}, time.Now())
+		if c.Err == nil || chains != nil || len(c.Fingerprints) != 2 || len(c.Subject) > 310 || strings.IndexFunc(c.Subject, func(r rune) bool { return !unicode.IsPrint(r) }) >= 0 {
+			t.Errorf("%+v", c)
+		}
+		for _, name := range c.Names {
+			if name != strings.ToLower(name) || strings.ContainsAny(name, " \r\n\x00") {
+				t.Errorf("name %q", name)
+			}
+			if _, err := tlsx.Fingerprint(name); err == nil && strings.HasPrefix(name, "sha256:") {
+				t.Errorf("name %q passes for a fingerprint", name)
+			}
+		}
+	})
 }

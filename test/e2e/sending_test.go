@@ -18,6 +18,7 @@ import (
 	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/remote"
 	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
 	"github.com/indigomail/indigo/test/instance"
 	"github.com/indigomail/indigo/test/postfix"
 )
@@ -38,6 +39,12 @@ func (l letter) Size() int64 { return l.Reader.Size() }
 // sendBy delivers one message to a recipient by the code of the queue's service, by a line of smtproutes; the relay is verified by the certificates in ca.
 func sendBy(t *testing.T, ca, route, to string, strip bool) queue.Result {
 	t.Helper()
+	return sendWith(t, "", ca, route, to, strip)
+}
+
+// sendWith is sendBy with a directory of certificates.
+func sendWith(t *testing.T, certs, ca, route, to string, strip bool) queue.Result {
+	t.Helper()
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "control"), 0o700); err != nil {
 		t.Fatal(err)
@@ -54,6 +61,7 @@ func sendBy(t *testing.T, ca, route, to string, strip bool) queue.Result {
 	dialer := &net.Dialer{}
 	d, err := remote.New(remote.Config{
 		Settings: func() *settings.View { return snapshot.View("queue") }, Hostname: func() string { return "near.test" }, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+		Certificates: func() string { return certs },
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := dialer.DialContext(ctx, network, address)
 			if strip && err == nil {
@@ -263,5 +271,78 @@ func TestSendingThroughIndigo(t *testing.T) {
 	}
 	if r := sendBy(t, ca, strings.TrimSuffix(route("PLAIN", "starttls", "supersecret"), " AUTH_SMTP=PLAIN"), "alice@indigo.test", false); r.Err != nil || !slices.Contains(r.Dialogue, "> AUTH SCRAM-SHA-512-PLUS (hidden)") {
 		t.Errorf("the strongest: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
+	}
+}
+
+// TestSendingByCertificate: Debian's postfix relays for a certificate that it knows by its fingerprint (permit_tls_clientcerts), and for no other; Indigo shows
+// clientcert.pem to it, and judges its certificate by tlshosts.
+func TestSendingByCertificate(t *testing.T) {
+	if why := postfix.Missing(); why != "" {
+		missing(t, why)
+	}
+	dir, peerDir := folder(t), folder(t)
+	certs := filepath.Join(dir, "certs")
+	if err := os.MkdirAll(filepath.Join(certs, "tlshosts"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	pairs := map[string]string{"postfix": filepath.Join(dir, "postfix.pem"), "listed": filepath.Join(certs, "listed.pem"), "other": filepath.Join(certs, "other.pem")}
+	for name, file := range pairs {
+		if err := tlsx.SelfSigned(file, []string{name + ".test", "127.0.0.1"}, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair, err := tlsx.ReadPair(pairs["listed"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := filepath.Join(dir, "clients")
+	if err := os.WriteFile(known, []byte(strings.ToUpper(tlsx.Colons(tlsx.Fingerprints(pair.Leaf)[0]))+" near\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p, err := postfix.Start(within(t, time.Minute), postfix.Config{
+		Dir: peerDir, Port: freePort(t), Users: []string{"bob@postfix.test"},
+		Settings: []string{
+			"smtpd_tls_security_level = may", "smtpd_tls_cert_file = " + pairs["postfix"], "smtpd_tls_key_file = " + pairs["postfix"], "smtpd_tls_ask_ccert = yes",
+			"smtpd_tls_fingerprint_digest = sha256", "relay_clientcerts = texthash:" + known, "smtpd_recipient_restrictions = permit_tls_clientcerts, reject", "mynetworks = 192.0.2.1/32",
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("end of postfix's log:\n%s", p.Log())
+		}
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, tc := range []struct{ name, own, host, want, shown string }{
+		{"listed", "listed", "", "", ""},
+		{"other", "other", "", "554 5.7.1", ""},
+		{"none", "", "", "554 5.7.1", ""},
+		{"listed, and the server's is the right one", "listed", "postfix", "", "certificate verified for 127.0.0.1"},
+		{"listed, and the server's is not", "listed", "other", "451 4.7.5", "certificate not verified"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for to, from := range map[string]string{"clientcert.pem": tc.own, "tlshosts/127.0.0.1.pem": tc.host} {
+				file := filepath.Join(certs, to)
+				_ = os.Remove(file)
+				if from == "" {
+					continue
+				}
+				if err := os.Link(pairs[from], file); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r := sendWith(t, certs, "", ":"+p.Address(), "bob@postfix.test", false)
+			got := ""
+			if r.Err != nil {
+				got = r.Err.Reply()
+			}
+			if !strings.HasPrefix(got, tc.want) || tc.want == "" && got != "" || !strings.Contains(strings.Join(r.Dialogue, "\n"), tc.shown) {
+				t.Errorf("%q, want %q\n%s", got, tc.want, strings.Join(r.Dialogue, "\n"))
+			}
+		})
 	}
 }
