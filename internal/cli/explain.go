@@ -45,6 +45,7 @@ are those on the disk; a running instance has them after its next reload.`,
 	cmd.Flags().StringVar(&ip, "ip", "192.0.2.1", "address of the client that would send it")
 	cmd.Flags().StringVar(&q.Helo, "helo", "client.example", "name that the client would give")
 	cmd.Flags().StringVar(&q.User, "user", "", "user that would have logged in")
+	certificate := clientCertificateFlags(cmd.Flags(), &q)
 	cmd.Flags().StringVar(&q.Service, "service", "smtpd.25", "door that the client would come to")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
@@ -55,6 +56,9 @@ are those on the disk; a running instance has them after its next reload.`,
 			var err error
 			if q.Client, err = netip.ParseAddr(ip); err != nil {
 				return fmt.Errorf("--ip: %w", err)
+			}
+			if err := certificate(); err != nil {
+				return err
 			}
 			events, err := service.WhatIf(ctx, *data, q)
 			if err != nil {

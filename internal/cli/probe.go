@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/indigomail/indigo/internal/probe"
 	"github.com/indigomail/indigo/internal/service"
@@ -154,10 +156,11 @@ func (app *App) relayCommand() *cobra.Command {
 		Short: "Tell whether a client may send a message, and which setting, file and line decide",
 		Long: `Tell whether the door would take a message from this client, from --from to --to: yes or no, why, and the setting with the file and line
 that decided. It runs the same code as a session, on the settings and the directory as they are on the disk; nothing is sent but DNS
-questions. --user is one who has logged in. What happens to the message afterwards is told by ` + "`indigo explain --from --to --ip`" + `.
+questions. --user is one who has logged in; --tls-client-cert is a certificate that the client would show, its chain behind it, and
+--fingerprint one of which nothing else is known. What happens to the message afterwards is told by ` + "`indigo explain --from --to --ip`" + `.
 
 Exit codes: 0 yes, 1 no.`,
-		Example: "  indigo relay test --from joe@example.net --to ann@example.com --ip 192.0.2.7\n  indigo relay test --from alice@example.org --to ann@example.com --ip 192.0.2.7 --user alice@example.org --service smtpd.587 --json",
+		Example: "  indigo relay test --from joe@example.net --to ann@example.com --ip 192.0.2.7\n  indigo relay test --from alice@example.org --to ann@example.com --ip 192.0.2.7 --user alice@example.org --service smtpd.587 --json\n  indigo relay test --from joe@example.net --to ann@example.com --ip 192.0.2.7 --tls-client-cert relay1.pem",
 		Args:    cobra.NoArgs,
 	}
 	data := app.dataFlag(test)
@@ -167,6 +170,7 @@ Exit codes: 0 yes, 1 no.`,
 	f.StringVar(&ip, "ip", "", "address of the client")
 	f.StringVar(&q.Helo, "helo", "client.example", "name that the client would give")
 	f.StringVar(&q.User, "user", "", "user that would have logged in")
+	certificate := clientCertificateFlags(f, &q)
 	f.StringVar(&q.Service, "service", "smtpd.25", "door that the client would come to")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	test.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -177,6 +181,9 @@ Exit codes: 0 yes, 1 no.`,
 		var err error
 		if q.Client, err = netip.ParseAddr(ip); err != nil {
 			return fmt.Errorf("--ip: %w", err)
+		}
+		if err := certificate(); err != nil {
+			return err
 		}
 		a, err := service.TestRelay(cmd.Context(), *data, q)
 		if err != nil {
@@ -195,6 +202,9 @@ Exit codes: 0 yes, 1 no.`,
 				fmt.Fprintf(out, ", given %s", a.Input)
 			}
 			out.WriteByte('\n')
+			if a.Certificate != "" {
+				fmt.Fprintf(out, "certificate: %s\n", a.Certificate)
+			}
 			if a.Setting != "" {
 				fmt.Fprintf(out, "setting    : %s (%s)\n", a.Setting, a.Where)
 			}
@@ -208,4 +218,37 @@ Exit codes: 0 yes, 1 no.`,
 	}
 	cmd.AddCommand(test)
 	return cmd
+}
+
+// clientCertificateFlags declares what a client would show; what it gives reads it.
+func clientCertificateFlags(f *pflag.FlagSet, q *service.Question) func() error {
+	file := ""
+	f.StringVar(&file, "tls-client-cert", "", "file in PEM with the certificate that the client would show, and its chain; no key is needed")
+	f.StringVar(&q.Fingerprint, "fingerprint", "", "sha256:HEX of the certificate that the client would show, or of its key")
+	return func() error {
+		if file == "" {
+			return nil
+		}
+		if q.Fingerprint != "" {
+			return errors.New("name --tls-client-cert or --fingerprint")
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("--tls-client-cert: %w", err)
+		}
+		for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+			if block.Type != "CERTIFICATE" {
+				continue
+			}
+			c, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				return fmt.Errorf("--tls-client-cert %s: %w", file, err)
+			}
+			q.Certificate = append(q.Certificate, c)
+		}
+		if q.Certificate == nil {
+			return fmt.Errorf("--tls-client-cert: there is no certificate in PEM in %s", file)
+		}
+		return nil
+	}
 }

@@ -51,17 +51,23 @@ func (l *Logins) Relays(ctx context.Context, client netip.Addr, within time.Dura
 	if fresh := map[bool]time.Duration{true: relayFresh, false: notRelayedFresh}[in()]; known && now.Sub(state.asked) < fresh {
 		return in(), nil
 	}
-	var last sql.NullInt64
-	s := l.store
-	if err := s.read.QueryRowContext(ctx, s.engine.rebind("SELECT max("+s.engine.name("timestamp")+") FROM relay WHERE ipaddr = ?"), client.String()).Scan(&last); err != nil {
+	at, err := l.store.LastRelay(ctx, client)
+	if err != nil {
 		return false, err
 	}
-	state = relayed{asked: now}
-	if last.Valid {
-		state.at = time.Unix(last.Int64, 0)
-	}
+	state = relayed{at, now}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.knowRelay(client, state)
 	return in(), nil
+}
+
+// LastRelay gives the last login from an address by POP3 or IMAP that the table relay has, the zero time for none.
+func (s *Store) LastRelay(ctx context.Context, client netip.Addr) (time.Time, error) {
+	var last sql.NullInt64
+	err := s.read.QueryRowContext(ctx, s.engine.rebind("SELECT max("+s.engine.name("timestamp")+") FROM relay WHERE ipaddr = ?"), client.Unmap().WithZone("").String()).Scan(&last)
+	if err != nil || !last.Valid {
+		return time.Time{}, err
+	}
+	return time.Unix(last.Int64, 0), nil
 }

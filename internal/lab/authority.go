@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"strings"
 	"time"
 )
 
@@ -31,7 +32,7 @@ func NewAuthority(now func() time.Time) (*Authority, error) {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Lab Authority"},
 		NotBefore: now().Add(-time.Hour), NotAfter: now().AddDate(10, 0, 0),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
@@ -53,7 +54,7 @@ func (a *Authority) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.certificate.Raw})
 }
 
-// Issue makes a certificate for names and IP addresses, valid from an hour ago for as long as told: a negative time makes
+// Issue makes a certificate for host names, mail addresses and IP addresses, valid from an hour ago for as long as told: a negative time makes
 // one that has expired.
 func (a *Authority) Issue(valid time.Duration, names ...string) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -68,6 +69,8 @@ func (a *Authority) Issue(valid time.Duration, names ...string) (tls.Certificate
 	for _, name := range names {
 		if ip := net.ParseIP(name); ip != nil {
 			template.IPAddresses = append(template.IPAddresses, ip)
+		} else if strings.Contains(name, "@") {
+			template.EmailAddresses = append(template.EmailAddresses, name)
 		} else {
 			template.DNSNames = append(template.DNSNames, name)
 		}
@@ -77,6 +80,23 @@ func (a *Authority) Issue(valid time.Duration, names ...string) (tls.Certificate
 		return tls.Certificate{}, fmt.Errorf("certificate for %v: %w", names, err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der, a.certificate.Raw}, PrivateKey: key}, nil
+}
+
+// Revoke gives the list in PEM of certificates that it takes back, which ends after so long.
+func (a *Authority) Revoke(valid time.Duration, certificates ...tls.Certificate) ([]byte, error) {
+	list := &x509.RevocationList{Number: big.NewInt(a.now().Unix()), ThisUpdate: a.now().Add(-time.Hour + min(valid, 0)), NextUpdate: a.now().Add(valid)}
+	for _, c := range certificates {
+		leaf, err := x509.ParseCertificate(c.Certificate[0])
+		if err != nil {
+			return nil, err
+		}
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: leaf.SerialNumber, RevocationTime: a.now()})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, a.certificate, a.key)
+	if err != nil {
+		return nil, fmt.Errorf("list of revoked certificates: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der}), nil
 }
 
 // Files gives a certificate with its chain and key in PEM, as servers read it.

@@ -85,7 +85,9 @@ type Received struct {
 	Helo, User, Client string
 	// Host is this system, With the protocol (RFC 3848), TLS its description or "".
 	Host, With, TLS string
-	Time            time.Time
+	// Certificate is the client's name by the certificate that let it relay, or the certificate's fingerprint; "" for none.
+	Certificate string
+	Time        time.Time
 }
 
 // String gives the field with its CRLF. What the peer said is cut to printable ASCII, so that it cannot forge a field.
@@ -102,7 +104,11 @@ func (r Received) String() string {
 	}
 	b.WriteString("\r\n by " + r.Host + " with " + r.With)
 	if r.TLS != "" {
-		b.WriteString(" (" + r.TLS + ")")
+		b.WriteString(" (" + r.TLS)
+		if r.Certificate != "" {
+			b.WriteString(",\r\n client certificate " + clean(r.Certificate) + " verified")
+		}
+		b.WriteString(")")
 	}
 	b.WriteString(";\r\n " + Date822(r.Time) + "\r\n")
 	return b.String()

@@ -11,6 +11,7 @@ import (
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
 )
 
 // Session is what a door knows of a connection so far.
@@ -24,6 +25,10 @@ type Session struct {
 	Local      netip.AddrPort
 	// TLS is nil without TLS.
 	TLS *tls.ConnectionState
+	// ClientCertificate is the one that the client showed, nil when it showed none.
+	ClientCertificate *tlsx.Client
+	// CertifiedBy is the entry of TLSCLIENTS by which the certificate let the client relay, "" when it did not. Mail and Rcpt set it.
+	CertifiedBy string
 	// Helo is the argument of HELO or EHLO.
 	Helo string
 	// User is the authenticated user's address in full, "" without AUTH.

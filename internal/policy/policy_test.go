@@ -16,6 +16,7 @@ import (
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
 )
 
 // view gives the view of smtpd.25 with these control files.
@@ -259,5 +260,57 @@ func TestLoggedIn(t *testing.T) {
 	s := &Session{Client: netip.MustParseAddrPort("192.0.2.1:9"), Settings: view(t, on)}
 	if v := New(Config{Directory: book{}}).Rcpt(t.Context(), s, addr.Address{}, addr.Address{Local: "x", Domain: "far.example"}, 0); v.Action != Reject {
 		t.Errorf("nobody to ask: %+v", v)
+	}
+}
+
+// TestCertified: a client whose certificate is in tlsclients may relay (wiki 2064): by a name that an authority vouches for, or by its fingerprint.
+func TestCertified(t *testing.T) {
+	print := strings.Repeat("0af1", 16)
+	good := &tlsx.Client{Subject: "CN=relay", Names: []string{"joe@far.example", "relay.far.example"}, Fingerprints: []string{strings.Repeat("1", 64), print}}
+	bad := *good
+	bad.Err = &tlsx.Unverified{Text: "it has expired", Cause: errors.New("not for clients")}
+	both := map[string]string{"tlsclients": "Joe@Far.example\nsha256:" + print + "\n"}
+	for _, c := range []struct {
+		name    string
+		control map[string]string
+		client  *tlsx.Client
+		user    string
+		code    int
+		// by is the setting, entry what the verdict's input ends in, says what the reply has.
+		by, entry, says string
+	}{
+		{"address", map[string]string{"tlsclients": "joe@far.example\n"}, good, "", 0, "TLSCLIENTS", "joe@far.example", ""},
+		{"host", map[string]string{"tlsclients": "Relay.far.example\n"}, good, "", 0, "TLSCLIENTS", "relay.far.example", ""},
+		{"fingerprint of a key", map[string]string{"tlsclients": "SHA256:" + strings.ToUpper(print) + "\n"}, &bad, "", 0, "TLSCLIENTS", print, ""},
+		{"fingerprint with colons", map[string]string{"tlsclients": "sha256:" + tlsx.Colons(print) + "\n"}, &bad, "", 0, "TLSCLIENTS", tlsx.Colons(print), ""},
+		{"another address", map[string]string{"tlsclients": "ann@far.example\n@far.example\nfar.example\n.far.example\n"}, good, "", 550, "TLSCLIENTS", "does not name it", "my list of clients does not name it"},
+		{"not verified", map[string]string{"tlsclients": "joe@far.example\n"}, &bad, "", 550, "TLSCLIENTS", "it has expired", "does not let you relay: it has expired (#5.7.1)"},
+		{"no list", nil, good, "", 550, "RELAYCLIENTS", "192.0.2.1", "that domain isn't in my list"},
+		{"no certificate", both, nil, "", 550, "RELAYCLIENTS", "192.0.2.1", "that domain isn't in my list"},
+		{"not for those who must log in", map[string]string{"tlsclients": "joe@far.example\n", "auth_all": "1"}, good, "", 530, "AUTH_ALL", "192.0.2.1", ""},
+		{"not against NORELAY", map[string]string{"tlsclients": "joe@far.example\n", "norelay": "1"}, good, "", 550, "NORELAY", "far.example", ""},
+		{"not for a user who may not", map[string]string{"tlsclients": "joe@far.example\n"}, good, "postmaster@here.example", 550, "", "", ""},
+		{"list that cannot be asked", map[string]string{"tlsclients.sql": "sqlite:nowhere clients", "tlsclients": ""}, good, "", 451, "TLSCLIENTS", "CN=relay", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := &Session{Client: netip.MustParseAddrPort("192.0.2.1:9"), ClientCertificate: c.client, User: c.user, Settings: view(t, c.control)}
+			p := New(Config{Directory: book{}})
+			p.Connect(t.Context(), s)
+			v := p.Rcpt(t.Context(), s, addr.Address{Local: "a", Domain: "b.example"}, addr.Address{Local: "x", Domain: "far.example"}, 0)
+			code, text := 0, ""
+			if v.Err != nil {
+				code, text = v.Err.Code, v.Err.Text
+			}
+			if code != c.code || v.Setting != c.by || !strings.HasSuffix(v.Input, c.entry) && c.user == "" || !strings.Contains(text, c.says) || strings.Contains(text, "not for clients") {
+				t.Errorf("%+v %q", v, text)
+			}
+			if (s.CertifiedBy != "") != (c.code == 0) {
+				t.Errorf("certified by %q", s.CertifiedBy)
+			}
+			s.Submission = true
+			if v := p.Mail(t.Context(), s, addr.Address{}, 0); (v.Action == Accept) != (c.code == 0 || c.user != "" || c.control["auth_all"] != "" || c.control["norelay"] != "") {
+				t.Errorf("submission: %+v", v)
+			}
+		})
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
 )
 
 // Directory is what Standard asks about domains, users and aliases. All fail with directory.ErrNoDomain or directory.ErrNoUser
@@ -223,8 +224,14 @@ func (p *Standard) Mail(ctx context.Context, s *Session, from addr.Address, size
 		if settings.RequireAuth.Get(s.Settings) {
 			return refuse("require-auth", from.String(), errAuthFirst).by(s, settings.RequireAuth.Setting)
 		}
-		if s.Submission && !p.mayRelay(s) && !p.loggedIn(ctx, s) {
-			return refuse("submission", s.Client.Addr().String(), errAuthFirst).by(s, settings.RelayClients.Setting)
+		if s.Submission && !p.mayRelay(s) {
+			hit, err := p.certified(ctx, s)
+			if err != nil {
+				return refuse("submission", s.ClientCertificate.Subject, errLists.Because(err)).by(s, settings.TLSClients.Setting)
+			}
+			if !hit.Found && !p.loggedIn(ctx, s) {
+				return refuse("submission", s.Client.Addr().String(), errAuthFirst).by(s, settings.RelayClients.Setting)
+			}
 		}
 		if from.Domain != "" {
 			if v, refused := p.listed(ctx, s, settings.AuthDomains, errAuthFirst, "authdomains", "@"+strings.ToLower(from.Domain)); refused {
@@ -437,6 +444,12 @@ func (p *Standard) relay(ctx context.Context, s *Session, from, to addr.Address)
 	case s.RelayEntry != "":
 		return Verdict{Check: "relay", Input: "client " + s.RelayEntry}.by(s, s.RelaySetting)
 	}
+	switch hit, err := p.certified(ctx, s); {
+	case err != nil:
+		return refuse("relay", s.ClientCertificate.Subject, errLists.Because(err)).by(s, settings.TLSClients.Setting)
+	case hit.Found:
+		return Verdict{Check: "relay", Input: "certificate " + hit.Key, Setting: settings.TLSClients.Name, Layer: hit.Where}
+	}
 	switch ok, err := p.askLogin(ctx, s); {
 	case err != nil:
 		return refuse("relay", s.Client.Addr().String(), errDirectory.Because(err)).by(s, settings.CheckRelay.Setting)
@@ -453,7 +466,38 @@ func (p *Standard) relay(ctx context.Context, s *Session, from, to addr.Address)
 			return Verdict{Check: "relay", Input: "sender " + hit.Key, Setting: settings.RelayMailFrom.Name, Layer: hit.Where}
 		}
 	}
+	if c := s.ClientCertificate; c != nil && !settings.TLSClients.Get(s.Settings).Empty() {
+		// Who shows a certificate may wonder why it does not help.
+		why := "my list of clients does not name it"
+		var e *tlsx.Unverified
+		if errors.As(c.Err, &e) {
+			why = e.Text
+		}
+		return refuse("relay", "certificate "+c.Subject+": "+why, errRelay.Saying("sorry, that domain isn't in my list of allowed rcpthosts, and your certificate does not let you relay: "+why+" (#5.7.1)")).
+			by(s, settings.TLSClients.Setting)
+	}
 	return refuse("relay", s.Client.Addr().String(), errRelay).by(s, settings.RelayClients.Setting)
+}
+
+// certified looks for the client's certificate in tlsclients (wiki 2064): for its names, if an authority vouches for it, and for its fingerprints,
+// which are sha256:HEX there.
+func (p *Standard) certified(ctx context.Context, s *Session) (lists.Hit, error) {
+	c := s.ClientCertificate
+	if c == nil {
+		return lists.Hit{}, nil
+	}
+	var keys []string
+	if c.Err == nil {
+		keys = append(keys, c.Names...)
+	}
+	for _, f := range c.Fingerprints {
+		keys = append(keys, "sha256:"+f, "sha256:"+tlsx.Colons(f))
+	}
+	hit, err := p.config.Lists.Find(ctx, settings.TLSClients.Get(s.Settings), keys...)
+	if err == nil {
+		s.CertifiedBy = hit.Key
+	}
+	return hit, err
 }
 
 // userRelays decides on an authenticated user who sends to others than local users: NO_RELAY may keep him from it.

@@ -339,15 +339,15 @@ func (c *session) stls() {
 
 func (c *session) startTLS() bool {
 	c.in.Discard()
-	conn, certificate := tlsx.Server(c.conn, c.config.TLS)
+	conn, handshake := tlsx.Server(c.conn, c.config.TLS)
 	ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		c.record("tls", "failure", err.Error())
 		return false
 	}
-	state := conn.ConnectionState()
-	c.conn, c.tls, c.certificate = conn, &state, certificate()
+	done := handshake()
+	c.conn, c.tls, c.certificate = conn, &done.State, done.Certificate
 	c.in.Reset(conn)
 	c.out.Reset(conn)
 	return true

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/auth/sasl"
+	"github.com/indigomail/indigo/internal/tlsx"
 )
 
 // What a server may make us read.
@@ -148,7 +149,18 @@ func (c *Conn) handshake(ctx context.Context) error {
 	}
 	state := conn.ConnectionState()
 	c.conn, c.State = conn, &state
-	c.note(fmt.Sprintf("(TLS: %s, %s)", tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite)))
+	// A certificate that is no good ends the handshake, unless any is taken.
+	certificate := "certificate verified for " + c.target.TLS.ServerName
+	if c.target.TLS.InsecureSkipVerify {
+		now := time.Now
+		if c.target.TLS.Time != nil {
+			now = c.target.TLS.Time
+		}
+		if err := (tlsx.Demand{Name: c.target.TLS.ServerName, Roots: c.target.TLS.RootCAs}).Verify(state.PeerCertificates, now()); err != nil {
+			certificate = "certificate NOT verified, who stands between would hear all: " + err.Error()
+		}
+	}
+	c.note(fmt.Sprintf("(TLS: %s, %s; %s)", tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite), certificate))
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/auth/sasl"
+	"github.com/indigomail/indigo/internal/tlsx"
 )
 
 // Verdicts of a Finding.
@@ -37,6 +38,8 @@ type Certificate struct {
 	Names   []string  `json:"names"`
 	Issuer  string    `json:"issuer"`
 	Expires time.Time `json:"expires"`
+	// SHA256 is the fingerprint, as openssl x509 -fingerprint -sha256 and REMOTE_TLS_FINGERPRINT have it.
+	SHA256 string `json:"sha256"`
 	// Verified tells whether the chain leads to an authority that is trusted here, and fits the name; Why not says why not.
 	Verified bool   `json:"verified"`
 	WhyNot   string `json:"why_not,omitempty"`
@@ -199,7 +202,7 @@ func (r *Report) judgeAuth(o Options) {
 
 func (r *Report) judgeCertificate(state *tls.ConnectionState, roots *x509.CertPool, name string, o Options) {
 	leaf := state.PeerCertificates[0]
-	cert := &Certificate{Names: []string{}, Issuer: leaf.Issuer.String(), Expires: leaf.NotAfter}
+	cert := &Certificate{Names: []string{}, Issuer: leaf.Issuer.String(), Expires: leaf.NotAfter, SHA256: tlsx.Fingerprints(leaf)[0]}
 	cert.Names = append(cert.Names, leaf.DNSNames...)
 	for _, ip := range leaf.IPAddresses {
 		cert.Names = append(cert.Names, ip.String())
@@ -217,7 +220,7 @@ func (r *Report) judgeCertificate(state *tls.ConnectionState, roots *x509.CertPo
 	if o.Users {
 		verdict = Wrong
 	}
-	text := fmt.Sprintf("for %s, by %s, to %s", strings.Join(cert.Names, " "), cert.Issuer, cert.Expires.UTC().Format(time.DateOnly))
+	text := fmt.Sprintf("for %s, by %s, to %s, sha256:%s", strings.Join(cert.Names, " "), cert.Issuer, cert.Expires.UTC().Format(time.DateOnly), cert.SHA256)
 	var unknown x509.UnknownAuthorityError
 	var hostname x509.HostnameError
 	switch {

@@ -62,7 +62,7 @@ func (c *client) authenticate(w way) (refused bool, e *mailerr.Error) {
 	c.hide(w.login.Password, encode([]byte(w.login.Password)))
 	if settings.SaltedPassword.Get(w.view) {
 		if !settings.IsSalted(w.login.Password) {
-			return false, c.misfit(w, "SALTED_PASSWORD is set, but the password is not one of 40, 64 or 128 digits in hexadecimal")
+			return false, c.misfit(w, "SALTED_PASSWORD is set, but the password is not one of 40, 64 or 128 digits in hexadecimal", false)
 		}
 		who.Salted, _ = hex.DecodeString(w.login.Password)
 		who.Password, who.Token = "", ""
@@ -71,11 +71,14 @@ func (c *client) authenticate(w way) (refused bool, e *mailerr.Error) {
 		state := conn.ConnectionState()
 		who.Bindings = sasl.Bindings(&state, state.PeerCertificates[0])
 	}
+	// TLS with somebody unknown is as good as none.
+	secret := c.tls && (c.verified || !c.demands.careful)
 	left := slices.DeleteFunc(slices.Clone(offered), func(m string) bool { return slices.Contains(w.disabled(), m) })
 	for {
-		mechanism, ok := sasl.Choose(left, w.mechanisms(), c.tls, len(who.Bindings) > 0, w.clear())
+		mechanism, ok := sasl.Choose(left, w.mechanisms(), secret, len(who.Bindings) > 0, w.clear())
 		if !ok {
-			return false, c.misfit(w, c.whyNone(w, left))
+			why, unverified := c.whyNone(w, left)
+			return false, c.misfit(w, why, unverified)
 		}
 		c.note("* ", "login of user "+w.login.User+" by "+mechanism+", with what stands in "+w.login.Where)
 		next, refused, e := c.exchange(mechanism, who, settings.RemoteAuthFailure.Get(w.view) == "bounce")
@@ -93,32 +96,40 @@ func (c *client) authenticate(w way) (refused bool, e *mailerr.Error) {
 	}
 }
 
-// misfit is the deferral of mail that cannot be sent without a login, with the reason for the operator.
-func (c *client) misfit(w way, why string) *mailerr.Error {
+// misfit is the deferral of mail that cannot be sent without a login, with the reason for the operator; unverified tells that it is the
+// server's certificate.
+func (c *client) misfit(w way, why string, unverified bool) *mailerr.Error {
 	c.note("! ", "no login of user "+w.login.User+" with what stands in "+w.login.Where+": "+why)
+	if conn, ok := c.conn.(*tls.Conn); ok && unverified {
+		c.showWayOut(conn.ConnectionState())
+		return mailerr.Newf(451, mailerr.Enhanced{4, 7, 5}, "I found no way to log in at %s: its certificate is not verified: %s. (#4.7.5)", c.target.ip(), c.unverified)
+	}
 	return mailerr.Newf(451, mailerr.Enhanced{4, 7, 0}, "I found no way to log in at %s. (#4.7.0)", c.target.ip())
 }
 
-// whyNone tells why there is no mechanism, and what to do.
-func (c *client) whyNone(w way, left []string) string {
+// whyNone tells why there is no mechanism, and what to do; unverified that the server's certificate is in the way.
+func (c *client) whyNone(w way, left []string) (why string, unverified bool) {
 	offered := c.offered()
 	if len(offered) == 0 {
 		if !c.tls && !c.offers("STARTTLS") {
-			return "the server offers neither AUTH nor STARTTLS; is it the port for users, 587 or 465?"
+			return "the server offers neither AUTH nor STARTTLS; is it the port for users, 587 or 465?", false
 		}
-		return "the server offers no AUTH; is it the port for users, 587 or 465?"
+		return "the server offers no AUTH; is it the port for users, 587 or 465?", false
 	}
 	if _, ok := sasl.Choose(left, w.mechanisms(), c.tls, true, true); ok && !w.clear() && !c.tls {
-		return "without TLS the server offers only " + strings.Join(offered, " ") + ", which would show the password; REMOTE_PLAIN_AUTH=1 allows it, unless SECURE_AUTH is set to 1"
+		return "without TLS the server offers only " + strings.Join(offered, " ") + ", which would show the password; REMOTE_PLAIN_AUTH=1 allows it, unless SECURE_AUTH is set to 1", false
 	}
-	why := "the server offers " + strings.Join(offered, " ")
+	if _, ok := sasl.Choose(left, w.mechanisms(), true, true, true); ok && c.unverified != "" {
+		return "the server offers " + strings.Join(offered, " ") + ", and its certificate is not verified (" + c.unverified + "): whoever stands between would get the password", true
+	}
+	why = "the server offers " + strings.Join(offered, " ")
 	if len(left) < len(offered) {
 		why += ", of which " + strings.Join(slices.DeleteFunc(slices.Clone(offered), func(m string) bool { return slices.Contains(left, m) }), " ") + " cannot be used"
 	}
 	if wanted := w.mechanisms(); wanted != nil {
 		why += ", AUTH_SMTP and SALTED_PASSWORD leave " + strings.Join(append(wanted, "no other"), ", ")
 	}
-	return why
+	return why, false
 }
 
 // exchange runs one mechanism (RFC 4954 section 4). next says why another mechanism may do better; refused that the server does not

@@ -37,6 +37,12 @@ type client struct {
 	extensions map[string]string
 	tls        bool
 	dialogue   []string
+	// demands are what is wanted of TLS, login that a password is to be shown. verified tells that the certificate is what is demanded,
+	// unverified why it is not, wayOut what the operator can do about that.
+	demands            demands
+	login, verified    bool
+	unverified, wayOut string
+	now                func() time.Time
 	// secrets are texts that must not be shown.
 	secrets  []string
 	messages int
@@ -213,7 +219,7 @@ func (c *client) startTLS(ctx context.Context, name string, config *tls.Config) 
 		return c.died(errors.Join(errTLS, err))
 	}
 	if r.code != 220 {
-		// The connection goes on in clear.
+		// The connection goes on in clear, unless TLS is wanted.
 		return nil
 	}
 	// What came behind the 220 in clear was not said by the TLS peer.
@@ -235,8 +241,9 @@ func (c *client) handshake(ctx context.Context, config *tls.Config) *mailerr.Err
 	c.conn, c.tls = conn, true
 	c.in.Reset(conn)
 	c.out.Reset(conn)
-	c.note("* ", tls.VersionName(conn.ConnectionState().Version)+" "+tls.CipherSuiteName(conn.ConnectionState().CipherSuite))
-	return nil
+	state := conn.ConnectionState()
+	c.note("* ", tls.VersionName(state.Version)+" "+tls.CipherSuiteName(state.CipherSuite))
+	return c.judge(state, c.now())
 }
 
 func (c *client) quit() {

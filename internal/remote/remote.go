@@ -19,6 +19,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/dnsx"
+	"github.com/indigomail/indigo/internal/lists"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/settings"
@@ -37,6 +38,17 @@ type Config struct {
 	Logger   *slog.Logger
 	// Memory is a file that keeps what is known of dead hosts from one process to the next, as qmail's tcpto; "" means none.
 	Memory string
+	// Lists looks into lists; nil looks into texts and constant databases only.
+	Lists Lists
+	// Certificates gives the directory with clientcert.pem, tlshosts and notlshosts (wiki 2099); nil or "" for none. Data is what the
+	// files of other settings are relative to.
+	Certificates func() string
+	Data         string
+}
+
+// Lists looks keys up in a control file that may be a text, a constant database or a table of SQL; see lists.Finder.
+type Lists interface {
+	Find(ctx context.Context, l *settings.List, keys ...string) (lists.Hit, error)
 }
 
 const (
@@ -58,8 +70,9 @@ type Deliverer struct {
 	idle map[string][]*client
 	// dead remembers addresses that did not answer.
 	dead map[string]deadHost
-	// refused remembers logins, by the key of their way, that a relay did not take.
+	// refused remembers logins, by the key of their way, that a relay did not take; warned when the log was told of a certificate.
 	refused map[string]refusal
+	warned  map[string]time.Time
 	closed  bool
 	stop    chan struct{}
 	done    sync.WaitGroup
@@ -131,7 +144,10 @@ func (d *Deliverer) remember() {
 
 // New makes a Deliverer. Close ends it.
 func New(config Config) (*Deliverer, error) {
-	d := &Deliverer{config: config, idle: map[string][]*client{}, dead: map[string]deadHost{}, refused: map[string]refusal{}, stop: make(chan struct{})}
+	d := &Deliverer{config: config, idle: map[string][]*client{}, dead: map[string]deadHost{}, refused: map[string]refusal{}, warned: map[string]time.Time{}, stop: make(chan struct{})}
+	if config.Lists == nil {
+		d.config.Lists = (*lists.Finder)(nil)
+	}
 	if config.Memory != "" {
 		d.remember()
 	}
@@ -200,6 +216,11 @@ func (d *Deliverer) sweep() {
 				delete(d.refused, key)
 			}
 		}
+		for address, at := range d.warned {
+			if now.Sub(at) > refusedFor {
+				delete(d.warned, address)
+			}
+		}
 		d.mu.Unlock()
 		for _, c := range old {
 			c.quit()
@@ -246,7 +267,7 @@ func all(job *queue.Delivery, e *mailerr.Error, dialogue []string) []queue.Resul
 func (d *Deliverer) Deliver(ctx context.Context, job *queue.Delivery) []queue.Result {
 	view := d.config.Settings()
 	if settings.FromdRules.Get(view).Len() == 0 && settings.RcptRules.Get(view).Len() == 0 {
-		if w, err := d.wayFor(view, job.Host, job.Envelope.Sender, job.Recipients[0].Address); err != nil || !w.each {
+		if w, err := d.wayFor(ctx, view, job.Host, job.Envelope.Sender, job.Recipients[0].Address); err != nil || !w.each {
 			return d.deliver(ctx, job, w, err)
 		}
 	}
@@ -259,7 +280,7 @@ func (d *Deliverer) Deliver(ctx context.Context, job *queue.Delivery) []queue.Re
 	groups := map[string]*group{}
 	for i, r := range job.Recipients {
 		own := view.ForDelivery(job.Envelope.Sender, r.Address)
-		w, err := d.wayFor(own, job.Host, job.Envelope.Sender, r.Address)
+		w, err := d.wayFor(ctx, own, job.Host, job.Envelope.Sender, r.Address)
 		key := w.key(job.Host)
 		if err != nil {
 			key = err.Error()
@@ -367,6 +388,9 @@ func misconfigured(err error) *mailerr.Error {
 	if errors.Is(err, errExposed) {
 		return mailerr.New(451, mailerr.Enhanced{4, 7, 0}, "The credentials of this system for that relay cannot be used. (#4.7.0)").Because(err)
 	}
+	if errors.Is(err, errTLSFiles) {
+		return mailerr.New(451, mailerr.Enhanced{4, 7, 5}, "What this system has for TLS with that host cannot be used. (#4.7.5)").Because(err)
+	}
 	return mailerr.New(451, mailerr.Enhanced{4, 3, 5}, "The static routes of this system are malformed. (#4.3.5)").Because(err)
 }
 
@@ -384,7 +408,7 @@ type Way struct {
 // delivery would meet.
 func (d *Deliverer) Way(ctx context.Context, host string, from, to addr.Address) (Way, *mailerr.Error) {
 	view := d.config.Settings().ForDelivery(from, to)
-	w, err := d.wayFor(view, host, from, to)
+	w, err := d.wayFor(ctx, view, host, from, to)
 	if err != nil {
 		return Way{}, misconfigured(err)
 	}
@@ -394,7 +418,15 @@ func (d *Deliverer) Way(ctx context.Context, host string, from, to addr.Address)
 	}
 	targets, e := d.targets(ctx, host, w.route)
 	for _, t := range targets {
-		way.Hosts = append(way.Hosts, t.String())
+		text := t.String()
+		wants, err := d.demands(t, w)
+		switch {
+		case err != nil:
+			text += ": " + err.Error()
+		case w.login.User != "" || !wants.tries || wants.wanted:
+			text += ": " + wants.String()
+		}
+		way.Hosts = append(way.Hosts, text)
 	}
 	return way, e
 }
@@ -543,6 +575,20 @@ func (d *Deliverer) refuse(t target, w way, e *mailerr.Error) {
 	d.refused[w.key("")] = refusal{e, d.config.Now().Add(refusedFor)}
 }
 
+// warn logs what keeps mail from a server, once in a while.
+func (d *Deliverer) warn(address, text string) {
+	d.mu.Lock()
+	at, ok := d.warned[address]
+	now := d.config.Now()
+	if !ok || now.Sub(at) > refusedFor {
+		d.warned[address] = now
+	}
+	d.mu.Unlock()
+	if !ok || now.Sub(at) > refusedFor {
+		d.config.Logger.Warn(text)
+	}
+}
+
 // dial connects from the address local, if that is valid.
 func (d *Deliverer) dial(ctx context.Context, local netip.Addr, address string) (net.Conn, error) {
 	if !local.IsValid() {
@@ -556,12 +602,27 @@ func (d *Deliverer) dial(ctx context.Context, local netip.Addr, address string) 
 
 // connect opens a connection to a target up to EHLO, TLS and AUTH. When that fails, said is the dialogue.
 func (d *Deliverer) connect(ctx context.Context, t target, w way) (c *client, said []string, e *mailerr.Error) {
-	config := &tls.Config{ServerName: t.name, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}
+	wants, err := d.demands(t, w)
+	var config *tls.Config
+	if err == nil {
+		config, err = d.tlsConfig(wants, w)
+	}
+	if err != nil {
+		d.warn(t.address, "mail for "+t.String()+" waits: "+err.Error())
+		return nil, []string{"! " + err.Error()}, misconfigured(err)
+	}
 	buffer := 4 << 10
 	if w.login.User != "" {
 		buffer = maxAuthLine
 	}
-	for _, tryTLS := range []bool{true, false} {
+	tries := []bool{true, false}
+	switch {
+	case wants.wanted:
+		tries = tries[:1]
+	case !wants.tries:
+		tries = tries[1:]
+	}
+	for _, tryTLS := range tries {
 		dialCtx, cancel := context.WithTimeout(ctx, settings.TimeoutConnect.Get(w.view))
 		conn, err := d.dial(dialCtx, w.local, t.address)
 		cancel()
@@ -571,6 +632,7 @@ func (d *Deliverer) connect(ctx context.Context, t target, w way) (c *client, sa
 		}
 		d.mark(t.address, true, w)
 		c := newClient(conn, t, settings.TimeoutRemote.Get(w.view), buffer)
+		c.demands, c.login, c.now = wants, w.login.User != "", d.config.Now
 		stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 		var e *mailerr.Error
 		if w.implicit() {
@@ -580,12 +642,15 @@ func (d *Deliverer) connect(ctx context.Context, t target, w way) (c *client, sa
 			e = c.hello(w.helo)
 		}
 		if e == nil && tryTLS && !c.tls && c.offers("STARTTLS") {
-			if e = c.startTLS(ctx, w.helo, config); e != nil && errors.Is(e, errTLS) {
+			if e = c.startTLS(ctx, w.helo, config); e != nil && errors.Is(e, errTLS) && !wants.wanted {
 				// Opportunistic TLS (RFC 7435): without it is better than not at all.
 				stop()
 				conn.Close()
 				continue
 			}
+		}
+		if e == nil && wants.wanted && !c.tls {
+			e = c.insecure()
 		}
 		if e == nil && w.login.User != "" {
 			var refused bool
@@ -596,6 +661,9 @@ func (d *Deliverer) connect(ctx context.Context, t target, w way) (c *client, sa
 		stop()
 		if e != nil {
 			c.quit()
+			if c.wayOut != "" {
+				d.warn(t.address, e.Error()+": "+c.wayOut)
+			}
 			return nil, c.dialogue, e
 		}
 		return c, nil, nil

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -26,6 +27,8 @@ type way struct {
 	// helo is the name in EHLO; local the address of this host that connections come from, not valid for any.
 	helo  string
 	local netip.Addr
+	// withoutTLS tells what says that mail for the domain goes without STARTTLS; "" when nothing does.
+	withoutTLS string
 	// each tells that another recipient may have another login.
 	each bool
 }
@@ -34,7 +37,7 @@ type way struct {
 var errExposed = errors.New("they are not used")
 
 // wayFor gives the way to host; the error is for the operator.
-func (d *Deliverer) wayFor(view *settings.View, host string, from, to addr.Address) (way, error) {
+func (d *Deliverer) wayFor(ctx context.Context, view *settings.View, host string, from, to addr.Address) (way, error) {
 	w := way{view: view}
 	null := from.IsNull() || from.Domain == "[]"
 	if one := settings.SMTPRoute.Get(view); one != nil {
@@ -58,6 +61,9 @@ func (d *Deliverer) wayFor(view *settings.View, host string, from, to addr.Addre
 		}
 	}
 	err := d.dress(&w)
+	if err == nil {
+		w.withoutTLS, err = d.withoutTLS(ctx, view, host)
+	}
 	return w, err
 }
 
@@ -176,7 +182,10 @@ func (w way) key(host string) string {
 		words = []string{"route", w.route.Host, w.route.Port, strconv.FormatBool(w.implicit()), w.login.User, w.login.Password, strconv.FormatBool(w.clear()),
 			strings.Join(w.mechanisms(), ","), strconv.FormatBool(settings.SaltedPassword.Get(w.view)), strings.Join(w.disabled(), ","), settings.RemoteAuthFailure.Get(w.view)}
 	}
-	return strings.Join(append(words, w.helo, w.local.String()), " ")
+	for _, tls := range []settings.Key[string]{settings.RemoteTLS, settings.RemoteTLSCA, settings.RemoteTLSName, settings.RemoteTLSPin, settings.ClientCert} {
+		words = append(words, tls.Get(w.view))
+	}
+	return strings.Join(append(words, w.withoutTLS, w.helo, w.local.String()), " ")
 }
 
 // disabled are the mechanisms that DISABLE_… switches off.

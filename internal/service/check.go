@@ -75,9 +75,13 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			}
 		}
 		if err := store.Try(tlsOptions(data, v)); err != nil {
-			p := at(v, settings.ClientCA.Setting, "%v", err)
-			if !v.IsSet(settings.ClientCA.Setting) {
-				p.File = filepath.Join(filepath.Dir(settings.TLSCert.Get(all)), "clientca.pem")
+			setting, file := settings.ClientCA.Setting, "clientca.pem"
+			if errors.Is(err, tlsx.ErrRevocations) {
+				setting, file = settings.ClientCRL.Setting, "clientcrl.pem"
+			}
+			p := at(v, setting, "%v", err)
+			if !v.IsSet(setting) {
+				p.File = filepath.Join(filepath.Dir(settings.TLSCert.Get(all)), file)
 			}
 			if !slices.Contains(wrong, p) {
 				wrong = append(wrong, p)
@@ -87,6 +91,7 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 	if _, err := PasswordKeys(data, all).IDs(); err != nil {
 		warnings = append(warnings, at(all, settings.PasswordKeys.Setting, "%v", err))
 	}
+	wrong = append(wrong, checkDeliveryTLS(data, snapshot.View("queue"), at)...)
 	if _, unmapped := tlsx.ParseSuites(settings.TLSCipherList.Get(all)); len(unmapped) > 0 {
 		warnings = append(warnings, at(all, settings.TLSCipherList.Setting, "Go's TLS has nothing for %s: passed over", strings.Join(unmapped, ", ")))
 	}
@@ -173,6 +178,49 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 	return wrong, warnings
 }
 
+// checkDeliveryTLS reads what deliveries go by: authorities, the certificate that they show, and qmail's files (wiki 2100, 2101).
+func checkDeliveryTLS(data string, v *settings.View, at func(*settings.View, *settings.Setting, string, ...any) settings.Problem) (wrong settings.Problems) {
+	absolute := func(file string) string {
+		if filepath.IsAbs(file) {
+			return file
+		}
+		return filepath.Join(data, file)
+	}
+	if file := settings.RemoteTLSCA.Get(v); file != "" {
+		if _, err := tlsx.ReadRoots(absolute(file)); err != nil {
+			wrong = append(wrong, at(v, settings.RemoteTLSCA.Setting, "%v", err))
+		}
+	}
+	dir := certificateDirectory(data, v)
+	there := func(file string, err error) {
+		if err != nil {
+			if relative, outside := filepath.Rel(data, file); outside == nil {
+				file = relative
+			}
+			wrong = append(wrong, settings.Problem{File: file, Line: 1, Text: err.Error() + ": mail waits until that is put right"})
+		}
+	}
+	if file := settings.ClientCert.Get(v); file != "" {
+		if _, err := tlsx.ReadPair(absolute(file)); err != nil {
+			wrong = append(wrong, at(v, settings.ClientCert.Setting, "%v", err))
+		}
+	} else if file := filepath.Join(dir, "clientcert.pem"); exists(file) {
+		_, err := tlsx.ReadPair(file)
+		there(file, err)
+	}
+	hosts, _ := filepath.Glob(filepath.Join(dir, "tlshosts", "*.pem")) // the pattern is a good one
+	for _, file := range hosts {
+		_, err := tlsx.ReadRoots(file)
+		there(file, err)
+	}
+	return wrong
+}
+
+func exists(file string) bool {
+	_, err := os.Lstat(file)
+	return err == nil
+}
+
 func appendOnce(all settings.Problems, p settings.Problem) settings.Problems {
 	if slices.Contains(all, p) {
 		return all
@@ -204,9 +252,24 @@ func certificatePath(data string, v *settings.View) string {
 // tlsOptions gives what a service's settings say of TLS.
 func tlsOptions(data string, v *settings.View) tlsx.Options {
 	suites, _ := tlsx.ParseSuites(settings.TLSCipherList.Get(v))
-	authorities := settings.ClientCA.Get(v)
-	if authorities != "" && !filepath.IsAbs(authorities) {
-		authorities = filepath.Join(data, authorities)
+	path := func(file string) string {
+		if file != "" && !filepath.IsAbs(file) {
+			file = filepath.Join(data, file)
+		}
+		return file
 	}
-	return tlsx.Options{Minimum: tlsx.Version(settings.TLSMinimum.Get(v)), Suites: suites, ClientCA: authorities}
+	return tlsx.Options{
+		Minimum: tlsx.Version(settings.TLSMinimum.Get(v)), Suites: suites, ClientCA: path(settings.ClientCA.Get(v)), ClientCRL: path(settings.ClientCRL.Get(v)),
+		// Mail programs ask their users about certificates: only where one may be of use.
+		Ask: kindOf(v.Service()) == "smtpd" && !settings.TLSClients.Get(v).Empty(),
+	}
+}
+
+// certificateDirectory gives the directory that the certificates are in, with clientcert.pem, tlshosts and notlshosts (wiki 2099).
+func certificateDirectory(data string, v *settings.View) string {
+	path := certificatePath(data, v)
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return path
+	}
+	return filepath.Dir(path)
 }

@@ -21,9 +21,11 @@ import (
 type RelayAnswer struct {
 	Service string `json:"service"`
 	Client  string `json:"client"`
-	User    string `json:"user,omitempty"`
-	From    string `json:"from"`
-	To      string `json:"to"`
+	// Certificate is what the door makes of the client's certificate, "" when it shows none.
+	Certificate string `json:"certificate,omitempty"`
+	User        string `json:"user,omitempty"`
+	From        string `json:"from"`
+	To          string `json:"to"`
 	// Allowed is the answer; Relay tells that the recipient is not of this system's.
 	Allowed bool `json:"allowed"`
 	Relay   bool `json:"relay"`
@@ -50,7 +52,7 @@ func TestRelay(ctx context.Context, data string, q Question) (*RelayAnswer, erro
 		return nil, err
 	}
 	defer r.users.Close()
-	a := &RelayAnswer{Service: q.Service, Client: q.Client.String(), User: q.User, From: q.From, To: q.To[0]}
+	a := &RelayAnswer{Service: q.Service, Client: q.Client.String(), Certificate: r.certificate, User: q.User, From: q.From, To: q.To[0]}
 	view := r.snapshot.View(q.Service)
 	if q.User != "" {
 		refused, err := userRefused(ctx, r.users, view, q.User)
@@ -71,7 +73,7 @@ func TestRelay(ctx context.Context, data string, q Question) (*RelayAnswer, erro
 	if _, entry, found := strings.Cut(e.Input, " "); found && a.Allowed && a.Check == "relay" {
 		a.Where = entryAt(data, a.Where, entry)
 	}
-	if !a.Allowed && a.Setting == settings.RelayClients.Name {
+	if !a.Allowed && (a.Setting == settings.RelayClients.Name || a.Setting == settings.TLSClients.Name) {
 		// No line of it decided, but that none fits.
 		a.Where = fileOf(a.Where)
 	}
@@ -128,7 +130,7 @@ func entryAt(data, where, entry string) string {
 	defer f.Close()
 	lines := bufio.NewScanner(f)
 	for n := 1; lines.Scan(); n++ {
-		if strings.TrimSpace(lines.Text()) == entry {
+		if strings.EqualFold(strings.TrimSpace(lines.Text()), entry) {
 			return file + ":" + strconv.Itoa(n)
 		}
 	}
@@ -173,6 +175,12 @@ func whyRelay(a *RelayAnswer, e trace.Event, snapshot *settings.Snapshot, q Ques
 		return "a user who has logged in may relay"
 	case a.Check == "relay" && a.Allowed && kind == "sender":
 		return "the sender " + entry + " may relay" + by + ": anybody can claim to be him"
+	case a.Check == "relay" && a.Allowed && kind == "certificate":
+		return "the client's certificate may relay" + by + ", which names " + entry
+	case a.Check == "relay" && a.Allowed && a.Setting == settings.CheckRelay.Name:
+		return "somebody logged in by POP3 or IMAP from the client's address lately, and that lets it relay" + by
+	case a.Check == "relay" && a.Setting == settings.TLSClients.Name:
+		return "the client's certificate does not let it relay: " + entry + "; and nothing else does"
 	case a.Check == "relay" && a.Allowed:
 		return "the client may relay" + by + ", which names " + entry
 	case a.Check == "relay" && kind == "user":
@@ -187,6 +195,9 @@ func whyRelay(a *RelayAnswer, e trace.Event, snapshot *settings.Snapshot, q Ques
 		}
 		if !settings.RelayMailFrom.Get(view).Empty() {
 			lacks = append(lacks, "no RELAYMAILFROM for <"+a.From+">")
+		}
+		if !settings.TLSClients.Get(view).Empty() {
+			lacks = append(lacks, "no certificate of TLSCLIENTS ("+fileOf(view.Source(settings.TLSClients.Setting).String())+")")
 		}
 		return "nothing lets a stranger relay: " + strings.Join(append(lacks, "no login"), "; ")
 	}

@@ -286,7 +286,8 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	if h.remote, err = remote.New(remote.Config{
 		Resolver: h.resolver, Dial: dialer.DialContext, DialFrom: dialFrom, Settings: queueView,
 		Hostname: func() string { return settings.Me.Get(h.view("all")) }, Now: time.Now, Logger: h.serviceLogger("queue"),
-		Memory: filepath.Join(h.config.Data, "queue", "deadhosts"),
+		Memory: filepath.Join(h.config.Data, "queue", "deadhosts"), Lists: h.lists,
+		Certificates: func() string { return certificateDirectory(h.config.Data, queueView()) }, Data: h.config.Data,
 	}); err != nil {
 		return fmt.Errorf("remote delivery: %w", err)
 	}

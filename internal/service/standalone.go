@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/dnsx"
+	"github.com/indigomail/indigo/internal/lists"
 	"github.com/indigomail/indigo/internal/local"
 	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/remote"
@@ -102,10 +103,12 @@ func OpenStandalone(ctx context.Context, data, dir string, logger *slog.Logger) 
 		return nil, fmt.Errorf("resolver: %w", err)
 	}
 	view := func() *settings.View { return h.view("queue." + name) }
+	h.lists = lists.New(data)
 	h.local = local.New(local.Config{Directory: h.directory, Hostname: me, Settings: view, Now: time.Now, Logger: logger,
 		Onward: onward{func() queue.Submitter { return s.queue }}, Environment: h.programEnvironment()})
 	if h.remote, err = remote.New(remote.Config{
-		Resolver: h.resolver, Dial: dialer.DialContext, Settings: view, Hostname: func() string { return me }, Now: time.Now, Logger: logger,
+		Resolver: h.resolver, Dial: dialer.DialContext, Settings: view, Hostname: func() string { return me }, Now: time.Now, Logger: logger, Lists: h.lists,
+		Certificates: func() string { return certificateDirectory(data, view()) }, Data: data,
 	}); err != nil {
 		return nil, fmt.Errorf("remote delivery: %w", err)
 	}

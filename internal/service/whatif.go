@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,6 +26,7 @@ import (
 	"github.com/indigomail/indigo/internal/route"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/smtpd"
+	"github.com/indigomail/indigo/internal/tlsx"
 	"github.com/indigomail/indigo/internal/trace"
 )
 
@@ -37,6 +39,35 @@ type Question struct {
 	Helo, User string
 	From       string
 	To         []string
+	// Certificate is what the client would show, its own first, nil for none; Fingerprint stands in its place, as sha256:HEX.
+	Certificate []*x509.Certificate
+	Fingerprint string
+}
+
+// shown gives what the door would make of the client's certificate.
+func (q Question) shown(data string, v *settings.View) (*tlsx.Client, error) {
+	if len(q.Certificate) == 0 && q.Fingerprint == "" {
+		return nil, nil
+	}
+	store, err := tlsx.NewStore(certificatePath(data, v))
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	options := tlsOptions(data, v)
+	if err := store.Try(options); err != nil {
+		return nil, err
+	}
+	if !store.Asks(options) {
+		return nil, fmt.Errorf("%s asks no client for a certificate: there is neither CLIENTCA (clientca.pem beside the certificate) nor TLSCLIENTS", q.Service)
+	}
+	if q.Fingerprint == "" {
+		return store.Judge(options, q.Certificate, time.Now()), nil
+	}
+	f, err := tlsx.Fingerprint(q.Fingerprint)
+	if err != nil {
+		return nil, err
+	}
+	return &tlsx.Client{Subject: "sha256:" + f, Fingerprints: []string{f}, Err: &tlsx.Unverified{Text: "nothing but its fingerprint is known"}}, nil
 }
 
 // WhatIf tells what would become of a message, as the trace would have it: it runs the door's own code up to RCPT, and for
@@ -57,6 +88,8 @@ type rehearsed struct {
 	resolver *dnsx.Client
 	users    *directory.Store
 	events   []trace.Event
+	// certificate tells what the door makes of the client's certificate.
+	certificate string
 }
 
 // rehearse runs the door's code.
@@ -76,6 +109,15 @@ func rehearse(ctx context.Context, data string, q Question) (_ *rehearsed, err e
 	if err != nil {
 		return nil, err
 	}
+	certificate, err := q.shown(data, r.snapshot.View(q.Service))
+	if err != nil {
+		return nil, err
+	}
+	if certificate != nil {
+		if r.certificate = certificate.Subject + ", verified"; certificate.Err != nil {
+			r.certificate = certificate.Subject + ", not verified: " + certificate.Err.Error()
+		}
+	}
 	lines := []string{"EHLO " + q.Helo, "MAIL FROM:<" + q.From + ">"}
 	for _, to := range q.To {
 		lines = append(lines, "RCPT TO:<"+to+">")
@@ -94,16 +136,20 @@ func rehearse(ctx context.Context, data string, q Question) (_ *rehearsed, err e
 	}
 	tables := lists.New(data)
 	defer tables.Close()
+	relays := func(ctx context.Context, client netip.Addr, within time.Duration) (bool, error) {
+		last, err := r.users.LastRelay(ctx, client)
+		return err == nil && !last.IsZero() && time.Since(last) <= within, err
+	}
 	events := &recording{}
 	session := 0
 	door := smtpd.New(smtpd.Config{
 		Service: q.Service, Hostname: settings.Me.Get(r.snapshot.View("all")), Submission: spec.submission,
-		Settings: func() *settings.View { return r.snapshot.View(q.Service) }, Policy: policy.New(policy.Config{Directory: r.users, Lists: tables}),
+		Settings: func() *settings.View { return r.snapshot.View(q.Service) }, Policy: policy.New(policy.Config{Directory: r.users, Lists: tables, Relays: relays}),
 		HostName: (&House{resolver: r.resolver}).hostName,
 		Trace:    events, Logger: slog.New(slog.DiscardHandler), Now: time.Now, PID: os.Getpid(),
 		NewSessionID: func() string { session++; return fmt.Sprintf("rehearsal%d", session) },
 	})
-	door.Rehearse(ctx, q.Client, q.User, lines...)
+	door.Rehearse(ctx, q.Client, q.User, certificate, lines...)
 	r.events = events.all()
 	return r, nil
 }
@@ -130,9 +176,12 @@ func (r *recording) all() []trace.Event {
 func ways(ctx context.Context, data string, snapshot *settings.Snapshot, resolver *dnsx.Client, users *directory.Store, events []trace.Event) ([]trace.Event, error) {
 	view := func() *settings.View { return snapshot.View("queue") }
 	dialer := &net.Dialer{}
+	tables := lists.New(data)
+	defer tables.Close()
 	onward, err := remote.New(remote.Config{
 		Resolver: resolver, Dial: dialer.DialContext, Settings: view, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
-		Hostname: func() string { return settings.Me.Get(snapshot.View("all")) },
+		Hostname: func() string { return settings.Me.Get(snapshot.View("all")) }, Lists: tables,
+		Certificates: func() string { return certificateDirectory(data, view()) }, Data: data,
 	})
 	if err != nil {
 		return nil, err

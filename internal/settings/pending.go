@@ -39,7 +39,6 @@ func pendingSettings() []*Setting {
 	entries("NODNSCHECKFILE", "nodnscheck", "smtpd", "domains of senders that are not looked up in the DNS", 1611)
 	flag("NODNSCHECK", "", "smtpd", "do not look up the domains of senders in the DNS; Indigo does not yet", 2283)
 	flag("TCPPARANOID", "", "smtpd", "refuse clients whose host name does not lead back to their address", 2283)
-	entries("TLSCLIENTS", "tlsclients", "smtpd", "addresses in client certificates that let a client relay", 2064)
 	flag("CUGMAIL", "", "smtpd", "let a domain get mail from its own users only", 2283)
 	flag("BOUNCEMAIL", "", "smtpd", "refuse bounces", 2283)
 	word("GREYIP", "", "smtpd", "address of the greylisting server", 2283)
@@ -72,8 +71,6 @@ func pendingSettings() []*Setting {
 	word("MYSQL_LIB", "mysql_lib", "all", "shared object of MySQL's client; Indigo needs none", 2980)
 
 	// TLS.
-	word("CLIENTCERT", "", "queue", "file of the certificate that deliveries show", 2100)
-	word("CLIENTCRL", "", "smtpd", "file of revoked client certificates", 2067)
 	word("TLSCIPHERS", "", "smtpd", "cipher suites; TLS_CIPHER_LIST is the later name", 2283)
 	word("STARTTLS", "", "smtpd", "offer STARTTLS; Indigo does when there is a certificate", 2083)
 	word("SSL_BITS", "", "smtpd", "bits of temporary keys; Go makes its own", 2128)
@@ -82,7 +79,6 @@ func pendingSettings() []*Setting {
 	word("TLSCLIENTMETHOD", "tlsclientmethod", "queue", "versions of TLS that deliveries take", 2096)
 	word("CLIENTCIPHERLIST", "clientcipherlist", "queue", "cipher suites of TLS 1.2 for deliveries", 2097)
 	word("CLIENTCIPHERSUITE", "clientciphersuite", "queue", "cipher suites of TLS 1.3 for deliveries", 2097)
-	entries("NOTLSHOSTS", "notlshosts", "queue", "domains that deliveries use no TLS for", 2098)
 	file("TLSA_WHITE", "tlsa.white", "queue", "hosts that are not looked up for DANE", 645)
 	word("TLSA_CONTEXT", "tlsa.context", "queue", "qmail-daned's memory", 645)
 

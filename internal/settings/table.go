@@ -51,6 +51,12 @@ var (
 	TimeoutConnect     = seconds("TIMEOUTCONNECT", "timeoutconnect", "60", 1, 3600, "queue", "seconds to wait for a remote host to accept a connection", 0)
 	TimeoutRemote      = seconds("TIMEOUTREMOTE", "timeoutremote", "300", 1, 86400, "queue", "seconds to wait for a remote host's reply", 0)
 	PermitPlainAuth    = boolean("REMOTE_PLAIN_AUTH", "remote_plain_auth", "0", "queue", "log in at relays by PLAIN, LOGIN and tokens without TLS, too", 0)
+	RemoteTLS          = oneOf("REMOTE_TLS", "remote_tls", "login", []string{"login", "verify", "encrypt", "may", "none"}, "queue", "TLS of deliveries: login takes any certificate where STARTTLS is offered, but shows a password to a verified server only; verify wants a verified certificate always; encrypt wants TLS with any; may is login without its care for passwords; none does without STARTTLS", 0)
+	RemoteTLSCA        = text("REMOTE_TLS_CA", "remote_tls_ca", "", "queue", "file of authorities in PEM that relays are verified by, relative to the data directory; empty means the system's", 0)
+	RemoteTLSName      = text("REMOTE_TLS_NAME", "", "", "queue", "name that a relay's certificate must be for; empty means the relay as its route names it", 0, valid(hostName))
+	RemoteTLSPin       = text("REMOTE_TLS_FINGERPRINT", "", "", "queue", "sha256:HEX, with blanks between several: a relay's certificate, or its key, must be one of these, whoever signed it, and TLS is wanted", 0, valid(fingerprints))
+	ClientCert         = text("CLIENTCERT", "", "", "queue", "file with the certificate chain and key that deliveries show to servers that ask for one; empty means clientcert.pem beside the certificate, if it is there", 2100)
+	NoTLSHosts         = list("NOTLSHOSTS", "notlshosts", "queue", "domains of recipients that deliveries use no STARTTLS for", 2098)
 	DNSServers         = lines("DNSSERVERS", "dnsservers", "all", "name servers as address or address:port, one a line; empty means those of the system", 0, nameServer)
 	TimeoutPOP3        = seconds("TIMEOUTPOP3D", "timeoutpop3d", "600", 1, 86400, "pop3d", "seconds to wait for the client's next command", 0)
 	TimeoutIMAP        = seconds("TIMEOUTIMAPD", "timeoutimapd", "1800", 1, 86400, "imapd", "seconds to wait for the client's next command", 0)
@@ -116,6 +122,7 @@ var (
 	AuthDomains           = list("AUTHDOMAINS", "authdomains", "smtpd", "@domains of senders that must authenticate", 2859)
 	RelayDomains          = lines("RELAYDOMAINS", "relaydomains", "smtpd", "host names and .domains of clients that may relay, each ending in a colon; the client's name must lead back to its address", 2849, domainEntry)
 	RelayMailFrom         = list("RELAYMAILFROM", "relaymailfrom", "smtpd", "senders and @domains that may relay without AUTH; anybody can claim to be them", 2857)
+	TLSClients            = list("TLSCLIENTS", "tlsclients", "smtpd", "mail addresses and host names of client certificates, verified by CLIENTCA, that let a client relay; sha256:HEX, the fingerprint of a certificate or its key, needs no authority", 2064)
 	RcptHosts             = list("RCPTHOSTS", "rcpthosts", "smtpd", "domains and .domains that mail is taken for beside the directory's, to be sent on", 2881)
 	BadIPCheck            = boolean("BADIPCHECK", "badipcheck", "0", "smtpd", "refuse the clients in badip; naming a file in BADIP does the same", 1326)
 	BadIP                 = list("BADIP", "badip", "smtpd", "addresses, and prefixes of whole bytes with a dot, of clients that are refused, with BADIPCHECK", 1324)
@@ -168,6 +175,7 @@ var (
 	TLSCipherList  = text("TLS_CIPHER_LIST", "servercipherlist", "", "all", "cipher suites of TLS 1.2 and older, by OpenSSL's or IANA's names with colons between; words like HIGH and those that Go lacks are passed over with a warning; empty means Go's own choice", 2063)
 	TLSCipherSuite = text("TLS_CIPHER_SUITE", "serverciphersuite", "", "all", "cipher suites of TLS 1.3 by IANA's names; Go uses its own three whatever stands here", 2063)
 	ClientCA       = text("CLIENTCA", "", "", "all", "file with the authorities in PEM whose client certificates are verified; empty means clientca.pem beside the certificate, if it is there", 2066)
+	ClientCRL      = text("CLIENTCRL", "", "", "all", "file with the lists of revoked client certificates, in PEM or DER, one of each authority of CLIENTCA; empty means clientcrl.pem beside the certificate, if it is there", 2067)
 	CertDir        = text("CERTDIR", "", "", "all", "directory with servercert.pem, where TLS_CERT is not set", 462)
 	ServerCert     = text("SERVERCERT", "", "", "all", "file with the certificate chain and key, relative to CERTDIR, where TLS_CERT is not set", 2065)
 	ACMEHosts      = lines("ACME_HOSTS", "acmehosts", "all", "host names that certificates are got for by ACME, one a line; it needs the service acme.80 or acme.443, and means that you accept the authority's terms", 0, hostName)
@@ -274,6 +282,12 @@ func built() []*Setting {
 		TimeoutConnect.Setting,
 		TimeoutRemote.Setting,
 		PermitPlainAuth.Setting,
+		RemoteTLS.Setting,
+		RemoteTLSCA.Setting,
+		RemoteTLSName.Setting,
+		RemoteTLSPin.Setting,
+		ClientCert.Setting,
+		NoTLSHosts.Setting,
 		DNSServers.Setting,
 		TimeoutPOP3.Setting,
 		TimeoutIMAP.Setting,
@@ -335,6 +349,7 @@ func built() []*Setting {
 		AuthDomains.Setting,
 		RelayDomains.Setting,
 		RelayMailFrom.Setting,
+		TLSClients.Setting,
 		RcptHosts.Setting,
 		BadIPCheck.Setting,
 		BadIP.Setting,
@@ -384,6 +399,7 @@ func built() []*Setting {
 		TLSCipherList.Setting,
 		TLSCipherSuite.Setting,
 		ClientCA.Setting,
+		ClientCRL.Setting,
 		CertDir.Setting,
 		ServerCert.Setting,
 		ACMEHosts.Setting,

@@ -133,6 +133,17 @@ func userGroup(s string) error {
 	return nil
 }
 
+// fingerprints takes sha256:HEX with blanks between several, with or without colons between the bytes.
+func fingerprints(s string) error {
+	for _, one := range strings.Fields(strings.ToLower(s)) {
+		digits, ok := strings.CutPrefix(one, "sha256:")
+		if digits = strings.ReplaceAll(digits, ":", ""); !ok || len(digits) != 64 || strings.Trim(digits, "0123456789abcdef") != "" {
+			return fmt.Errorf("%q is no fingerprint: sha256: and 64 digits in hexadecimal, as `openssl x509 -noout -fingerprint -sha256` prints them", one)
+		}
+	}
+	return nil
+}
+
 // absolutePath takes a path from the root.
 func absolutePath(s string) error {
 	if !filepath.IsAbs(s) {

@@ -215,7 +215,7 @@ func TestExternal(t *testing.T) {
 	strange.issue(t)
 	pool := x509.NewCertPool()
 	pool.AddCert(ours.leaf)
-	server, err := testTLS().GetConfigForClient(nil)
+	server, err := testTLS().GetConfigForClient(&tls.ClientHelloInfo{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -166,10 +166,10 @@ func (c *session) received(id queue.ID) string {
 	}
 	field := message.Received{
 		Program: "smtpd", ID: id.String(), Helo: c.Helo, User: c.User, Client: c.client,
-		Host: c.server.config.Hostname, With: with, TLS: secured, Time: c.server.config.Now(),
+		Host: c.server.config.Hostname, With: with, TLS: secured, Certificate: c.CertifiedBy, Time: c.server.config.Now(),
 	}
 	if settings.HideHost.Get(c.Settings) {
-		field.Helo, field.User, field.Client = "", "", ""
+		field.Helo, field.User, field.Client, field.Certificate = "", "", "", ""
 	}
 	return field.String()
 }

@@ -9,18 +9,19 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/policy"
+	"github.com/indigomail/indigo/internal/tlsx"
 )
 
-// Rehearse runs a session as a client at this address, already logged in as user unless that is "", that says these
-// lines: the same code as for a real one, so that what the server's Trace records is what would be recorded. The server
+// Rehearse runs a session as a client at this address, already logged in as user unless that is "", and with this certificate unless
+// that is nil, that says these lines: the same code as for a real one, so that what the server's Trace records is what would be recorded. The server
 // must be made for it: without ImplicitTLS, with a Trace of its own, and lines must not come to DATA. Nothing is sent to
 // anybody and nothing is queued.
-func (s *Server) Rehearse(ctx context.Context, client netip.Addr, user string, lines ...string) {
+func (s *Server) Rehearse(ctx context.Context, client netip.Addr, user string, certificate *tlsx.Client, lines ...string) {
 	conn := &rehearsal{Reader: strings.NewReader(strings.Join(append(lines, "QUIT", ""), "\r\n")), client: client}
 	c := &session{server: s, raw: conn, rehearsed: true}
 	c.Session = policy.Session{
 		ID: s.config.NewSessionID(), Service: s.config.Service, Submission: s.config.Submission,
-		Client: netip.AddrPortFrom(client.Unmap(), 0), Settings: s.config.Settings(), User: user,
+		Client: netip.AddrPortFrom(client.Unmap(), 0), Settings: s.config.Settings(), User: user, ClientCertificate: certificate,
 	}
 	c.begin()
 	c.ctx, c.cancel = context.WithCancel(ctx)

@@ -42,7 +42,7 @@ type session struct {
 	// raw is the connection below TLS; closing it ends everything.
 	raw  net.Conn
 	link link
-	// certificate is the one that was shown to the client; nil in clear and in a resumed TLS session.
+	// certificate is the one of this system that was shown to the client; nil in clear and in a resumed TLS session.
 	certificate *x509.Certificate
 	in          *wire.Reader
 	// client is the address of the client for the trace, "" when it has none.
@@ -491,7 +491,7 @@ func (c *session) startTLS() {
 // handshake goes over to TLS; when it fails the session is over.
 func (c *session) handshake() bool {
 	began := c.server.config.Now()
-	conn, certificate := tlsx.Server(c.raw, c.server.config.TLS)
+	conn, handshake := tlsx.Server(c.raw, c.server.config.TLS)
 	ctx, cancel := context.WithTimeout(c.ctx, min(handshakeTime, c.link.timeout))
 	defer cancel()
 	// Deadlines of the dialogue in clear end here; the context's takes their place.
@@ -502,13 +502,24 @@ func (c *session) handshake() bool {
 		c.end("TLS handshake failed")
 		return false
 	}
-	state := conn.ConnectionState()
-	c.TLS, c.certificate = &state, certificate()
+	done := handshake()
+	c.TLS, c.certificate, c.ClientCertificate = &done.State, done.Certificate, done.Client
 	c.link.setConn(conn)
 	c.in.Reset(&c.link)
 	c.decide(trace.Event{Kind: "tls", Took: c.server.config.Now().Sub(began)},
-		policy.Verdict{Check: "handshake", Input: tlsx.Describe(&state)}, &reply{code: 220})
+		policy.Verdict{Check: "handshake", Input: tlsx.Describe(c.TLS) + certified(c.ClientCertificate)}, &reply{code: 220})
 	return true
+}
+
+// certified tells of a client's certificate behind what is said of TLS; "" when there is none.
+func certified(c *tlsx.Client) string {
+	switch {
+	case c == nil:
+		return ""
+	case c.Err != nil:
+		return ", client certificate " + c.Subject + " not verified: " + c.Err.Error()
+	}
+	return ", client certificate " + c.Subject + " verified"
 }
 
 // failed gives the verdict on an error of a station behind the door.

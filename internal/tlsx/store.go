@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Store holds the certificates of one PEM file with chain and key, or of all files *.pem of a directory, and reads them
@@ -29,11 +30,19 @@ type Store struct {
 type loaded struct {
 	certificates []*tls.Certificate
 	mu           sync.Mutex
-	configs      map[string]*tls.Config
+	configs      map[string]configured
 	// store has Also.
 	store *Store
-	// fallback is clientca.pem beside the certificates, "" when there is none.
-	fallback string
+	// fallback is clientca.pem beside the certificates, fallbackCRL clientcrl.pem; "" when there is none.
+	fallback, fallbackCRL string
+}
+
+// configured is a configuration with the authorities that clients' certificates are judged by, nil for none. err says what is wrong with
+// their files: TLS goes on, and trusts no certificate.
+type configured struct {
+	*tls.Config
+	authorities *Authorities
+	err         error
 }
 
 // Options are what a service sets of TLS.
@@ -42,8 +51,12 @@ type Options struct {
 	Minimum uint16
 	Suites  []uint16
 	// ClientCA is the file of the authorities that client certificates are verified by; "" means clientca.pem beside the
-	// certificate if there is one. Without any, no client certificate is asked for. A client may always have none.
+	// certificate if there is one. Without any, no client certificate is asked for unless Ask is set. A client may always have none.
 	ClientCA string
+	// ClientCRL is the file of lists of revoked client certificates; "" means clientcrl.pem beside the certificate if there is one.
+	ClientCRL string
+	// Ask asks for client certificates without authorities too: they may be known by their fingerprints.
+	Ask bool
 }
 
 // NewStore reads path.
@@ -54,7 +67,7 @@ func NewStore(path string) (*Store, error) {
 
 // Reload reads the files again; on an error all stays as it was.
 func (s *Store) Reload() error {
-	l := &loaded{configs: map[string]*tls.Config{}, store: s}
+	l := &loaded{configs: map[string]configured{}, store: s}
 	files := []string{s.path}
 	dir := filepath.Dir(s.path)
 	if info, err := os.Stat(s.path); err == nil && info.IsDir() {
@@ -83,6 +96,9 @@ func (s *Store) Reload() error {
 	if file := filepath.Join(dir, "clientca.pem"); exists(file) {
 		l.fallback = file
 	}
+	if file := filepath.Join(dir, "clientcrl.pem"); exists(file) {
+		l.fallbackCRL = file
+	}
 	s.current.Store(l)
 	return nil
 }
@@ -103,8 +119,14 @@ func exists(file string) bool {
 // ServerConfig gives a server's TLS settings: the certificates and the options as they are at each handshake.
 func (s *Store) ServerConfig(options func() Options) *tls.Config {
 	return &tls.Config{
-		MinVersion:         tls.VersionTLS12,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.current.Load().config(options()) },
+		MinVersion: tls.VersionTLS12,
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			c := s.current.Load().config(options())
+			if conn, ok := hello.Conn.(*served); ok {
+				conn.authorities = c.authorities
+			}
+			return c.Config, nil
+		},
 	}
 }
 
@@ -114,38 +136,51 @@ func (s *Store) Try(o Options) error {
 	if l == nil {
 		return nil
 	}
-	_, err := l.config(o)
-	return err
+	return l.config(o).err
+}
+
+// Asks tells whether clients are asked for certificates.
+func (s *Store) Asks(o Options) bool {
+	l := s.current.Load()
+	return l != nil && l.config(o).ClientAuth != tls.NoClientCert
+}
+
+// Judge tells what would be made of a certificate that a client shows; see Authorities.Judge. NewStore must have succeeded.
+func (s *Store) Judge(o Options, shown []*x509.Certificate, now time.Time) *Client {
+	client, _ := s.current.Load().config(o).authorities.Judge(shown, now)
+	return client
 }
 
 // config gives the configuration for options; one for each, since it holds the keys of session tickets.
-func (l *loaded) config(o Options) (*tls.Config, error) {
+func (l *loaded) config(o Options) configured {
 	if o.ClientCA == "" {
 		o.ClientCA = l.fallback
+	}
+	if o.ClientCRL == "" {
+		o.ClientCRL = l.fallbackCRL
 	}
 	key := fmt.Sprint(o)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if c := l.configs[key]; c != nil {
-		return c, nil
+	if c, ok := l.configs[key]; ok {
+		return c
 	}
+	var authorities *Authorities
+	var err error
 	c := &tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: o.Suites, GetCertificate: l.certificate}
 	if o.Minimum != 0 {
 		c.MinVersion = o.Minimum
 	}
-	if o.ClientCA != "" {
-		pem, err := os.ReadFile(o.ClientCA)
-		if err != nil {
-			return nil, fmt.Errorf("client authorities: %w", err)
-		}
-		c.ClientCAs = x509.NewCertPool()
-		if !c.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("client authorities: %s holds no certificate in PEM", o.ClientCA)
-		}
-		c.ClientAuth = tls.VerifyClientCertIfGiven
+	if o.Ask {
+		c.ClientAuth = tls.RequestClientCert
 	}
-	l.configs[key] = c
-	return c, nil
+	if o.ClientCA != "" {
+		// crypto/tls would end the connection of who shows another certificate, which may be meant for other servers.
+		authorities, err = ReadAuthorities(o.ClientCA, o.ClientCRL, time.Now())
+		c.ClientCAs, c.ClientAuth = authorities.pool, tls.RequestClientCert
+	}
+	l.configs[key] = configured{c, authorities, err}
+	return l.configs[key]
 }
 
 // certificate chooses for a client: by Also, then the first file that is for the name that it asks for and that it can

@@ -70,27 +70,39 @@ func Describe(s *tls.ConnectionState) string {
 	return strings.ReplaceAll(tls.VersionName(s.Version), "TLS ", "TLSv") + " " + suite + " bits=" + bits
 }
 
-// served is a connection that remembers which certificate a Store chose for it.
+// served is a connection that remembers what a Store chose for it.
 type served struct {
 	net.Conn
 	certificate *tls.Certificate
+	authorities *Authorities
 }
 
-// Server is tls.Server, and gives besides the certificate that a Store's configuration showed the client, once the handshake is
-// over: logins can be bound to it (RFC 5929 section 4). It is nil when none was shown, as in a resumed session.
-func Server(conn net.Conn, config *tls.Config) (*tls.Conn, func() *x509.Certificate) {
+// Handshake is what a server knows when a handshake is over.
+type Handshake struct {
+	State tls.ConnectionState
+	// Certificate was shown to the client: logins can be bound to it (RFC 5929 section 4). It is nil when none was shown, as in a
+	// resumed session, and when it came from elsewhere than a Store.
+	Certificate *x509.Certificate
+	// Client is the client's own certificate, also in a resumed session, judged by what a Store has now; nil when it showed none.
+	Client *Client
+}
+
+// Server is tls.Server, and gives besides what is known when the handshake is over. A client's certificate that is not verified is no
+// reason to end the connection: VerifiedChains is empty then, and Client says why.
+func Server(conn net.Conn, config *tls.Config) (*tls.Conn, func() Handshake) {
 	s := &served{Conn: conn}
-	return tls.Server(s, config), func() *x509.Certificate {
+	secured := tls.Server(s, config)
+	return secured, func() Handshake {
+		h := Handshake{State: secured.ConnectionState()}
+		if s.authorities != nil || len(h.State.VerifiedChains) == 0 {
+			h.Client, h.State.VerifiedChains = s.authorities.Judge(h.State.PeerCertificates, time.Now())
+		}
 		if s.certificate == nil || len(s.certificate.Certificate) == 0 {
-			return nil
+			return h
 		}
-		if s.certificate.Leaf != nil {
-			return s.certificate.Leaf
+		if h.Certificate = s.certificate.Leaf; h.Certificate == nil {
+			h.Certificate, _ = x509.ParseCertificate(s.certificate.Certificate[0]) // what is malformed can bind nothing
 		}
-		leaf, err := x509.ParseCertificate(s.certificate.Certificate[0])
-		if err != nil {
-			return nil
-		}
-		return leaf
+		return h
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/remote"
 	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
 	"github.com/indigomail/indigo/test/instance"
 	"github.com/indigomail/indigo/test/postfix"
 )
@@ -35,15 +36,23 @@ type letter struct{ *bytes.Reader }
 
 func (l letter) Size() int64 { return l.Reader.Size() }
 
-// sendBy delivers one message to a recipient by the code of the queue's service, by a line of smtproutes.
-func sendBy(t *testing.T, route, to string, strip bool) queue.Result {
+// sendBy delivers one message to a recipient by the code of the queue's service, by a line of smtproutes; the relay is verified by the certificates in ca.
+func sendBy(t *testing.T, ca, route, to string, strip bool) queue.Result {
+	t.Helper()
+	return sendWith(t, "", ca, route, to, strip)
+}
+
+// sendWith is sendBy with a directory of certificates.
+func sendWith(t *testing.T, certs, ca, route, to string, strip bool) queue.Result {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "control"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "control", "smtproutes"), []byte(route+"\n"), 0o600); err != nil {
-		t.Fatal(err)
+	for name, text := range map[string]string{"smtproutes": route, "remote_tls_ca": ca} {
+		if err := os.WriteFile(filepath.Join(dir, "control", name), []byte(text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	snapshot, err := settings.Load(dir)
 	if err != nil {
@@ -52,6 +61,7 @@ func sendBy(t *testing.T, route, to string, strip bool) queue.Result {
 	dialer := &net.Dialer{}
 	d, err := remote.New(remote.Config{
 		Settings: func() *settings.View { return snapshot.View("queue") }, Hostname: func() string { return "near.test" }, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+		Certificates: func() string { return certs },
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := dialer.DialContext(ctx, network, address)
 			if strip && err == nil {
@@ -168,7 +178,7 @@ service auth {
 			if s == "clear" && sasl.NeedsTLS(m) {
 				want = "not tried"
 			}
-			r := sendBy(t, route(m, s, "sekret"), "bob@postfix.test", s == "clear")
+			r := sendBy(t, certificate, route(m, s, "sekret"), "bob@postfix.test", s == "clear")
 			switch {
 			case r.Err == nil:
 				err := instance.Await(within(t, waiting), "postfix names the mechanism", func() (bool, error) {
@@ -187,7 +197,7 @@ service auth {
 				t.Errorf("%s: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
 			}
 			if want == "logged in" {
-				if r := sendBy(t, route(m, s, "wrong"), "bob@postfix.test", s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "Remote host said: 535 5.7.8") {
+				if r := sendBy(t, certificate, route(m, s, "wrong"), "bob@postfix.test", s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "Remote host said: 535 5.7.8") {
 					t.Errorf("%s, wrong password: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
 				}
 			}
@@ -196,14 +206,14 @@ service auth {
 	grid(t, "Postfix with Dovecot 2.3", mechanisms, cells)
 	// Without AUTH_SMTP it is the strongest.
 	strongest := strings.TrimSuffix(route("PLAIN", "starttls", "sekret"), " AUTH_SMTP=PLAIN")
-	if r := sendBy(t, strongest, "bob@postfix.test", false); r.Err != nil || !strings.Contains(strings.Join(r.Dialogue, "\n"), "> AUTH SCRAM-SHA-256 (hidden)") {
+	if r := sendBy(t, certificate, strongest, "bob@postfix.test", false); r.Err != nil || !strings.Contains(strings.Join(r.Dialogue, "\n"), "> AUTH SCRAM-SHA-256 (hidden)") {
 		t.Errorf("the strongest: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
 	}
 	// PLAIN in clear, where that is allowed; and no login, which postfix refuses.
-	if r := sendBy(t, route("PLAIN", "clear", "sekret")+",REMOTE_PLAIN_AUTH=1", "bob@postfix.test", true); r.Err != nil {
+	if r := sendBy(t, certificate, route("PLAIN", "clear", "sekret")+",REMOTE_PLAIN_AUTH=1", "bob@postfix.test", true); r.Err != nil {
 		t.Errorf("PLAIN in clear: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
 	}
-	if r := sendBy(t, ":[127.0.0.1]:"+fmt.Sprint(implicit)+":0:0 /none", "bob@postfix.test", false); r.Err == nil || !r.Err.Temporary() {
+	if r := sendBy(t, certificate, ":[127.0.0.1]:"+fmt.Sprint(implicit)+":0:0 /none", "bob@postfix.test", false); r.Err == nil || !r.Err.Temporary() {
 		t.Errorf("an entry that is not there: %v", r.Err)
 	}
 }
@@ -211,6 +221,7 @@ service auth {
 // TestSendingThroughIndigo logs in at another instance by every mechanism, with channel binding, too.
 func TestSendingThroughIndigo(t *testing.T) {
 	far := up(t)
+	ca := filepath.Join(far.Ready.Data, "certs", "servercert.pem")
 	importSASLUsers(t, far)
 	var mechanisms []string
 	for _, m := range sasl.Names() {
@@ -233,7 +244,7 @@ func TestSendingThroughIndigo(t *testing.T) {
 			if s == "clear" && (sasl.NeedsTLS(m) || strings.HasSuffix(m, "-PLUS")) {
 				want = "not tried"
 			}
-			r := sendBy(t, route(m, s, "supersecret"), "alice@indigo.test", s == "clear")
+			r := sendBy(t, ca, route(m, s, "supersecret"), "alice@indigo.test", s == "clear")
 			switch {
 			case r.Err == nil:
 				cells[cell] = "logged in"
@@ -246,7 +257,7 @@ func TestSendingThroughIndigo(t *testing.T) {
 				t.Errorf("%s: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
 			}
 			if want == "logged in" {
-				if r := sendBy(t, route(m, s, "wrong"), "alice@indigo.test", s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "535 5.7.8") {
+				if r := sendBy(t, ca, route(m, s, "wrong"), "alice@indigo.test", s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "535 5.7.8") {
 					t.Errorf("%s, wrong password: %v\n%s", cell, r.Err, strings.Join(r.Dialogue, "\n"))
 				}
 			}
@@ -255,10 +266,83 @@ func TestSendingThroughIndigo(t *testing.T) {
 	grid(t, "Indigo", mechanisms, cells)
 	// The wiki's salted password (2786).
 	const salted = "a8bac1a24c7aa2725630c9ab6813a631b366c79c6bc959bf344d3af8e685a375"
-	if r := sendBy(t, route("SCRAM-SHA-256", "starttls", salted)+",SALTED_PASSWORD=1", "alice@indigo.test", false); r.Err != nil {
+	if r := sendBy(t, ca, route("SCRAM-SHA-256", "starttls", salted)+",SALTED_PASSWORD=1", "alice@indigo.test", false); r.Err != nil {
 		t.Errorf("salted password: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
 	}
-	if r := sendBy(t, strings.TrimSuffix(route("PLAIN", "starttls", "supersecret"), " AUTH_SMTP=PLAIN"), "alice@indigo.test", false); r.Err != nil || !slices.Contains(r.Dialogue, "> AUTH SCRAM-SHA-512-PLUS (hidden)") {
+	if r := sendBy(t, ca, strings.TrimSuffix(route("PLAIN", "starttls", "supersecret"), " AUTH_SMTP=PLAIN"), "alice@indigo.test", false); r.Err != nil || !slices.Contains(r.Dialogue, "> AUTH SCRAM-SHA-512-PLUS (hidden)") {
 		t.Errorf("the strongest: %v\n%s", r.Err, strings.Join(r.Dialogue, "\n"))
+	}
+}
+
+// TestSendingByCertificate: Debian's postfix relays for a certificate that it knows by its fingerprint (permit_tls_clientcerts), and for no other; Indigo shows
+// clientcert.pem to it, and judges its certificate by tlshosts.
+func TestSendingByCertificate(t *testing.T) {
+	if why := postfix.Missing(); why != "" {
+		missing(t, why)
+	}
+	dir, peerDir := folder(t), folder(t)
+	certs := filepath.Join(dir, "certs")
+	if err := os.MkdirAll(filepath.Join(certs, "tlshosts"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	pairs := map[string]string{"postfix": filepath.Join(dir, "postfix.pem"), "listed": filepath.Join(certs, "listed.pem"), "other": filepath.Join(certs, "other.pem")}
+	for name, file := range pairs {
+		if err := tlsx.SelfSigned(file, []string{name + ".test", "127.0.0.1"}, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair, err := tlsx.ReadPair(pairs["listed"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := filepath.Join(dir, "clients")
+	if err := os.WriteFile(known, []byte(strings.ToUpper(tlsx.Colons(tlsx.Fingerprints(pair.Leaf)[0]))+" near\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p, err := postfix.Start(within(t, time.Minute), postfix.Config{
+		Dir: peerDir, Port: freePort(t), Users: []string{"bob@postfix.test"},
+		Settings: []string{
+			"smtpd_tls_security_level = may", "smtpd_tls_cert_file = " + pairs["postfix"], "smtpd_tls_key_file = " + pairs["postfix"], "smtpd_tls_ask_ccert = yes",
+			"smtpd_tls_fingerprint_digest = sha256", "relay_clientcerts = texthash:" + known, "smtpd_recipient_restrictions = permit_tls_clientcerts, reject", "mynetworks = 192.0.2.1/32",
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("end of postfix's log:\n%s", p.Log())
+		}
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, tc := range []struct{ name, own, host, want, shown string }{
+		{"listed", "listed", "", "", ""},
+		{"other", "other", "", "554 5.7.1", ""},
+		{"none", "", "", "554 5.7.1", ""},
+		{"listed, and the server's is the right one", "listed", "postfix", "", "certificate verified for 127.0.0.1"},
+		{"listed, and the server's is not", "listed", "other", "451 4.7.5", "certificate not verified"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for to, from := range map[string]string{"clientcert.pem": tc.own, "tlshosts/127.0.0.1.pem": tc.host} {
+				file := filepath.Join(certs, to)
+				_ = os.Remove(file)
+				if from == "" {
+					continue
+				}
+				if err := os.Link(pairs[from], file); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r := sendWith(t, certs, "", ":"+p.Address(), "bob@postfix.test", false)
+			got := ""
+			if r.Err != nil {
+				got = r.Err.Reply()
+			}
+			if !strings.HasPrefix(got, tc.want) || tc.want == "" && got != "" || !strings.Contains(strings.Join(r.Dialogue, "\n"), tc.shown) {
+				t.Errorf("%q, want %q\n%s", got, tc.want, strings.Join(r.Dialogue, "\n"))
+			}
+		})
 	}
 }

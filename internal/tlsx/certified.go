@@ -1,0 +1,338 @@
+package tlsx
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// Client is what a client's certificate says of it.
+type Client struct {
+	// Subject names it to people.
+	Subject string
+	// Names are its mail addresses (rfc822Name, and emailAddress of the subject) and host names (dNSName), in lower case. They mean
+	// nothing while Err is set.
+	Names []string
+	// Fingerprints are SHA-256 of the certificate and of its public key, as Fingerprint gives them.
+	Fingerprints []string
+	// Err tells why no authority vouches for it; nil when one does.
+	Err error
+}
+
+// Unverified is why an authority does not vouch for a certificate, in words that anybody may see; Cause is for the log.
+type Unverified struct {
+	Text  string
+	Cause error
+}
+
+func (e *Unverified) Error() string {
+	if e.Cause == nil {
+		return e.Text
+	}
+	return e.Text + ": " + printable(e.Cause.Error())
+}
+
+// printable keeps what a stranger's certificate says from forging lines, or filling the log.
+func printable(s string) string {
+	if len(s) > 300 {
+		s = strings.ToValidUTF8(s[:300], "") + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+func (e *Unverified) Unwrap() error { return e.Cause }
+
+// Authorities are those whose word counts for clients' certificates, with their lists of revoked ones.
+type Authorities struct {
+	pool *x509.CertPool
+	// lists is nil where no list is wanted; else each authority of a chain, but a root, must have a current one.
+	lists []*x509.RevocationList
+	// err says that files cannot be read: nobody is trusted.
+	err error
+}
+
+// ErrRevocations says that it is the lists of revoked certificates that are no good.
+var ErrRevocations = errors.New("revoked client certificates")
+
+// ReadAuthorities reads clientca.pem and, where crl is not "", the lists of revoked certificates (wiki 2066, 2067), in PEM or one in DER.
+// The error says that a file is no good, or a list out of date; what was read may be used all the same, and trusts nobody by what is missing.
+func ReadAuthorities(ca, crl string, now time.Time) (*Authorities, error) {
+	a := &Authorities{pool: x509.NewCertPool()}
+	text, err := os.ReadFile(ca)
+	if err == nil && !a.pool.AppendCertsFromPEM(text) {
+		err = fmt.Errorf("%s holds no certificate in PEM", ca)
+	}
+	if err != nil {
+		a.err = fmt.Errorf("client authorities: %w", err)
+		return a, a.err
+	}
+	if crl == "" {
+		return a, nil
+	}
+	if text, err = os.ReadFile(crl); err == nil {
+		a.lists, err = parseLists(text)
+	}
+	if err != nil {
+		a.err = fmt.Errorf("%w: %s: %w", ErrRevocations, crl, err)
+		return a, a.err
+	}
+	for _, l := range a.lists {
+		if stale(l, now) {
+			return a, fmt.Errorf("%w: %s: the list of %s ended at %s: no certificate of that authority is taken; get a new one", ErrRevocations, crl, l.Issuer, l.NextUpdate.UTC().Format(time.RFC3339))
+		}
+	}
+	return a, nil
+}
+
+func parseLists(text []byte) (lists []*x509.RevocationList, err error) {
+	if bytes.HasPrefix(text, []byte{0x30}) {
+		l, err := x509.ParseRevocationList(text)
+		return []*x509.RevocationList{l}, err
+	}
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "X509 CRL" {
+			continue
+		}
+		l, err := x509.ParseRevocationList(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		lists = append(lists, l)
+	}
+	if len(lists) == 0 {
+		return nil, errors.New("it holds no list (X509 CRL) in PEM or DER")
+	}
+	return lists, nil
+}
+
+func stale(l *x509.RevocationList, now time.Time) bool {
+	return !l.NextUpdate.IsZero() && now.After(l.NextUpdate)
+}
+
+// Judge tells what is to be made of the certificate that a client showed, its own first; nil when it showed none. A nil Authorities trusts
+// nobody. chains lead to a trusted authority; there are none while Err is set.
+func (a *Authorities) Judge(shown []*x509.Certificate, now time.Time) (c *Client, chains [][]*x509.Certificate) {
+	if len(shown) == 0 {
+		return nil, nil
+	}
+	leaf := shown[0]
+	c = &Client{Subject: printable(leaf.Subject.String()), Names: namesIn(leaf), Fingerprints: Fingerprints(leaf)}
+	if c.Subject == "" && len(c.Names) > 0 {
+		c.Subject = printable(c.Names[0])
+	}
+	switch {
+	case a == nil:
+		c.Err = &Unverified{Text: "this system knows no authority for certificates of clients"}
+	case a.err != nil:
+		c.Err = &Unverified{"the authorities for certificates of clients cannot be read", a.err}
+	default:
+		all, err := leaf.Verify(x509.VerifyOptions{Roots: a.pool, Intermediates: between(shown), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+		if err != nil {
+			c.Err = unverified(leaf, err, now)
+			return c, nil
+		}
+		for _, chain := range all {
+			if err = a.revoked(chain, now); err == nil {
+				chains = append(chains, chain)
+			}
+		}
+		if chains == nil {
+			c.Err = err
+		}
+	}
+	return c, chains
+}
+
+// between gives what was shown behind a certificate.
+func between(shown []*x509.Certificate) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, c := range shown[1:] {
+		pool.AddCert(c)
+	}
+	return pool
+}
+
+// unverified says in words why a certificate was not verified.
+func unverified(leaf *x509.Certificate, err error, now time.Time) *Unverified {
+	var unknown x509.UnknownAuthorityError
+	var host x509.HostnameError
+	switch {
+	case now.After(leaf.NotAfter):
+		return &Unverified{Text: "it has expired at " + leaf.NotAfter.UTC().Format(time.RFC3339)}
+	case now.Before(leaf.NotBefore):
+		return &Unverified{Text: "it is not valid before " + leaf.NotBefore.UTC().Format(time.RFC3339)}
+	case errors.As(err, &host):
+		return &Unverified{Text: "it is not for " + host.Host}
+	case errors.As(err, &unknown):
+		return &Unverified{Text: "no authority that is trusted here has signed it"}
+	}
+	return &Unverified{"its chain is not good", err}
+}
+
+// revoked asks the lists of the authorities of a chain.
+func (a *Authorities) revoked(chain []*x509.Certificate, now time.Time) error {
+	if a.lists == nil {
+		return nil
+	}
+	for i, c := range chain[:len(chain)-1] {
+		asked, current := false, false
+		for _, l := range a.lists {
+			if !bytes.Equal(l.RawIssuer, chain[i+1].RawSubject) || l.CheckSignatureFrom(chain[i+1]) != nil {
+				continue
+			}
+			asked, current = true, current || !stale(l, now)
+			for _, r := range l.RevokedCertificateEntries {
+				if r.SerialNumber.Cmp(c.SerialNumber) == 0 {
+					return &Unverified{Text: "it is revoked"}
+				}
+			}
+		}
+		switch {
+		case !asked:
+			return &Unverified{Text: "there is no list of revoked certificates of its authority"}
+		case !current:
+			return &Unverified{Text: "the list of revoked certificates of its authority is out of date"}
+		}
+	}
+	return nil
+}
+
+// emailAddress is the attribute of subjects that mail addresses stood in before there were alternative names (PKCS #9).
+var emailAddress = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}
+
+// namesIn gives the mail addresses and host names of a certificate in lower case, each once.
+func namesIn(c *x509.Certificate) (all []string) {
+	add := func(name string) {
+		name = strings.ToLower(name)
+		for _, n := range all {
+			if n == name {
+				return
+			}
+		}
+		// A name is never to be taken for a fingerprint.
+		if name != "" && !strings.HasPrefix(name, "sha256:") && strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0 {
+			all = append(all, name)
+		}
+	}
+	for _, n := range c.EmailAddresses {
+		add(n)
+	}
+	for _, n := range c.Subject.Names {
+		if value, ok := n.Value.(string); ok && n.Type.Equal(emailAddress) && strings.Contains(value, "@") {
+			add(value)
+		}
+	}
+	for _, n := range c.DNSNames {
+		add(n)
+	}
+	return all
+}
+
+// Fingerprints gives SHA-256 of a certificate and of its public key (SubjectPublicKeyInfo), as 64 digits in hexadecimal.
+func Fingerprints(c *x509.Certificate) []string {
+	whole, key := sha256.Sum256(c.Raw), sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return []string{hex.EncodeToString(whole[:]), hex.EncodeToString(key[:])}
+}
+
+// Fingerprint reads sha256:HEX, with or without colons between the bytes as openssl prints it, as Fingerprints has it.
+func Fingerprint(s string) (string, error) {
+	digits, ok := strings.CutPrefix(strings.ToLower(s), "sha256:")
+	digits = strings.ReplaceAll(digits, ":", "")
+	if b, err := hex.DecodeString(digits); !ok || err != nil || len(b) != sha256.Size {
+		return "", fmt.Errorf("%q is no fingerprint: sha256: and 64 digits in hexadecimal, as `openssl x509 -noout -fingerprint -sha256` prints them", s)
+	}
+	return digits, nil
+}
+
+// Colons gives a fingerprint as openssl prints it, in lower case.
+func Colons(fingerprint string) string {
+	var b strings.Builder
+	for i := 0; i+1 < len(fingerprint); i += 2 {
+		if i > 0 {
+			b.WriteByte(':')
+		}
+		b.WriteString(fingerprint[i : i+2])
+	}
+	return b.String()
+}
+
+// Demand is what a client wants of a server's certificate.
+type Demand struct {
+	// Name is the host name or address that it must be for (RFC 9525).
+	Name string
+	// Roots are the authorities that count, nil for the system's.
+	Roots *x509.CertPool
+	// CommonName takes the subject's CN where there are no alternative names (wiki 2101).
+	CommonName bool
+	// Fingerprints, if there are any, count in the place of name, dates and authorities.
+	Fingerprints []string
+}
+
+// Verify tells why the certificate that a server showed, its own first, is not what d demands; the error is an *Unverified.
+func (d Demand) Verify(shown []*x509.Certificate, now time.Time) error {
+	if len(shown) == 0 {
+		return &Unverified{Text: "it showed none"}
+	}
+	leaf := shown[0]
+	if len(d.Fingerprints) > 0 {
+		for _, has := range Fingerprints(leaf) {
+			for _, wanted := range d.Fingerprints {
+				if has == wanted {
+					return nil
+				}
+			}
+		}
+		return &Unverified{Text: "its fingerprint is another, sha256:" + Fingerprints(leaf)[0]}
+	}
+	o := x509.VerifyOptions{DNSName: d.Name, Roots: d.Roots, Intermediates: between(shown), CurrentTime: now}
+	if d.CommonName && len(leaf.DNSNames)+len(leaf.IPAddresses)+len(leaf.EmailAddresses)+len(leaf.URIs) == 0 {
+		if !strings.EqualFold(leaf.Subject.CommonName, d.Name) {
+			return &Unverified{Text: "it is not for " + d.Name}
+		}
+		o.DNSName = ""
+	}
+	if _, err := leaf.Verify(o); err != nil {
+		return unverified(leaf, err, now)
+	}
+	return nil
+}
+
+// ReadRoots reads the authorities in PEM that servers are verified by.
+func ReadRoots(file string) (*x509.CertPool, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s holds no certificate in PEM", file)
+	}
+	return pool, nil
+}
+
+// ReadPair reads a certificate, its chain and its key. A key that everybody may read is not taken.
+func ReadPair(file string) (tls.Certificate, error) {
+	if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o007 != 0 {
+		return tls.Certificate{}, fmt.Errorf("everybody can read or change the key in %s: `chmod o= %s`", file, file)
+	}
+	c, err := tls.LoadX509KeyPair(file, file)
+	if err != nil {
+		return c, fmt.Errorf("%s: %w", file, err)
+	}
+	return c, nil
+}
