@@ -21,6 +21,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/acme"
 	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/auth/oauth"
 	"github.com/indigomail/indigo/internal/authd"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/dnsx"
@@ -78,6 +79,7 @@ type House struct {
 	passwordPrograms chan struct{}
 	passwordServers  chan struct{}
 	ldap             *auth.LDAPPool
+	tokens           *oauth.Issuers
 	resolver         *dnsx.Client
 	local            *local.Deliverer
 	remote           *remote.Deliverer
@@ -253,6 +255,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	h.passwordPrograms = make(chan struct{}, maxPrograms)
 	h.passwordServers = make(chan struct{}, maxServers)
 	h.ldap = &auth.LDAPPool{Dial: new(net.Dialer).DialContext, Now: time.Now}
+	h.tokens = newIssuers()
 	if h.config.Child != nil || os.Geteuid() == 0 {
 		h.system = &systemUsers{newCheckers(opPasswords, h.config.Child, checkSystem), h.hostname}
 	}
@@ -284,6 +287,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	if h.remote, err = remote.New(remote.Config{
 		Resolver: h.resolver, Dial: dialer.DialContext, DialFrom: dialFrom, Settings: queueView,
 		Hostname: func() string { return settings.Me.Get(h.view("all")) }, Now: time.Now, Logger: h.serviceLogger("queue"),
+		Tokens: newRelayTokens(h.config.Data, h.serviceLogger("queue")),
 		Memory: filepath.Join(h.config.Data, "queue", "deadhosts"),
 	}); err != nil {
 		return fmt.Errorf("remote delivery: %w", err)
@@ -371,6 +375,7 @@ func (h *House) Reload() error {
 		}
 	}
 	h.settings.Store(snapshot)
+	h.tokens.Forget()
 	h.logWarnings(snapshot)
 	h.reconcile(h.background)
 	return h.publishNames()
@@ -462,6 +467,9 @@ func (h *House) closeStations() {
 	}
 	if h.ldap != nil {
 		h.ldap.Close()
+	}
+	if h.tokens != nil {
+		h.tokens.Forget()
 	}
 	if h.directory != nil {
 		h.directory.Close()

@@ -106,6 +106,7 @@ func OpenStandalone(ctx context.Context, data, dir string, logger *slog.Logger) 
 		Onward: onward{func() queue.Submitter { return s.queue }}, Environment: h.programEnvironment()})
 	if h.remote, err = remote.New(remote.Config{
 		Resolver: h.resolver, Dial: dialer.DialContext, Settings: view, Hostname: func() string { return me }, Now: time.Now, Logger: logger,
+		Tokens: newRelayTokens(data, logger),
 	}); err != nil {
 		return nil, fmt.Errorf("remote delivery: %w", err)
 	}
