@@ -134,6 +134,8 @@ type Exchange struct {
 	// User is the name as the client gave it, once it has; Identity is who logged in, once the exchange has succeeded.
 	User     string
 	Identity Identity
+	// Refused is why a token is not taken, once the client has been told by a challenge: what it says to that, if it stays, changes nothing.
+	Refused error
 }
 
 // Next is sasl.Server's, with the count of failed logins around it.
@@ -188,6 +190,7 @@ func (e *Exchange) token(ctx context.Context, user, token string) (err error) {
 	defer func() { e.connection.Authority.After(ctx, attempt, e.Identity, err) }()
 	identity, err := e.connection.Authority.Token(ctx, attempt)
 	if err != nil {
+		e.Refused = err
 		return err
 	}
 	e.Identity, e.User = identity, identity.Address.String()

@@ -386,6 +386,10 @@ func (c *session) authenticate(tag string, args []word) {
 			return
 		case err != nil || text == "*":
 			c.end = err != nil
+			if exchange.Refused != nil {
+				c.login(tag, name, exchange, exchange.Refused)
+				return
+			}
 			c.wrong(tag, "cancelled")
 			return
 		}

@@ -153,6 +153,10 @@ func TestTokens(t *testing.T) {
 			t.Fatalf("got:\n%s\nwant:\n%s", strings.Join(got[1:], "\n"), strings.Join(want, "\n"))
 		}
 	}
+	got = talk(t, "a AUTHENTICATE OAUTHBEARER "+say("old")+"\r\n*\r\nb LOGOUT\r\n")
+	if len(got) != 5 || !strings.HasPrefix(got[2], "a NO [AUTHENTICATIONFAILED]") {
+		t.Errorf("cancelled: %q", got)
+	}
 	got = talk(t, "a AUTHENTICATE OAUTHBEARER\r\n"+say(long)+"\r\nb LOGOUT\r\n")
 	if len(got) != 5 || got[1] != "+ " || !strings.HasPrefix(got[2], "a OK") {
 		t.Errorf("by continuation: %q", got)

@@ -396,6 +396,10 @@ func (c *session) authenticate(args string) {
 			return
 		case err != nil || initial == "*":
 			c.end = err != nil
+			if exchange.Refused != nil {
+				c.login(name, exchange, exchange.Refused)
+				return
+			}
 			c.wrong("cancelled")
 			return
 		}

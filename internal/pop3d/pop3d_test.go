@@ -157,6 +157,10 @@ func TestTokens(t *testing.T) {
 	if strings.Join(got[1:], "\n") != strings.Join(want, "\n") {
 		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got[1:], "\n"), strings.Join(want, "\n"))
 	}
+	got = talk(t, "AUTH XOAUTH2 "+say("old")+"\r\n*\r\nQUIT\r\n")
+	if len(got) != 4 || got[2] != "-ERR [AUTH] authorization failed (#5.7.8)" {
+		t.Errorf("cancelled: %q", got)
+	}
 	got = talk(t, "auth xoauth2\r\n"+say(long)+"\r\nQUIT\r\n")
 	if strings.Join(got[1:], "\n") != "+ \n+OK 2 messages\n+OK bye" {
 		t.Errorf("by continuation: %q", got)
