@@ -375,7 +375,7 @@ func (h *House) Reload() error {
 		}
 	}
 	h.settings.Store(snapshot)
-	h.tokens.Forget()
+	h.tokens.Reload()
 	h.logWarnings(snapshot)
 	h.reconcile(h.background)
 	return h.publishNames()
@@ -469,7 +469,7 @@ func (h *House) closeStations() {
 		h.ldap.Close()
 	}
 	if h.tokens != nil {
-		h.tokens.Forget()
+		h.tokens.Close()
 	}
 	if h.directory != nil {
 		h.directory.Close()

@@ -115,7 +115,7 @@ func WhyLogin(ctx context.Context, data, who string, q LoginQuestion) (*LoginAns
 	house.ldap = &auth.LDAPPool{Dial: new(net.Dialer).DialContext, Now: time.Now}
 	defer house.ldap.Close()
 	house.tokens = newIssuers()
-	defer house.tokens.Forget()
+	defer house.tokens.Close()
 	view := snapshot.View(q.Service)
 	w := &whyLogin{
 		q: q, store: store, all: snapshot.View("all"), house: house, view: view,

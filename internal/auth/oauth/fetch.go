@@ -131,7 +131,9 @@ func (s *issuer) refresh(ctx context.Context, known bool) error {
 		keys, s.trouble = s.fetch(ctx)
 	}
 	if s.asked = s.now(); s.trouble == nil {
+		s.mu.Lock()
 		s.keys, s.fetched = keys, s.asked
+		s.mu.Unlock()
 	}
 	return s.trouble
 }
@@ -142,7 +144,7 @@ func (s *issuer) discover(ctx context.Context) error {
 	if s.keysURL != "" && now.Sub(s.discovered) < keysLife {
 		return nil
 	}
-	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, s.client), s.config.Issuer)
+	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, s.client.Load()), s.config.Issuer)
 	var found struct {
 		Keys string `json:"jwks_uri"`
 	}
@@ -168,7 +170,7 @@ func (s *issuer) fetch(ctx context.Context) ([]jose.JSONWebKey, error) {
 	if err != nil {
 		return fail(err)
 	}
-	response, err := s.client.Do(request)
+	response, err := s.client.Load().Do(request)
 	if err != nil {
 		return fail(err)
 	}
@@ -226,26 +228,34 @@ func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 		// RFC 8725 section 3.11: what was signed for something else is no access token.
 		return nil, fmt.Errorf("its type is %q", kind)
 	}
-	select {
-	case s.asking <- struct{}{}:
-	case <-ctx.Done():
-		k.trouble = fmt.Errorf("the issuer does not answer: %w", ctx.Err())
-		return nil, k.trouble
-	}
-	defer func() { <-s.asking }()
-	payload, known := verify(signed, s.keys)
+	payload, known, fresh := s.verify(signed)
 	switch {
-	case payload != nil && s.now().Sub(s.fetched) < keysLife:
+	case payload != nil && fresh:
 		return payload, nil
 	case payload == nil && known && header.KeyID != "":
 		return nil, errors.New("its signature is wrong")
+	case payload != nil:
+		select {
+		case s.asking <- struct{}{}:
+		default:
+			// The keys of before are good as long as there are no others.
+			return payload, nil
+		}
+	default:
+		select {
+		case s.asking <- struct{}{}:
+		case <-ctx.Done():
+			k.trouble = fmt.Errorf("the issuer does not answer: %w", ctx.Err())
+			return nil, k.trouble
+		}
 	}
-	if err := s.refresh(ctx, payload != nil); err != nil && payload == nil {
+	err = s.refresh(ctx, payload != nil)
+	<-s.asking
+	if err != nil && payload == nil {
 		k.trouble = err
 		return nil, err
 	}
-	// The keys of before are good as long as there are no others.
-	if payload, known = verify(signed, s.keys); payload != nil {
+	if payload, known, _ = s.verify(signed); payload != nil {
 		return payload, nil
 	}
 	if known {
@@ -254,8 +264,13 @@ func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 	return nil, fmt.Errorf("the issuer has no key %q for %s", header.KeyID, header.Algorithm)
 }
 
-// verify gives what is signed, nil when that is by none of the keys; known tells that there are some that could be its.
-func verify(signed *jose.JSONWebSignature, keys []jose.JSONWebKey) (payload []byte, known bool) {
+// verify gives what is signed, nil when that is by none of the keys; known tells that there are some that could be its, fresh that they were looked
+// at lately.
+func (s *issuer) verify(signed *jose.JSONWebSignature) (payload []byte, known, fresh bool) {
+	s.mu.Lock()
+	keys := s.keys
+	fresh = s.now().Sub(s.fetched) < keysLife
+	s.mu.Unlock()
 	header := signed.Signatures[0].Protected
 	for _, key := range keys {
 		if header.KeyID != "" && key.KeyID != header.KeyID || key.Algorithm != "" && key.Algorithm != header.Algorithm {
@@ -263,8 +278,8 @@ func verify(signed *jose.JSONWebSignature, keys []jose.JSONWebKey) (payload []by
 		}
 		known = true
 		if payload, err := signed.Verify(&key); err == nil {
-			return payload, true
+			return payload, true, fresh
 		}
 	}
-	return nil, known
+	return nil, known, fresh
 }

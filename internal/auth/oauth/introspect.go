@@ -79,7 +79,7 @@ func (s *issuer) ask(ctx context.Context, token string) (said claims, err error)
 	request.Header.Set("Accept", "application/json")
 	// RFC 6749 section 2.3.1: both are encoded before.
 	request.SetBasicAuth(url.QueryEscape(s.config.ClientID), url.QueryEscape(s.config.Secret))
-	response, err := s.client.Do(request)
+	response, err := s.client.Load().Do(request)
 	if err != nil {
 		return nil, err
 	}

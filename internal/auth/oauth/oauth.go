@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -162,13 +163,29 @@ func (s *Issuers) issuer(c Config) (*issuer, error) {
 	if s.all == nil {
 		s.all = map[Config]*issuer{}
 	}
-	one := &issuer{config: c, now: s.Now, client: client, asking: make(chan struct{}, 1), answers: map[[sha256.Size]byte]answer{}}
+	one := &issuer{config: c, now: s.Now, asking: make(chan struct{}, 1), answers: map[[sha256.Size]byte]answer{}}
+	one.client.Store(client)
 	s.all[c] = one
 	return one, nil
 }
 
-// Forget forgets keys and answers, so that files of authorities are read again.
-func (s *Issuers) Forget() {
+// Reload reads files of authorities again, and forgets what introspection said. Keys stay: the issuer may be down.
+func (s *Issuers) Reload() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, one := range s.all {
+		// A file that is not whole is reported by Check.
+		if client, err := newClient(s.Dial, c.CA, c.Loopback); err == nil {
+			one.client.Swap(client).CloseIdleConnections()
+		}
+		one.mu.Lock()
+		clear(one.answers)
+		one.mu.Unlock()
+	}
+}
+
+// Close closes connections and forgets all.
+func (s *Issuers) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drop()
@@ -176,7 +193,7 @@ func (s *Issuers) Forget() {
 
 func (s *Issuers) drop() {
 	for _, one := range s.all {
-		one.client.CloseIdleConnections()
+		one.client.Load().CloseIdleConnections()
 	}
 	clear(s.all)
 }
@@ -185,20 +202,21 @@ func (s *Issuers) drop() {
 type issuer struct {
 	config Config
 	now    func() time.Time
-	client *http.Client
+	client atomic.Pointer[http.Client]
 
-	// asking is held by who looks at the keys or asks for them; the fields below it are its.
+	// asking is held by who asks for the keys; the fields below it are its.
 	asking chan struct{}
 	// keysURL is where the keys are, as was discovered.
 	keysURL    string
 	discovered time.Time
-	keys       []jose.JSONWebKey
-	fetched    time.Time
 	// asked is when the issuer was asked last, trouble what came of it.
 	asked   time.Time
 	trouble error
 
-	mu      sync.Mutex
+	mu sync.Mutex
+	// keys are those that were fetched last; who knows the key of his token waits for nobody.
+	keys    []jose.JSONWebKey
+	fetched time.Time
 	answers map[[sha256.Size]byte]answer
 }
 

@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -58,7 +59,7 @@ func start(t *testing.T) *fixture {
 	f := &fixture{Issuer: i, now: time.Now().Truncate(time.Second)}
 	i.Now = f.clock
 	f.Issuers = &Issuers{Dial: new(net.Dialer).DialContext, Now: f.clock, Running: make(chan struct{}, 4)}
-	t.Cleanup(f.Forget)
+	t.Cleanup(f.Issuers.Close)
 	f.config = Config{Issuer: i.URL, Audiences: "mail post", Claim: "email", Scopes: "mail", Skew: time.Minute, CA: i.CA, Timeout: 10 * time.Second, Remember: time.Minute}
 	return f
 }
@@ -224,7 +225,7 @@ func TestDown(t *testing.T) {
 		t.Errorf("an issuer that is down is asked for each token")
 	}
 	f.pass(keysAge)
-	f.Forget()
+	f.Issuers.Close()
 	f.want(t, f.config, token, "temporary: ")
 	for name, answer := range map[string]func(w http.ResponseWriter, r *http.Request) bool{
 		"no JSON": func(w http.ResponseWriter, _ *http.Request) bool { fmt.Fprint(w, "<html>"); return true },
@@ -259,13 +260,13 @@ func TestDown(t *testing.T) {
 			}
 			return answer(w, r)
 		})
-		f.Forget()
+		f.Issuers.Close()
 		if got := f.says(t, f.config, token); !strings.HasPrefix(got, "temporary: ") || len(got) > 500 {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
-	f.Close()
-	f.Forget()
+	f.Issuer.Close()
+	f.Issuers.Close()
 	f.want(t, f.config, token, "temporary: ")
 }
 
@@ -283,6 +284,74 @@ func TestSlow(t *testing.T) {
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("it took %s", took)
 	}
+}
+
+// TestUnknownKeyWhileSlow: who has a key that is known waits for nobody whose key is not.
+func TestUnknownKeyWhileSlow(t *testing.T) {
+	f := start(t)
+	good := f.Token("ann@here.test", nil)
+	f.want(t, f.config, good, "ann@here.test")
+	f.pass(keysAge)
+	f.Rotate()
+	fresh := f.Token("bob@here.test", nil)
+	asked, answer := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	f.Answer(func(http.ResponseWriter, *http.Request) bool {
+		once.Do(func() { close(asked) })
+		<-answer
+		return false
+	})
+	var wait sync.WaitGroup
+	wait.Go(func() { f.want(t, f.config, fresh, "bob@here.test") })
+	<-asked
+	f.want(t, f.config, good, "ann@here.test")
+	close(answer)
+	wait.Wait()
+}
+
+// TestReload: the file of authorities is read again, answers are asked for again, and keys stay while the issuer is down.
+func TestReload(t *testing.T) {
+	f := start(t)
+	good := f.Token("ann@here.test", nil)
+	trusted, err := os.ReadFile(f.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate := func(text []byte) {
+		t.Helper()
+		if err := os.WriteFile(f.CA, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Of an authority that has signed nothing here.
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1)}, &x509.Certificate{SerialNumber: big.NewInt(1)}, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	f.want(t, f.config, good, "temporary: ")
+	certificate(trusted)
+	f.pass(keysAge)
+	f.want(t, f.config, good, "temporary: ")
+	f.Reload()
+	f.pass(keysAge)
+	f.want(t, f.config, good, "ann@here.test")
+	f.Answer(fake.Down)
+	f.Reload()
+	f.want(t, f.config, good, "ann@here.test")
+	f.Answer(nil)
+	c := f.config
+	c.Introspection, c.ClientID, c.Secret = f.URL+fake.Introspection, fake.Client, fake.Secret
+	opaque := f.Opaque("ann@here.test", nil)
+	f.want(t, c, opaque, "ann@here.test")
+	f.Revoke(opaque)
+	f.want(t, c, opaque, "ann@here.test")
+	f.Reload()
+	f.want(t, c, opaque, "not active")
 }
 
 // TestUntrusted: neither another authority's certificate nor clear text.
@@ -483,7 +552,7 @@ func TestGrants(t *testing.T) {
 	if get(); f.Requests(fake.TokenEndpoint) != 2 {
 		t.Error("not renewed before its end")
 	}
-	f.Forget()
+	f.Issuers.Close()
 	g.Forget(file)
 	if get(); f.Requests(fake.TokenEndpoint) != 3 {
 		t.Error("a token that was not taken is used again")
