@@ -40,8 +40,8 @@ func tokenConfig(v *settings.View) (oauth.Config, error) {
 	return c, c.Check()
 }
 
-func newIssuers() *oauth.Issuers {
-	return &oauth.Issuers{Dial: new(net.Dialer).DialContext, Now: time.Now, Running: make(chan struct{}, maxTokens)}
+func newIssuers(logger *slog.Logger) *oauth.Issuers {
+	return &oauth.Issuers{Dial: new(net.Dialer).DialContext, Now: time.Now, Running: make(chan struct{}, maxTokens), Logger: logger}
 }
 
 // Tokens implements auth.Authority.
@@ -55,15 +55,18 @@ func (a authority) Token(ctx context.Context, attempt auth.Attempt) (auth.Identi
 		return a.Accounts.Token(ctx, attempt)
 	}
 	config, err := tokenConfig(a.sources.view())
-	if err != nil {
-		return auth.Identity{}, auth.Unavailable(err)
+	name := ""
+	if err == nil {
+		name, err = a.sources.h.tokens.User(ctx, config, attempt.Password)
 	}
-	name, err := a.sources.h.tokens.User(ctx, config, attempt.Password)
 	var refused *oauth.Refusal
 	switch {
 	case errors.As(err, &refused):
 		err = auth.Refused(err)
 	case err != nil:
+		if !errors.Is(ctx.Err(), context.Canceled) {
+			a.sources.h.tokens.Report(err)
+		}
 		return auth.Identity{}, auth.Unavailable(err)
 	}
 	var identity auth.Identity

@@ -255,7 +255,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	h.passwordPrograms = make(chan struct{}, maxPrograms)
 	h.passwordServers = make(chan struct{}, maxServers)
 	h.ldap = &auth.LDAPPool{Dial: new(net.Dialer).DialContext, Now: time.Now}
-	h.tokens = newIssuers()
+	h.tokens = newIssuers(h.log)
 	if h.config.Child != nil || os.Geteuid() == 0 {
 		h.system = &systemUsers{newCheckers(opPasswords, h.config.Child, checkSystem), h.hostname}
 	}

@@ -114,7 +114,7 @@ func WhyLogin(ctx context.Context, data, who string, q LoginQuestion) (*LoginAns
 	house.settings.Store(snapshot)
 	house.ldap = &auth.LDAPPool{Dial: new(net.Dialer).DialContext, Now: time.Now}
 	defer house.ldap.Close()
-	house.tokens = newIssuers()
+	house.tokens = newIssuers(slog.New(slog.DiscardHandler))
 	defer house.tokens.Close()
 	view := snapshot.View(q.Service)
 	w := &whyLogin{

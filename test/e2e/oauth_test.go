@@ -159,6 +159,9 @@ func TestTokens(t *testing.T) {
 			t.Errorf("%s with an issuer that is down:\n%s", door, out)
 		}
 	}
+	if log := in.Log(); strings.Count(log, "logins by OAuth tokens get a temporary error") != 1 {
+		t.Errorf("the log does not say once that tokens cannot be judged:\n%s", log)
+	}
 	i.Answer(nil)
 	if ok, out := tryToken(t, in, "smtpd.587", "OAUTHBEARER", alice, opaque); !ok {
 		t.Errorf("with an issuer that is back:\n%s", out)

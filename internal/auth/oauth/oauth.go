@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"net"
 	"net/http"
@@ -115,9 +116,22 @@ type Issuers struct {
 	Now  func() time.Time
 	// Running bounds how many tokens are looked at at once: a place is taken by a send.
 	Running chan struct{}
+	// Logger is told by Report.
+	Logger *slog.Logger
 
-	mu  sync.Mutex
-	all map[Config]*issuer
+	mu     sync.Mutex
+	all    map[Config]*issuer
+	warned time.Time
+}
+
+// Report logs what keeps tokens from being looked at, at most once a minute: each login would say the same.
+func (s *Issuers) Report(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := s.Now(); now.Sub(s.warned) >= time.Minute {
+		s.warned = now
+		s.Logger.Warn("logins by OAuth tokens get a temporary error: " + err.Error())
+	}
 }
 
 // User gives the name of the user that a token names by the claim of c. The token's claims are nobody's secret, but the token is: it is in no

@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -470,6 +471,21 @@ func TestRemembered(t *testing.T) {
 		if _, err := f.issuer(c); err != nil || len(f.all) > maxIssuers {
 			t.Fatalf("%d issuers, %v", len(f.all), err)
 		}
+	}
+}
+
+// TestReport: one line a minute.
+func TestReport(t *testing.T) {
+	var log bytes.Buffer
+	f := start(t)
+	f.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	for range 3 {
+		f.Report(errors.New("the issuer is down"))
+	}
+	f.pass(time.Minute)
+	f.Report(errors.New("the issuer is down"))
+	if n := strings.Count(log.String(), "the issuer is down"); n != 2 {
+		t.Errorf("%d lines", n)
 	}
 }
 
