@@ -3,7 +3,9 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/indigomail/indigo/test/instance"
 	"github.com/indigomail/indigo/test/issuer"
+	"github.com/indigomail/indigo/test/postfix"
 )
 
 // startIssuer starts an issuer of tokens whose certificate's authority every user may read.
@@ -299,5 +302,112 @@ func TestTokensForRelays(t *testing.T) {
 	after, err := os.ReadFile(filepath.Join(near.Ready.Data, "control", "far.token"))
 	if err != nil || strings.Contains(string(after), refresh) || !strings.Contains(string(after), "refresh_token ") || i.Requests(issuer.TokenEndpoint) != 1 {
 		t.Errorf("%v, %d requests\n%s", err, i.Requests(issuer.TokenEndpoint), after)
+	}
+}
+
+// TestTokensWithPostfix: deliveries log in by tokens at a Postfix whose Dovecot asks the issuer; and users log in by tokens at a Postfix that asks Indigo.
+func TestTokensWithPostfix(t *testing.T) {
+	need(t, "dovecot", "curl")
+	if why := postfix.Missing(); why != "" {
+		missing(t, why)
+	}
+	if out, err := exec.Command("dovecot", "--version").Output(); err != nil || !strings.HasPrefix(string(out), "2.3.") {
+		missing(t, fmt.Sprintf("Dovecot %s: the configuration is of version 2.3", strings.TrimSpace(string(out))))
+	}
+	i, in := startIssuer(t), up(t)
+	dir := folder(t)
+	certificate := filepath.Join(dir, "cert.pem")
+	pem, err := os.ReadFile(filepath.Join(in.Ready.Data, "certs", "servercert.pem"))
+	if err == nil {
+		err = os.WriteFile(certificate, pem, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := func(socket string) *postfix.Instance {
+		t.Helper()
+		p, err := postfix.Start(within(t, time.Minute), postfix.Config{Dir: folder(t), Port: freePort(t), Users: []string{"bob@postfix.test"}, Settings: []string{
+			"smtpd_sasl_auth_enable = yes", "smtpd_sasl_type = dovecot", "smtpd_sasl_path = " + socket, "smtpd_sasl_security_options = noanonymous", "smtpd_tls_security_level = may",
+			"smtpd_tls_cert_file = " + certificate, "smtpd_tls_key_file = " + certificate, "smtpd_recipient_restrictions = permit_sasl_authenticated, reject", "mynetworks = 192.0.2.1/32",
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("end of postfix's log:\n%s", p.Log())
+			}
+			if err := p.Stop(); err != nil {
+				t.Error(err)
+			}
+		})
+		return p
+	}
+	// Dovecot asks as programs ask for a user's own data: with the token itself.
+	i.Answer(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path != "/userinfo" {
+			return false
+		}
+		if r.Header.Get("Authorization") != "Bearer tok.en-of-bob" {
+			http.Error(w, "who?", http.StatusUnauthorized)
+			return true
+		}
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"email":"bob@postfix.test"}`)
+		return true
+	})
+	socket, passdb := filepath.Join(dir, "sasl"), filepath.Join(dir, "oauth2.conf")
+	text := fmt.Sprintf("introspection_mode = auth\nintrospection_url = %s/userinfo\nusername_attribute = email\ntls_ca_cert_file = %s\n", i.URL, i.CA)
+	if err := os.WriteFile(passdb, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dovecot(t, fmt.Sprintf(`auth_mechanisms = xoauth2 oauthbearer
+passdb {
+  driver = oauth2
+  mechanisms = xoauth2 oauthbearer
+  args = %s
+}
+userdb {
+  driver = static
+  args = uid=65534 gid=65534 home=/nonexistent
+}
+service auth {
+  unix_listener %s {
+    mode = 0666
+  }
+}
+`, passdb, socket))
+	p := start(socket)
+	_, port, _ := strings.Cut(p.Address(), ":")
+	for _, m := range []string{"OAUTHBEARER", "XOAUTH2"} {
+		route := ":[127.0.0.1]:" + port + " bob@postfix.test %s AUTH_SMTP=" + m
+		if r := sendBy(t, fmt.Sprintf(route, "tok.en-of-bob"), "bob@postfix.test", false); r.Err != nil {
+			t.Errorf("%s: %v\n%s", m, r.Err, strings.Join(r.Dialogue, "\n"))
+		}
+		r := sendBy(t, fmt.Sprintf(route, "wr.ong"), "bob@postfix.test", false)
+		said := strings.Join(r.Dialogue, "\n")
+		if r.Err == nil || r.Err.Code != 454 || strings.Contains(said, "wr.ong") {
+			t.Errorf("%s by a wrong token: %v\n%s", m, r.Err, said)
+		}
+	}
+	// The other way round.
+	i.Answer(nil)
+	trust(t, in, i)
+	stop(t, in)
+	socket = filepath.Join(dir, "indigo")
+	control(t, in, "dovecotauthsocket", socket+"\n")
+	control(t, in, "dovecotsocketmode", "0666\n")
+	in = again(t, in.Ready.Data)
+	p = start(socket)
+	host, port, _ := strings.Cut(p.Address(), ":")
+	for _, c := range []struct {
+		audience string
+		in       bool
+	}{{"mail", true}, {"shop", false}} {
+		token := i.Token("alice@indigo.test", map[string]any{"aud": c.audience})
+		a := attempt{mechanism: "OAUTHBEARER", security: "starttls", password: token, user: "alice@indigo.test", host: host, port: port}
+		if ok, out := curlLogin(t, in, "smtp", certificate)(a); ok != c.in || !c.in && !strings.Contains(out, "535 5.7.8") {
+			t.Errorf("a token for %s at a Postfix that asks Indigo: %v\n%s\n%s", c.audience, ok, out, in.Log())
+		}
 	}
 }
