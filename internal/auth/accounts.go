@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -9,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strings"
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/mailerr"
 )
 
 // Accounts is the Authority over the directory: a Password for what the client sends as it is, and what challenges need beside.
@@ -51,8 +54,11 @@ func LoadKey(file string) ([]byte, error) {
 	return key, nil
 }
 
-// account gives the name that failures for it are counted under, all spellings as one.
+// account gives the name that failures for it are counted under, all spellings as one; "" where the client gave none.
 func (a *Accounts) account(ctx context.Context, attempt Attempt) string {
+	if attempt.User == "" {
+		return ""
+	}
 	name, err := a.complete(ctx, attempt)
 	if err != nil {
 		name = attempt.User
@@ -84,6 +90,48 @@ func (a *Accounts) Identify(ctx context.Context, attempt Attempt) (Identity, err
 		return Identity{}, errFailed.Because(err)
 	}
 	return Identity{Address: user.Address(), Home: user.Dir, Quota: user.Quota}, nil
+}
+
+// Tokens is Authority's: nobody is known here who could judge them.
+func (a *Accounts) Tokens() bool { return false }
+
+// Token is Authority's.
+func (a *Accounts) Token(context.Context, Attempt) (Identity, error) {
+	return Identity{}, Refused(errors.New("no tokens are taken here"))
+}
+
+// AdmitNamed lets in the user whom a token names, if the name that the client gave, when it gave one, means the same user.
+func (a *Accounts) AdmitNamed(ctx context.Context, attempt Attempt, name string) (Identity, error) {
+	named := attempt
+	// The token does not know which address of this host the client came to.
+	named.User, named.Password, named.Local = name, "", netip.Addr{}
+	if attempt.User == "" {
+		if _, err := a.Before(ctx, named); err != nil {
+			return Identity{}, err
+		}
+	}
+	identity, err := a.Identify(ctx, named)
+	if err != nil {
+		return Identity{}, namedError(name, err)
+	}
+	if attempt.User != "" {
+		meant, err := a.Identify(ctx, attempt)
+		if err != nil {
+			return Identity{}, err
+		}
+		if meant.Address.Key() != identity.Address.Key() {
+			return Identity{}, errFailed.Because(fmt.Errorf("the token is that of %s, not of %s", identity.Address, meant.Address))
+		}
+	}
+	return identity, a.Admit(ctx, identity, attempt)
+}
+
+// namedError adds whom a token names to a refusal.
+func namedError(name string, err error) error {
+	if refusal := mailerr.From(err); refusal.Code == errFailed.Code {
+		return refusal.Because(fmt.Errorf("the token names %s: %w", name, cmp.Or(refusal.Cause, errors.New(refusal.Text))))
+	}
+	return err
 }
 
 // Decoy is Authority's.

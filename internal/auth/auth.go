@@ -12,7 +12,8 @@ import (
 // Attempt is one try to log in.
 type Attempt struct {
 	// User is the name as the client gave it; a bare name belongs to the domain of Local, or else to the default domain.
-	User     string
+	User string
+	// Password is what the client sent as it is: for OAUTHBEARER and XOAUTH2 the token; "" where it proved something else.
 	Password string
 	// Local is the address of this host that the client connected to.
 	Local netip.Addr

@@ -28,6 +28,10 @@ type Authority interface {
 	Identify(ctx context.Context, a Attempt) (Identity, error)
 	// Admit tells whether one is let in who has proved to be the user.
 	Admit(ctx context.Context, identity Identity, a Attempt) error
+	// Tokens tells whether OAuth 2.0 tokens are taken. Token lets in whom the attempt's password, which is one, names; its error may be a
+	// *sasl.TokenRefusal.
+	Tokens() bool
+	Token(ctx context.Context, a Attempt) (Identity, error)
 	// Decoy gives a secret made of the name alone, the same for all spellings of it; see sasl.Store.
 	Decoy(user string) []byte
 	// Forms tells what is kept of any user.
@@ -51,8 +55,6 @@ type Connection struct {
 	// TLS is nil in clear; Certificate is the one that this side showed, nil when that is not known.
 	TLS         *tls.ConnectionState
 	Certificate *x509.Certificate
-	// Token finds out whose an OAuth 2.0 token is; see sasl.Config. Nil means that nobody can.
-	Token func(ctx context.Context, user, token string) (name string, err error)
 }
 
 // Terms gives what hangs on at this moment which mechanisms are offered. It asks the directory too; when that cannot answer, only what needs nothing
@@ -61,7 +63,7 @@ func (c *Connection) Terms(ctx context.Context) Terms {
 	t := Terms{
 		SecureAuth: settings.SecureAuth.Get(c.Settings), ForceTLS: settings.ForceTLS.Get(c.Settings), EnableCRAM: settings.EnableCRAM.Get(c.Settings),
 		External: settings.AuthExternal.Get(c.Settings), TLS: c.TLS != nil, Bindable: len(sasl.Bindings(c.TLS, c.Certificate)) > 0,
-		Certified: len(sasl.Addresses(c.TLS)) > 0, Tokens: c.Token != nil,
+		Certified: len(sasl.Addresses(c.TLS)) > 0, Tokens: c.Authority.Tokens(),
 		Disabled: func(name string) bool {
 			key, ok := settings.DisableMechanism[name]
 			return ok && key.Get(c.Settings)
@@ -100,7 +102,7 @@ func (c *Connection) Begin(ctx context.Context, mechanism string) (*Exchange, er
 	}
 	e := &Exchange{connection: c, mechanism: mechanism}
 	e.Server = sasl.New(mechanism, sasl.Config{
-		Store: e, Host: c.Host, Service: c.Protocol, TLS: c.TLS, Certificate: c.Certificate, Offered: offered, Token: c.Token,
+		Store: e, Host: c.Host, Service: c.Protocol, TLS: c.TLS, Certificate: c.Certificate, Offered: offered, Token: e.token,
 		KeysOnly: t.keysOnly(),
 	})
 	if e.Server == nil {
@@ -133,11 +135,13 @@ type Exchange struct {
 	// User is the name as the client gave it, once it has; Identity is who logged in, once the exchange has succeeded.
 	User     string
 	Identity Identity
+	// Refused is why a token is not taken, once the client has been told by a challenge: what it says to that, if it stays, changes nothing.
+	Refused error
 }
 
 // Next is sasl.Server's, with the count of failed logins around it.
 func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte, done bool, err error) {
-	if e.User != "" {
+	if e.User != "" && !e.told {
 		// Other connections may have failed since the challenge.
 		if _, err := e.connection.Authority.Before(ctx, e.attempt(e.User, "")); err != nil {
 			return nil, true, err
@@ -176,6 +180,23 @@ func (e *Exchange) Authenticate(ctx context.Context, user, password string) (err
 	defer func() { e.connection.Authority.After(ctx, attempt, e.Identity, err) }()
 	e.Identity, err = e.connection.Authority.Verify(ctx, attempt)
 	return err
+}
+
+// token is sasl.Config's. The guard takes a token for a password: the same bad one counts once.
+func (e *Exchange) token(ctx context.Context, user, token string) (err error) {
+	attempt := e.attempt(user, token)
+	if attempt.Known, err = e.connection.Authority.Before(ctx, attempt); err != nil {
+		return err
+	}
+	e.told = true
+	defer func() { e.connection.Authority.After(ctx, attempt, e.Identity, err) }()
+	identity, err := e.connection.Authority.Token(ctx, attempt)
+	if err != nil {
+		e.Refused = err
+		return err
+	}
+	e.Identity, e.User = identity, identity.Address.String()
+	return nil
 }
 
 // Admit is sasl.Store's.

@@ -481,3 +481,124 @@ func switched(t *testing.T, files ...string) *settings.View {
 	snapshot, _ := settings.Inspect(dir)
 	return snapshot.View("smtpd.587")
 }
+
+// bearers are Accounts that know tokens: what stands behind "for " is whom one names.
+type bearers struct{ *Accounts }
+
+func (bearers) Tokens() bool { return true }
+
+func (b bearers) Token(ctx context.Context, a Attempt) (Identity, error) {
+	name, ok := strings.CutPrefix(a.Password, "for-")
+	switch {
+	case a.Password == "down":
+		return Identity{}, Unavailable(errors.New("the issuer is down"))
+	case !ok:
+		return Identity{}, &sasl.TokenRefusal{Err: Refused(errors.New("expired"))}
+	}
+	return b.AdmitNamed(ctx, a, name)
+}
+
+// TestTokens: whom a token lets in, by either mechanism, and how failures are counted.
+func TestTokens(t *testing.T) {
+	const wrong = "535 5.7.8 authorization failed (#5.7.8)"
+	var log strings.Builder
+	limits := Limits{Client: 3, Account: 5, Time: time.Minute}
+	a := accounts(t)
+	// renew forgets all failures.
+	renew := func() {
+		a.guard = NewGuard(GuardConfig{Limits: func(string) Limits { return limits }, Now: time.Now, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	}
+	say := func(user, token string) (string, *Exchange) {
+		t.Helper()
+		c := &Connection{Authority: bearers{a}, Service: "smtpd.587", Protocol: "smtp", Host: "mx.d.example", TLS: &tls.ConnectionState{}, Client: netip.MustParseAddr("192.0.2.7")}
+		e, err := c.Begin(t.Context(), "OAUTHBEARER")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if user != "" {
+			user = "a=" + user
+		}
+		_, done, err := e.Next(t.Context(), []byte("n,"+user+",\x01auth=Bearer "+token+"\x01\x01"))
+		if !done {
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, done, err = e.Next(t.Context(), []byte{1})
+		}
+		if !done {
+			t.Fatal("no end")
+		}
+		if err != nil {
+			return mailerr.From(err).Reply(), e
+		}
+		return "", e
+	}
+	for _, c := range []struct{ user, token, want string }{
+		{"plain@d.example", "for-plain@d.example", ""},
+		{"plain", "for-PLAIN@D.example", ""},
+		{"", "for-plain@d.example", ""},
+		{"plain@d.example", "for-plain", ""},
+		{"scram@d.example", "for-plain@d.example", wrong},
+		{"plain@other.example", "for-plain@d.example", wrong},
+		{"plain@d.example", "for-nobody@d.example", wrong},
+		{"nobody@d.example", "for-nobody@d.example", wrong},
+		{"plain@d.example", "for-@", wrong},
+		{"plain@d.example", "old", wrong},
+		{"", "old", wrong},
+		{"off@d.example", "for-off@d.example", "535 5.7.8 this service is switched off for your account (#5.7.8)"},
+		{"broken@d.example", "for-broken@d.example", "454 4.7.0 temporary authentication failure (#4.7.0)"},
+		{"plain@d.example", "down", "454 4.7.0 temporary authentication failure (#4.7.0)"},
+	} {
+		renew()
+		got, e := say(c.user, c.token)
+		if got != c.want || got == "" && e.Identity.Address.Key() != "plain@d.example" {
+			t.Errorf("%s by %s: %q, %v", c.user, c.token, got, e.Identity.Address)
+		}
+	}
+	if strings.Contains(log.String(), "for-") || !strings.Contains(log.String(), "OAUTHBEARER") {
+		t.Errorf("the log has a token: %s", log.String())
+	}
+	const locked = "454 4.7.0 too many failed logins, try again later (#4.7.0)"
+	renew()
+	for range 10 {
+		if got, _ := say("plain", "old"); got != wrong {
+			t.Errorf("the same bad token: %s", got)
+		}
+	}
+	for n := range 2 {
+		if got, _ := say("plain", strings.Repeat("x", n+1)); got != wrong {
+			t.Errorf("another bad token, which is the last that is looked at: %s", got)
+		}
+	}
+	if got, _ := say("plain", "for-plain"); got != locked {
+		t.Errorf("%s", got)
+	}
+	// Where no user is given, no account is locked for all; but the one that the token names is as closed as by its name.
+	limits.Client, limits.Account = 0, 2
+	renew()
+	for n := range 5 {
+		if got, _ := say("", strings.Repeat("x", n+1)); got != wrong {
+			t.Errorf("%s", got)
+		}
+	}
+	if all := a.guard.Locks(true); len(all) != 1 || all[0].By != "client" {
+		t.Errorf("%+v", all)
+	}
+	for n := range 2 {
+		say("plain", strings.Repeat("y", n+1))
+	}
+	if got, _ := say("", "for-plain@d.example"); got != locked {
+		t.Errorf("a token of a locked account: %s", got)
+	}
+	// Who got in without a name is known for his own account alone.
+	renew()
+	if got, _ := say("", "for-plain@d.example"); got != "" {
+		t.Error(got)
+	}
+	if known, _ := a.guard.before(Attempt{Client: netip.MustParseAddr("192.0.2.7")}, ""); known {
+		t.Error("nobody is known")
+	}
+	if known, _ := a.guard.before(Attempt{Client: netip.MustParseAddr("192.0.2.7")}, "plain@d.example"); !known {
+		t.Error("the user is not known")
+	}
+}

@@ -148,7 +148,7 @@ func (g *Guard) before(a Attempt, account string) (known bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	at, seen := g.known.get(g.hash(account, client))
-	known = seen && now.Sub(time.Unix(at, 0)) < KnownTime
+	known = account != "" && seen && now.Sub(time.Unix(at, 0)) < KnownTime
 	if client == "" || known || limits.exempt(a.Client) {
 		return known, nil
 	}
@@ -159,7 +159,7 @@ func (g *Guard) before(a Attempt, account string) (known bool, err error) {
 		what  string
 	}{{g.clients, client, limits.Client, "client"}, {g.accounts, account, limits.Account, "account"}} {
 		f, ok := one.table.get(one.name)
-		if !ok || one.limit == 0 {
+		if !ok || one.limit == 0 || one.name == "" {
 			continue
 		}
 		f.fall(one.limit, limits, now)
@@ -171,10 +171,19 @@ func (g *Guard) before(a Attempt, account string) (known bool, err error) {
 		}
 	}
 	if a.Password != "" {
-		g.entry(g.clients, client, now).running++
-		g.entry(g.accounts, account, now).running++
+		for _, f := range g.both(client, account, now) {
+			f.running++
+		}
 	}
 	return false, nil
+}
+
+// both gives the entries of a client and of an account. Where the client gave no name, as tokens need none, there is the first alone.
+func (g *Guard) both(client, account string, now time.Time) []*failures {
+	if account == "" {
+		return []*failures{g.entry(g.clients, client, now)}
+	}
+	return []*failures{g.entry(g.clients, client, now), g.entry(g.accounts, account, now)}
 }
 
 func (g *Guard) entry(table *recent[string, *failures], name string, now time.Time) *failures {
@@ -207,12 +216,14 @@ func (g *Guard) count(a Attempt, known bool, account string, identity Identity, 
 	counted := client != "" && !limits.exempt(a.Client)
 	g.mu.Lock()
 	if a.Password != "" && counted && !known {
-		for _, f := range []*failures{g.entry(g.clients, client, now), g.entry(g.accounts, account, now)} {
+		for _, f := range g.both(client, account, now) {
 			f.running = max(0, f.running-1)
 		}
 	}
 	if err == nil && client != "" {
-		g.known.put(g.hash(account, client), now.Unix())
+		if account != "" {
+			g.known.put(g.hash(account, client), now.Unix())
+		}
 		g.known.put(g.hash(identity.Address.Key(), client), now.Unix())
 	}
 	// The right password for a service that is switched off is no wrong one.
@@ -231,13 +242,15 @@ func (g *Guard) count(a Attempt, known bool, account string, identity Identity, 
 			locks = append(locks, "client")
 		}
 		level := byClient.level
-		byAccount := g.entry(g.accounts, account, now)
-		byAccount.add(g.hash(a.Password), a.Password != "", limits.Account, limits, now)
-		if byAccount.lock(limits.Account, limits, now) {
-			locks = append(locks, "account")
-		}
-		if !known {
-			level = max(level, byAccount.level)
+		if account != "" {
+			byAccount := g.entry(g.accounts, account, now)
+			byAccount.add(g.hash(a.Password), a.Password != "", limits.Account, limits, now)
+			if byAccount.lock(limits.Account, limits, now) {
+				locks = append(locks, "account")
+			}
+			if !known {
+				level = max(level, byAccount.level)
+			}
 		}
 		wait = delay(level, limits.Delay)
 	}

@@ -62,6 +62,11 @@ func (people) Secrets(_ context.Context, a auth.Attempt) (auth.Identity, sasl.Se
 	return auth.Identity{}, sasl.Secrets{Clear: "secret"}, nil
 }
 
+func (people) Tokens() bool { return false }
+func (people) Token(context.Context, auth.Attempt) (auth.Identity, error) {
+	panic("no tokens are taken")
+}
+
 func (people) Identify(_ context.Context, a auth.Attempt) (auth.Identity, error) {
 	return auth.Identity{Address: addr.Address{Local: "ann", Domain: "here.test"}}, nil
 }

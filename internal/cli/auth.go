@@ -96,7 +96,7 @@ server's first message give the final one; with the server's final message as we
 			if token == "" {
 				return fmt.Errorf("%s needs a token, by --token-file", mechanism)
 			}
-			c.Token, err = app.readPassword(token)
+			c.Token, err = app.readToken(token)
 		default:
 			c.Password, err = app.secretOf(file)
 		}
@@ -279,9 +279,18 @@ Exit codes: 0 logged in by all that was tried, 1 refused, 2 there was no talk (c
 			return err
 		}
 		who := sasl.Credentials{User: args[0], Authorization: authzid, Realm: realm}
-		if token != "" {
-			who.Token, err = app.readPassword(token)
-		} else if m := strings.ToUpper(mechanism); m != "EXTERNAL" {
+		m := strings.ToUpper(mechanism)
+		bearer := m == "OAUTHBEARER" || m == "XOAUTH2"
+		switch {
+		case token != "":
+			who.Token, err = app.readToken(token)
+			if mechanism == "" {
+				mechanism = "OAUTHBEARER"
+			}
+		case bearer:
+			err = fmt.Errorf("%s needs a token, by --token-file", m)
+		}
+		if err == nil && !bearer && (file != "" || token == "" && m != "EXTERNAL") {
 			who.Password, err = app.secretOf(file)
 		}
 		if err != nil {
@@ -353,14 +362,15 @@ Exit codes: 0 logged in by all that was tried, 1 refused, 2 there was no talk (c
 
 func (app *App) authWhyCommand() *cobra.Command {
 	var q service.LoginQuestion
-	var ip, local, file string
+	var ip, local, file, token string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "why USER",
 		Short: "Tell why a user can log in or cannot: sources, stored forms, mechanisms, switches, failures",
 		Long: `Tell all that decides about a user's logins at a service: whom the name means, which sources of passwords know the user, what is stored of
 the password and which mechanisms can work with that, which of them are offered in clear and inside TLS, what is switched off or has expired, the
-last log-ins, and the latest failures with their causes. The password itself is checked with --password-file.
+last log-ins, and the latest failures with their causes. The password itself is checked with --password-file, an OAuth token with --token-file,
+for which its issuer is asked.
 
 It reads what is on the disk, with or without a running instance. Exit code 1 when the user cannot log in.`,
 		Example: "  indigo auth why alice@example.org\n  indigo auth why alice --service imapd.143 --ip 192.0.2.7 --password-file pw --json", Args: cobra.ExactArgs(1),
@@ -371,6 +381,7 @@ It reads what is on the disk, with or without a running instance. Exit code 1 wh
 	f.StringVar(&ip, "ip", "", "address that the user comes from, for the tcp rules")
 	f.StringVar(&local, "local", "", "address of this host that the user connects to, for names without a domain")
 	f.StringVar(&file, "password-file", "", "file with the password, - for standard input: it is checked")
+	f.StringVar(&token, "token-file", "", "file with an OAuth token, - for standard input: it is checked")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
@@ -390,6 +401,12 @@ It reads what is on the disk, with or without a running instance. Exit code 1 wh
 		if file != "" {
 			var err error
 			if q.Password, err = app.readPassword(file); err != nil {
+				return err
+			}
+		}
+		if token != "" {
+			var err error
+			if q.Token, err = app.readToken(token); err != nil {
 				return err
 			}
 		}
@@ -442,6 +459,9 @@ func (app *App) tellWhy(_ context.Context, a *service.LoginAnswer) error {
 	}
 	if a.Password != "" {
 		fmt.Fprintf(out, "password   : %s\n", a.Password)
+	}
+	if a.Token != "" {
+		fmt.Fprintf(out, "token      : %s\n", a.Token)
 	}
 	out.WriteString("mechanisms :\n")
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)

@@ -166,7 +166,10 @@ func (b *badCommand) Error() string { return b.text }
 func (c *session) readCommand() (tag string, words []word, err error) {
 	p := &splitter{}
 	for {
-		line, err := c.readLine(maxLine)
+		line, err := c.readLine(maxAuth)
+		if err == nil && len(line)+2 > maxLine && !authenticates(line) {
+			err = wire.ErrLineTooLong
+		}
 		if err == wire.ErrLineTooLong || err == wire.ErrBareNewline {
 			return p.tag(), nil, &badCommand{err.Error()}
 		}
@@ -201,6 +204,13 @@ func (c *session) readCommand() (tag string, words []word, err error) {
 		}
 		p.literal(b)
 	}
+}
+
+// authenticates tells whether a line is AUTHENTICATE, whose initial response may be a long token (RFC 4959).
+func authenticates(line string) bool {
+	_, rest, _ := strings.Cut(line, " ")
+	verb, _, _ := strings.Cut(rest, " ")
+	return strings.EqualFold(verb, "AUTHENTICATE")
 }
 
 func (c *session) readLine(limit int) (string, error) {
@@ -376,6 +386,10 @@ func (c *session) authenticate(tag string, args []word) {
 			return
 		case err != nil || text == "*":
 			c.end = err != nil
+			if exchange.Refused != nil {
+				c.login(tag, name, exchange, exchange.Refused)
+				return
+			}
 			c.wrong(tag, "cancelled")
 			return
 		}

@@ -3,6 +3,7 @@ package imapd
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"log/slog"
 	"net"
@@ -24,6 +25,16 @@ type anybody string
 
 func (a anybody) Verify(context.Context, auth.Attempt) (auth.Identity, error) {
 	return auth.Identity{Address: addr.Address{Local: "u", Domain: "d.test"}, Home: string(a), Quota: "10240S,10C"}, nil
+}
+
+func (anybody) Tokens() bool { return true }
+
+// Token lets in tokens of x alone.
+func (a anybody) Token(ctx context.Context, attempt auth.Attempt) (auth.Identity, error) {
+	if strings.Trim(attempt.Password, "x") != "" {
+		return auth.Identity{}, auth.Refused(errors.New("token expired"))
+	}
+	return a.Verify(ctx, attempt)
 }
 
 func (a anybody) Identify(ctx context.Context, attempt auth.Attempt) (auth.Identity, error) {
@@ -119,11 +130,36 @@ func TestQuota(t *testing.T) {
 func TestAuthenticate(t *testing.T) {
 	got := talk(t, "a AUTHENTICATE PLAIN\r\n*\r\nb AUTHENTICATE PLAIN !!\r\nc AUTHENTICATE PLAIN =\r\nd AUTHENTICATE NTLM\r\ne AUTHENTICATE CRAM-MD5\r\n"+
 		"f AUTHENTICATE PLAIN\r\n"+strings.Repeat("A", 13000)+"\r\ng AUTHENTICATE LOGIN\r\ndQ==\r\ncA==\r\nh AUTHENTICATE PLAIN x\r\ni LOGOUT\r\n")
-	want := []string{"* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- QUOTA QUOTA=RES-STORAGE QUOTA=RES-MESSAGE AUTH=PLAIN AUTH=LOGIN] h.test Indigo ready", "+ ", "a BAD cancelled", "b BAD malformed base64", "c BAD malformed response",
-		"d NO [CANNOT] unknown mechanism", "e NO [CANNOT] unknown mechanism", "+ ", "f BAD authentication exchange line is too long", "+ VXNlcm5hbWU6", "+ UGFzc3dvcmQ6", "g OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- QUOTA QUOTA=RES-STORAGE QUOTA=RES-MESSAGE AUTH=PLAIN AUTH=LOGIN] logged in",
+	want := []string{"* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- QUOTA QUOTA=RES-STORAGE QUOTA=RES-MESSAGE AUTH=PLAIN AUTH=LOGIN AUTH=OAUTHBEARER AUTH=XOAUTH2] h.test Indigo ready", "+ ", "a BAD cancelled", "b BAD malformed base64", "c BAD malformed response",
+		"d NO [CANNOT] unknown mechanism", "e NO [CANNOT] unknown mechanism", "+ ", "f BAD authentication exchange line is too long", "+ VXNlcm5hbWU6", "+ UGFzc3dvcmQ6", "g OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- QUOTA QUOTA=RES-STORAGE QUOTA=RES-MESSAGE AUTH=PLAIN AUTH=LOGIN AUTH=OAUTHBEARER AUTH=XOAUTH2] logged in",
 		"h BAD unknown command, or SELECT first", "* BYE logging out", "i OK done"}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// TestTokens: initial responses and continuations of tokens of 8 KiB, and what a token is refused with; other commands have no such long lines.
+func TestTokens(t *testing.T) {
+	say := func(token string) string {
+		return base64.StdEncoding.EncodeToString([]byte("n,a=u@d.test,\x01auth=Bearer " + token + "\x01\x01"))
+	}
+	long := strings.Repeat("x", 8192)
+	got := talk(t, "a AUTHENTICATE OAUTHBEARER "+say("old")+"\r\nAQ==\r\nb AUTHENTICATE OAUTHBEARER "+say(strings.Repeat("x", 9300))+"\r\nc NOOP "+strings.Repeat("x", maxLine)+"\r\n"+
+		"d authenticate oauthbearer "+say(long)+"\r\ne LOGOUT\r\n")
+	want := []string{"+ " + base64.StdEncoding.EncodeToString([]byte(`{"status":"invalid_token"}`)), "a NO [AUTHENTICATIONFAILED] authorization failed (#5.7.8)",
+		"* BAD line too long", "* BAD line too long", "d OK [CAPABILITY", "* BYE logging out", "e OK done"}
+	for i, line := range got[1:] {
+		if i >= len(want) || !strings.HasPrefix(line, want[i]) {
+			t.Fatalf("got:\n%s\nwant:\n%s", strings.Join(got[1:], "\n"), strings.Join(want, "\n"))
+		}
+	}
+	got = talk(t, "a AUTHENTICATE OAUTHBEARER "+say("old")+"\r\n*\r\nb LOGOUT\r\n")
+	if len(got) != 5 || !strings.HasPrefix(got[2], "a NO [AUTHENTICATIONFAILED]") {
+		t.Errorf("cancelled: %q", got)
+	}
+	got = talk(t, "a AUTHENTICATE OAUTHBEARER\r\n"+say(long)+"\r\nb LOGOUT\r\n")
+	if len(got) != 5 || got[1] != "+ " || !strings.HasPrefix(got[2], "a OK") {
+		t.Errorf("by continuation: %q", got)
 	}
 }
 

@@ -50,8 +50,8 @@ func (d *dialogue) auth(argument string) bool {
 		return d.say("AUTH "+mechanism, "")
 	}
 	store := &users{of: d.p.Users}
-	config := sasl.Config{Store: store, Host: d.p.Name, Service: "smtp", Offered: d.p.mechanisms(), Token: func(_ context.Context, user, token string) (string, error) {
-		return user, store.Authenticate(context.Background(), user, token)
+	config := sasl.Config{Store: store, Host: d.p.Name, Service: "smtp", Offered: d.p.mechanisms(), Token: func(_ context.Context, user, token string) error {
+		return store.Authenticate(context.Background(), user, token)
 	}}
 	if conn, ok := d.conn.(*tls.Conn); ok {
 		state := conn.ConnectionState()

@@ -171,7 +171,11 @@ func (c *session) serve() {
 		c.ok("%s Indigo POP3 ready", c.config.Hostname)
 	}
 	for !c.end {
-		line, err := c.readLine(maxLine)
+		line, err := c.readLine(maxAuth)
+		if err == nil && len(line)+2 > maxLine && !(len(line) > 4 && strings.EqualFold(line[:5], "AUTH ")) {
+			// RFC 5034 has clients send a long response by itself, and not all do.
+			err = wire.ErrLineTooLong
+		}
 		switch err {
 		case nil:
 			c.command(line)
@@ -392,6 +396,10 @@ func (c *session) authenticate(args string) {
 			return
 		case err != nil || initial == "*":
 			c.end = err != nil
+			if exchange.Refused != nil {
+				c.login(name, exchange, exchange.Refused)
+				return
+			}
 			c.wrong("cancelled")
 			return
 		}

@@ -3,6 +3,7 @@ package pop3d
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"log/slog"
 	"net"
@@ -24,6 +25,16 @@ type anybody string
 
 func (a anybody) Verify(context.Context, auth.Attempt) (auth.Identity, error) {
 	return auth.Identity{Address: addr.Address{Local: "u", Domain: "d.test"}, Home: string(a)}, nil
+}
+
+func (anybody) Tokens() bool { return true }
+
+// Token lets in tokens of x alone.
+func (a anybody) Token(ctx context.Context, attempt auth.Attempt) (auth.Identity, error) {
+	if strings.Trim(attempt.Password, "x") != "" {
+		return auth.Identity{}, auth.Refused(errors.New("token expired"))
+	}
+	return a.Verify(ctx, attempt)
 }
 
 func (a anybody) Identify(ctx context.Context, attempt auth.Attempt) (auth.Identity, error) {
@@ -112,7 +123,7 @@ func TestDialogue(t *testing.T) {
 // TestAuth: the replies to exchanges that go wrong, and to one that goes well.
 func TestAuth(t *testing.T) {
 	got := talk(t, "CAPA\r\nAUTH PLAIN\r\n*\r\nAUTH PLAIN !!\r\nAUTH PLAIN =\r\nAUTH NTLM\r\nAPOP u x\r\nAUTH PLAIN\r\n"+strings.Repeat("A", 13000)+"\r\nAUTH LOGIN\r\ndQ==\r\ncA==\r\nQUIT\r\n")
-	want := []string{"+OK h.test Indigo POP3 ready", "+OK capabilities follow", "TOP", "UIDL", "RESP-CODES", "PIPELINING", "AUTH-RESP-CODE", "USER", "SASL PLAIN LOGIN", "IMPLEMENTATION Indigo", ".",
+	want := []string{"+OK h.test Indigo POP3 ready", "+OK capabilities follow", "TOP", "UIDL", "RESP-CODES", "PIPELINING", "AUTH-RESP-CODE", "USER", "SASL PLAIN LOGIN OAUTHBEARER XOAUTH2", "IMPLEMENTATION Indigo", ".",
 		"+ ", "-ERR cancelled", "-ERR malformed base64", "-ERR malformed response", "-ERR unknown mechanism", "-ERR no timestamp for APOP", "+ ", "-ERR authentication exchange line is too long",
 		"+ VXNlcm5hbWU6", "+ UGFzc3dvcmQ6", "+OK 2 messages", "+OK bye"}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
@@ -131,6 +142,28 @@ func TestQuitFreesMailbox(t *testing.T) {
 	s.Handle(context.Background(), first)
 	if got := again.lines(); got[len(got)-1] != "+OK 2 messages" {
 		t.Errorf("%q", got)
+	}
+}
+
+// TestTokens: initial responses, which not all clients keep within 255 octets, and continuations of tokens of 8 KiB, and what a token is refused
+// with; other commands have no such long lines.
+func TestTokens(t *testing.T) {
+	say := func(token string) string {
+		return base64.StdEncoding.EncodeToString([]byte("user=u@d.test\x01auth=Bearer " + token + "\x01\x01"))
+	}
+	long := strings.Repeat("x", 8192)
+	got := talk(t, "AUTH XOAUTH2 "+say("old")+"\r\n\r\nAUTH XOAUTH2 "+say(strings.Repeat("x", 9300))+"\r\nNOOP "+strings.Repeat("x", maxLine)+"\r\nAUTH XOAUTH2 "+say(long)+"\r\nQUIT\r\n")
+	want := []string{"+ " + base64.StdEncoding.EncodeToString([]byte(`{"status":"401","schemes":"bearer"}`)), "-ERR [AUTH] authorization failed (#5.7.8)", "-ERR line too long", "-ERR line too long", "+OK 2 messages", "+OK bye"}
+	if strings.Join(got[1:], "\n") != strings.Join(want, "\n") {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got[1:], "\n"), strings.Join(want, "\n"))
+	}
+	got = talk(t, "AUTH XOAUTH2 "+say("old")+"\r\n*\r\nQUIT\r\n")
+	if len(got) != 4 || got[2] != "-ERR [AUTH] authorization failed (#5.7.8)" {
+		t.Errorf("cancelled: %q", got)
+	}
+	got = talk(t, "auth xoauth2\r\n"+say(long)+"\r\nQUIT\r\n")
+	if strings.Join(got[1:], "\n") != "+ \n+OK 2 messages\n+OK bye" {
+		t.Errorf("by continuation: %q", got)
 	}
 }
 

@@ -97,7 +97,9 @@ func noMechanism(t Target, c *Conn) error {
 func skip(mechanism string, who sasl.Credentials) string {
 	switch mechanism {
 	case "USER", "APOP", "LOGIN-COMMAND":
-		return ""
+		if who.Password == "" {
+			return "needs a password, not a token"
+		}
 	case "OAUTHBEARER", "XOAUTH2":
 		if who.Token == "" {
 			return "needs a token, not a password"
@@ -109,6 +111,9 @@ func skip(mechanism string, who sasl.Credentials) string {
 	default:
 		if !slices.Contains(sasl.Names(), mechanism) {
 			return "is not known to Indigo"
+		}
+		if who.Password == "" {
+			return "needs a password, not a token"
 		}
 	}
 	return ""

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/indigomail/indigo/internal/auth/sasl"
@@ -59,7 +60,10 @@ func (c *client) offered() []string {
 func (c *client) authenticate(w way) (refused bool, e *mailerr.Error) {
 	offered := c.offered()
 	who := sasl.Credentials{User: w.login.User, Password: w.login.Password, Token: w.login.Password, Host: c.target.name, Service: "smtp", Offered: offered}
-	c.hide(w.login.Password, encode([]byte(w.login.Password)))
+	if w.login.TokenFile != "" {
+		who.Token = w.token
+	}
+	c.hide(w.login.Password, encode([]byte(w.login.Password)), w.token)
 	if settings.SaltedPassword.Get(w.view) {
 		if !settings.IsSalted(w.login.Password) {
 			return false, c.misfit(w, "SALTED_PASSWORD is set, but the password is not one of 40, 64 or 128 digits in hexadecimal", false)
@@ -87,6 +91,10 @@ func (c *client) authenticate(w way) (refused bool, e *mailerr.Error) {
 			return false, nil
 		case e != nil:
 			if refused {
+				if w.login.TokenFile != "" {
+					c.note("! ", "the token is of the file "+w.login.TokenFile+", which stands in "+w.login.Where+": is it this user's, for this server, with the scope that its answer names?")
+					return refused, e
+				}
 				c.note("! ", "put right user and password in "+w.login.Where+", then `indigo reload`; if they are right, the server may not keep what "+mechanism+" needs: name another mechanism by AUTH_SMTP")
 			}
 			return refused, e
@@ -127,7 +135,11 @@ func (c *client) whyNone(w way, left []string) (why string, unverified bool) {
 		why += ", of which " + strings.Join(slices.DeleteFunc(slices.Clone(offered), func(m string) bool { return slices.Contains(left, m) }), " ") + " cannot be used"
 	}
 	if wanted := w.mechanisms(); wanted != nil {
-		why += ", AUTH_SMTP and SALTED_PASSWORD leave " + strings.Join(append(wanted, "no other"), ", ")
+		from := ", AUTH_SMTP and SALTED_PASSWORD leave "
+		if w.login.TokenFile != "" {
+			from = ", and for the token in the password's place there are "
+		}
+		why += from + strings.Join(append(wanted, "no other"), ", ")
 	}
 	return why, false
 }
@@ -164,6 +176,9 @@ func (c *client) exchange(mechanism string, who sasl.Credentials, bounce bool) (
 			bad = errors.New("the server goes on asking")
 		default:
 			response, bad = client.Next(challenge)
+			if mechanism == "OAUTHBEARER" || mechanism == "XOAUTH2" {
+				c.note("! ", "what the server says of the token: "+c.censor(strconv.QuoteToASCII(string(challenge))))
+			}
 		}
 		if bad == nil {
 			r, err = c.say("", response, true)

@@ -3,10 +3,12 @@ package remote
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/pbkdf2"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -283,6 +285,72 @@ func TestLongInitialResponse(t *testing.T) {
 	i.network.Listen("192.0.2.1:587", p.Serve)
 	if r := i.Deliver(t.Context(), job("far.test", "u"))[0]; r.Err != nil || !slices.Contains(p.Lines(), "AUTH XOAUTH2") || len(p.Mails()) != 1 {
 		t.Errorf("%v %q", r.Err, r.Dialogue)
+	}
+}
+
+// tokens give what stands in them by the file, and count whom a server did not take.
+type tokens struct {
+	of     map[string]string
+	forgot []string
+}
+
+func (f *tokens) Token(_ context.Context, file string) (string, error) {
+	if token := f.of[file]; token != "" {
+		return token, nil
+	}
+	return "", errors.New(file + ": nothing to be had")
+}
+
+func (f *tokens) Forget(file string) { f.forgot = append(f.forgot, file) }
+
+// TestTokenFiles: logins by the token of a file, by no other mechanisms than those for tokens, and what becomes of mail without one.
+func TestTokenFiles(t *testing.T) {
+	ways, ca := security(t)
+	config := ways["starttls"]
+	const route = ":relay.test:587 me token:control/t"
+	for _, tc := range []struct {
+		name, route string
+		peer        *lab.Peer
+		want, shown string
+		forgot      bool
+	}{
+		{"the better one", route, &lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "SCRAM-SHA-256", "XOAUTH2", "OAUTHBEARER"}}, "ok", "by OAUTHBEARER", false},
+		{"the only one", route, &lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "XOAUTH2"}}, "ok", "by XOAUTH2", false},
+		{"AUTH_SMTP", route + " AUTH_SMTP=PLAIN XOAUTH2", &lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "XOAUTH2", "OAUTHBEARER"}}, "ok", "by XOAUTH2", false},
+		{"switched off", route + " DISABLE_OAUTHBEARER=1", &lab.Peer{TLS: config, Mechanisms: []string{"XOAUTH2", "OAUTHBEARER"}}, "ok", "by XOAUTH2", false},
+		{"none is offered", route, &lab.Peer{TLS: config, Mechanisms: []string{"PLAIN", "CRAM-MD5"}}, "451 4.7.0", "for the token in the password's place there are OAUTHBEARER, XOAUTH2, no other", false},
+		{"not in clear", route, &lab.Peer{Mechanisms: []string{"XOAUTH2"}}, "451 4.7.0", "without TLS the server offers only XOAUTH2", false},
+		{"refused", route, &lab.Peer{TLS: config, Users: map[string]string{"me": "other"}, Mechanisms: []string{"OAUTHBEARER"}}, "454 4.7.8", `what the server says of the token: "{\"status\":\"invalid_token\"}"`, true},
+		{"no token", ":relay.test:587 me token:control/u", &lab.Peer{TLS: config, Mechanisms: []string{"XOAUTH2"}}, "451 4.7.0", "no token to log in at relay.test with, of user me in control/smtproutes:1: control/u: nothing to be had", false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var log bytes.Buffer
+			i := newInternetWith(t, relayZone, viewOf(t, map[string]string{"smtproutes": tc.route, "remote_tls_ca": ca}), slog.NewTextHandler(&log, nil))
+			defer i.Close()
+			source := &tokens{of: map[string]string{"control/t": "tok.en-of-me"}}
+			i.config.Tokens = source
+			if tc.peer.Name = "relay.test"; tc.peer.Users == nil {
+				tc.peer.Users = map[string]string{"me": "tok.en-of-me"}
+			}
+			i.network.Listen("192.0.2.1:587", tc.peer.Serve)
+			r := i.Deliver(t.Context(), job("far.test", "u"))[0]
+			got, said := "ok", strings.Join(r.Dialogue, "\n")
+			if r.Err != nil {
+				got = r.Err.Reply()
+				said += r.Err.Error()
+			}
+			if !strings.HasPrefix(got, tc.want) || !strings.Contains(said, tc.shown) || (len(source.forgot) > 0) != tc.forgot {
+				t.Errorf("%s, forgot %v\n%s", got, source.forgot, said)
+			}
+			if said += log.String() + r.Text; strings.Contains(said, "tok.en-of-me") || strings.Contains(said, encode([]byte("tok.en-of-me"))) {
+				t.Errorf("the token is shown:\n%s", said)
+			}
+		})
+	}
+	i := newInternetWith(t, relayZone, viewOf(t, map[string]string{"smtproutes": route}), slog.DiscardHandler)
+	defer i.Close()
+	if r := i.Deliver(t.Context(), job("far.test", "u"))[0]; r.Err == nil || r.Err.Code != 451 {
+		t.Errorf("where no tokens can be had: %v", r.Err)
 	}
 }
 

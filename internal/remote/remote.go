@@ -36,6 +36,8 @@ type Config struct {
 	Hostname func() string
 	Now      func() time.Time
 	Logger   *slog.Logger
+	// Tokens gets the tokens of routes that have a file in the password's place; nil where none can be had.
+	Tokens TokenSource
 	// Memory is a file that keeps what is known of dead hosts from one process to the next, as qmail's tcpto; "" means none.
 	Memory string
 	// Lists looks into lists; nil looks into texts and constant databases only.
@@ -49,6 +51,13 @@ type Config struct {
 // Lists looks keys up in a control file that may be a text, a constant database or a table of SQL; see lists.Finder.
 type Lists interface {
 	Find(ctx context.Context, l *settings.List, keys ...string) (lists.Hit, error)
+}
+
+// TokenSource gives the OAuth token of a file for logging in; *oauth.Grants is one. Forget is told that a server did not take it. The
+// error is for the operator.
+type TokenSource interface {
+	Token(ctx context.Context, file string) (token string, err error)
+	Forget(file string)
 }
 
 const (
@@ -324,6 +333,13 @@ func (d *Deliverer) deliver(ctx context.Context, job *queue.Delivery, w way, err
 	if e := d.wasRefused(key); e != nil {
 		return all(job, e, []string{"! " + route.Host + " refused the login lately; it is tried again when user, password or settings have changed, or a few minutes later"})
 	}
+	if w.login.TokenFile != "" {
+		if w.token, err = d.token(ctx, w.login.TokenFile); err != nil {
+			err = fmt.Errorf("no token to log in at %s with, of user %s in %s: %w", route.Host, w.login.User, w.login.Where, err)
+			d.config.Logger.Warn("mail for " + job.Host + " is deferred: " + err.Error())
+			return all(job, unusable(err), []string{"! " + err.Error()})
+		}
+	}
 	targets, e := d.targets(ctx, job.Host, route)
 	if e != nil {
 		return all(job, e, nil)
@@ -386,12 +402,25 @@ func reason(e *mailerr.Error) string {
 // misconfigured is the deferral of mail whose way is not to be found; the cause is not for the sender.
 func misconfigured(err error) *mailerr.Error {
 	if errors.Is(err, errExposed) {
-		return mailerr.New(451, mailerr.Enhanced{4, 7, 0}, "The credentials of this system for that relay cannot be used. (#4.7.0)").Because(err)
+		return unusable(err)
 	}
 	if errors.Is(err, errTLSFiles) {
 		return mailerr.New(451, mailerr.Enhanced{4, 7, 5}, "What this system has for TLS with that host cannot be used. (#4.7.5)").Because(err)
 	}
 	return mailerr.New(451, mailerr.Enhanced{4, 3, 5}, "The static routes of this system are malformed. (#4.3.5)").Because(err)
+}
+
+// unusable is the deferral of mail that cannot be sent without credentials.
+func unusable(err error) *mailerr.Error {
+	return mailerr.New(451, mailerr.Enhanced{4, 7, 0}, "The credentials of this system for that relay cannot be used. (#4.7.0)").Because(err)
+}
+
+// token gives the token of a file.
+func (d *Deliverer) token(ctx context.Context, file string) (string, error) {
+	if d.config.Tokens == nil {
+		return "", errors.New("this program gets no tokens")
+	}
+	return d.config.Tokens.Token(ctx, file)
 }
 
 // Way is where mail for a destination would go now.
@@ -568,6 +597,9 @@ func (d *Deliverer) wasRefused(key string) *mailerr.Error {
 
 // refuse logs that a relay refused a login, and remembers it, so that many messages do not lock the account.
 func (d *Deliverer) refuse(t target, w way, e *mailerr.Error) {
+	if w.login.TokenFile != "" {
+		d.config.Tokens.Forget(w.login.TokenFile)
+	}
 	d.config.Logger.Warn(fmt.Sprintf("%s refuses the login of user %s: put right user and password in %s, then `indigo reload`; `indigo explain` has the dialogue",
 		t, w.login.User, w.login.Where), "reply", e.Reply())
 	d.mu.Lock()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/auth/sasl"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
@@ -24,6 +25,8 @@ type way struct {
 	setting *settings.Setting
 	// login has no User when there is nothing to log in with.
 	login settings.Login
+	// token is what login's file of a token gave, once a connection is needed.
+	token string
 	// helo is the name in EHLO; local the address of this host that connections come from, not valid for any.
 	helo  string
 	local netip.Addr
@@ -150,6 +153,12 @@ func (w way) clear() bool {
 // mechanisms are what AUTH_SMTP and DISABLE_… leave, nil for all; what a salted password does not fit is left out.
 func (w way) mechanisms() (wanted []string) {
 	wanted = settings.Mechanisms(settings.AuthSMTP.Get(w.view))
+	if w.login.TokenFile != "" {
+		if wanted == nil {
+			wanted = sasl.Names()
+		}
+		return slices.DeleteFunc(wanted, func(m string) bool { return m != "OAUTHBEARER" && m != "XOAUTH2" })
+	}
 	if settings.SaltedPassword.Get(w.view) {
 		fits := "SCRAM-SHA-" + map[int]string{40: "1", 64: "256", 128: "512"}[len(w.login.Password)]
 		if wanted == nil {
@@ -179,7 +188,7 @@ func (w way) patience() (penalty, tolerance time.Duration, ok bool) {
 func (w way) key(host string) string {
 	words := []string{host}
 	if w.route != nil {
-		words = []string{"route", w.route.Host, w.route.Port, strconv.FormatBool(w.implicit()), w.login.User, w.login.Password, strconv.FormatBool(w.clear()),
+		words = []string{"route", w.route.Host, w.route.Port, strconv.FormatBool(w.implicit()), w.login.User, w.login.Password, w.login.TokenFile, strconv.FormatBool(w.clear()),
 			strings.Join(w.mechanisms(), ","), strconv.FormatBool(settings.SaltedPassword.Get(w.view)), strings.Join(w.disabled(), ","), settings.RemoteAuthFailure.Get(w.view)}
 	}
 	for _, tls := range []settings.Key[string]{settings.RemoteTLS, settings.RemoteTLSCA, settings.RemoteTLSName, settings.RemoteTLSPin, settings.ClientCert} {

@@ -157,6 +157,11 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 	}
 	for _, name := range append(instances(snapshot), "queue", "inject") {
 		v := snapshot.View(name)
+		checkTokens(data, v, kindOf(name), func(s *settings.Setting, err error) {
+			if p := at(v, s, "%v", err); !slices.Contains(wrong, p) {
+				wrong = append(wrong, p)
+			}
+		})
 		for _, program := range []settings.Key[string]{settings.QMailQueue, settings.BounceQueue, settings.BounceProcessor, settings.OnSuccessRemote, settings.OnFailureRemote} {
 			words := strings.Fields(program.Get(v))
 			if inject.NotYet(program.Get(v)) {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/acme"
 	"github.com/indigomail/indigo/internal/auth"
+	"github.com/indigomail/indigo/internal/auth/oauth"
 	"github.com/indigomail/indigo/internal/authd"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/dnsx"
@@ -79,6 +80,7 @@ type House struct {
 	passwordPrograms chan struct{}
 	passwordServers  chan struct{}
 	ldap             *auth.LDAPPool
+	tokens           *oauth.Issuers
 	resolver         *dnsx.Client
 	local            *local.Deliverer
 	remote           *remote.Deliverer
@@ -255,6 +257,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	h.passwordPrograms = make(chan struct{}, maxPrograms)
 	h.passwordServers = make(chan struct{}, maxServers)
 	h.ldap = &auth.LDAPPool{Dial: new(net.Dialer).DialContext, Now: time.Now}
+	h.tokens = newIssuers(h.log)
 	if h.config.Child != nil || os.Geteuid() == 0 {
 		h.system = &systemUsers{newCheckers(opPasswords, h.config.Child, checkSystem), h.hostname}
 	}
@@ -288,6 +291,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 		Hostname: func() string { return settings.Me.Get(h.view("all")) }, Now: time.Now, Logger: h.serviceLogger("queue"),
 		Memory: filepath.Join(h.config.Data, "queue", "deadhosts"), Lists: h.lists,
 		Certificates: func() string { return certificateDirectory(h.config.Data, queueView()) }, Data: h.config.Data,
+		Tokens: newRelayTokens(h.config.Data, h.serviceLogger("queue")),
 	}); err != nil {
 		return fmt.Errorf("remote delivery: %w", err)
 	}
@@ -382,6 +386,7 @@ func (h *House) Reload() error {
 		}
 	}
 	h.settings.Store(snapshot)
+	h.tokens.Reload()
 	h.logWarnings(snapshot)
 	h.reconcile(h.background)
 	return h.publishNames()
@@ -476,6 +481,9 @@ func (h *House) closeStations() {
 	}
 	if h.ldap != nil {
 		h.ldap.Close()
+	}
+	if h.tokens != nil {
+		h.tokens.Close()
 	}
 	if h.directory != nil {
 		h.directory.Close()

@@ -109,6 +109,7 @@ func OpenStandalone(ctx context.Context, data, dir string, logger *slog.Logger) 
 	if h.remote, err = remote.New(remote.Config{
 		Resolver: h.resolver, Dial: dialer.DialContext, Settings: view, Hostname: func() string { return me }, Now: time.Now, Logger: logger, Lists: h.lists,
 		Certificates: func() string { return certificateDirectory(data, view()) }, Data: data,
+		Tokens: newRelayTokens(data, logger),
 	}); err != nil {
 		return nil, fmt.Errorf("remote delivery: %w", err)
 	}

@@ -29,6 +29,8 @@ type LoginQuestion struct {
 	Client, Local netip.Addr
 	// Password is checked unless it is "".
 	Password string
+	// Token is an OAuth token, which is checked unless it is "": its issuer is asked.
+	Token string
 }
 
 // PasswordSource is one of the sources of passwords of a service.
@@ -75,6 +77,8 @@ type LoginAnswer struct {
 	Failures []trace.Event `json:"failures"`
 	// Password is what became of the password, "" when none was given.
 	Password string `json:"password,omitempty"`
+	// Token is what became of the token, "" when none was given.
+	Token string `json:"token,omitempty"`
 	// Can tells whether a mail program could log in; Verdict says it in words.
 	Can     bool   `json:"can"`
 	Verdict string `json:"verdict"`
@@ -110,6 +114,8 @@ func WhyLogin(ctx context.Context, data, who string, q LoginQuestion) (*LoginAns
 	house.settings.Store(snapshot)
 	house.ldap = &auth.LDAPPool{Dial: new(net.Dialer).DialContext, Now: time.Now}
 	defer house.ldap.Close()
+	house.tokens = newIssuers(slog.New(slog.DiscardHandler))
+	defer house.tokens.Close()
 	view := snapshot.View(q.Service)
 	w := &whyLogin{
 		q: q, store: store, all: snapshot.View("all"), house: house, view: view,
@@ -144,6 +150,9 @@ func WhyLogin(ctx context.Context, data, who string, q LoginQuestion) (*LoginAns
 	if q.Password != "" {
 		w.check(ctx, connection)
 	}
+	if q.Token != "" {
+		w.checkToken(ctx, connection)
+	}
 	w.conclude()
 	return w.answer, nil
 }
@@ -164,8 +173,12 @@ type whyLogin struct {
 	unreadable error
 	// missing says why the directory does not know the user, locked what is wrong with the stored form, denied what else is in the way.
 	missing, locked, denied string
+	// noPassword is set when nothing is stored that a password could be compared with.
+	noPassword bool
 	// right is set when the password that was given fits.
 	right bool
+	// badToken is set when the token that was given does not.
+	badToken bool
 }
 
 func (w *whyLogin) step(format string, args ...any) {
@@ -221,7 +234,7 @@ func (w *whyLogin) resolve(ctx context.Context) error {
 		w.stored.Clear, w.unreadable = PasswordKeys(w.house.config.Data, w.all).Open(w.user.Address(), w.stored.Sealed)
 	}
 	if err != nil {
-		w.locked = err.Error()
+		w.locked, w.noPassword = err.Error(), errors.Is(err, auth.ErrNoPassword)
 	}
 	w.answer.Forms = append(w.answer.Forms, w.stored.Forms()...)
 	w.answer.Flags = append(w.answer.Flags, directory.Flags(w.user.GID).Names()...)
@@ -370,7 +383,7 @@ func (w *whyLogin) ways(ctx context.Context, kind string, c *auth.Connection) {
 		case name == "EXTERNAL":
 			way.Why = "needs a client certificate with the address (AUTH_EXTERNAL)"
 		case name == "OAUTHBEARER" || name == "XOAUTH2":
-			way.Why = "needs a token, which nobody here can judge"
+			way.Fits, way.Why = w.token()
 		case strings.HasPrefix(name, "SCRAM-"):
 			way.Fits, way.Why = challenge(strings.TrimSuffix(name, "-PLUS"))
 		default:
@@ -391,6 +404,25 @@ func (w *whyLogin) ways(ctx context.Context, kind string, c *auth.Connection) {
 		way.Fits, way.Why = challenge("")
 		w.answer.Ways = append(w.answer.Ways, way)
 	}
+}
+
+// token tells whether a token of the user would do.
+func (w *whyLogin) token() (bool, string) {
+	issuer := settings.OAuthIssuer.Get(w.view)
+	switch {
+	case issuer == "":
+		return false, "needs a token, and no issuer is set (OAUTH_ISSUER)"
+	case !w.has("directory"):
+		return false, "it asks the directory alone, which is none of the sources"
+	case !w.known:
+		return false, w.missing
+	case w.noPassword:
+		return false, w.locked
+	}
+	if _, err := tokenConfig(w.view); err != nil {
+		return false, err.Error()
+	}
+	return true, "with a token of " + issuer + " whose claim " + settings.OAuthClaim.Get(w.view) + " is the address"
 }
 
 // history adds the last logins and the latest failures.
@@ -441,6 +473,16 @@ func (w *whyLogin) check(ctx context.Context, c *auth.Connection) {
 	}
 }
 
+// checkToken asks about the token, as the door does for OAUTHBEARER.
+func (w *whyLogin) checkToken(ctx context.Context, c *auth.Connection) {
+	_, err := c.Authority.Token(ctx, auth.Attempt{
+		User: w.q.User, Password: w.q.Token, Service: w.q.Service, Client: w.q.Client, Local: w.q.Local, Mechanism: "OAUTHBEARER",
+	})
+	if w.answer.Token = "good"; err != nil {
+		w.answer.Token, w.badToken = "refused: "+err.Error(), true
+	}
+}
+
 // conclude says it all in a sentence.
 func (w *whyLogin) conclude() {
 	a := w.answer
@@ -467,6 +509,8 @@ func (w *whyLogin) conclude() {
 		a.Verdict = "cannot log in: no mechanism that is offered works with what is stored (" + w.formText() + ")"
 	case w.q.Password != "" && !w.right:
 		a.Verdict = "cannot log in with this password: " + a.Password
+	case w.badToken:
+		a.Verdict = "cannot log in with this token: " + a.Token
 	default:
 		a.Can = true
 		a.Verdict = "can log in, over TLS by " + strings.Join(secure, ", ")
@@ -479,7 +523,7 @@ func (w *whyLogin) conclude() {
 			// RFC 4422 has clients take the strongest, and many try no other.
 			a.Verdict += "; a program that takes the strongest that is offered, " + a.Ways[i].Mechanism + ", fails: " + a.Ways[i].Why
 		}
-		if w.q.Password == "" {
+		if w.q.Password == "" && w.q.Token == "" {
 			a.Verdict += " (the password itself was not checked: --password-file)"
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,6 +31,9 @@ type Route struct {
 // Login is what a delivery logs in with at a relay. The zero value means that there is nothing.
 type Login struct {
 	User, Password string
+	// TokenFile is the file of an OAuth token in the password's place, which is "token:FILE" then; "" for none. A relative one is of the data
+	// directory.
+	TokenFile string
 	// Where tells where it stands, as "control/smtproutes:3"; "" when that is not known.
 	Where   string
 	assigns []assignment
@@ -171,6 +175,12 @@ func firstWords(s string, n int) (words []string, rest string) {
 
 // parseLogin adds the settings behind a password, and checks what they make of it.
 func (l *loader) parseLogin(login *Login, environment string) error {
+	if file, ok := strings.CutPrefix(login.Password, "token:"); ok {
+		if err := inside(file); err != nil || file == "" {
+			return errors.New("behind token: stands a file of the data directory, or one with its whole path")
+		}
+		login.TokenFile, login.Password = file, ""
+	}
 	if environment != "" {
 		// Where a password has a blank, its end stands here: it must not be shown.
 		for _, word := range splitAssignments(environment) {
@@ -186,6 +196,9 @@ func (l *loader) parseLogin(login *Login, environment string) error {
 		}
 	}
 	for _, a := range login.assigns {
+		if a.setting == SaltedPassword.Setting && a.value.parsed == true && login.TokenFile != "" {
+			return errors.New("SALTED_PASSWORD is set, and there is a token in the password's place")
+		}
 		if a.setting == SaltedPassword.Setting && a.value.parsed == true && login.Password != "" && !IsSalted(login.Password) {
 			return errors.New("a salted password has 40, 64 or 128 digits in hexadecimal, by the mechanism: SCRAM-SHA-1, -256 or -512")
 		}
@@ -285,7 +298,27 @@ func (l *loader) credential(value string) (Login, error) {
 		return Login{}, errors.New(badCredential)
 	}
 	login := Login{User: words[0], Password: words[1]}
-	return login, l.parseLogin(&login, environment)
+	err := l.parseLogin(&login, environment)
+	return login, err
+}
+
+// TokenFiles gives those that entries of the text have in the place of passwords.
+func (c *Credentials) TokenFiles() (files []string) {
+	if c == nil {
+		return nil
+	}
+	for _, login := range c.text {
+		if login.TokenFile != "" {
+			files = append(files, login.TokenFile)
+		}
+	}
+	for _, s := range c.starts {
+		if s.login.TokenFile != "" {
+			files = append(files, s.login.TokenFile)
+		}
+	}
+	slices.Sort(files)
+	return files
 }
 
 // exposed tells that everybody can read a file that holds passwords.
@@ -354,7 +387,7 @@ func (c *Credentials) inCDB(key string) (value string, found bool, err error) {
 // mechanismList takes the names of SASL mechanisms for AUTH_SMTP; package sasl, which this one must not know, has the same.
 func mechanismList(s string) error {
 	for _, name := range Mechanisms(s) {
-		known := name == "OAUTHBEARER" || name == "XOAUTH2"
+		known := false
 		for _, m := range switchable() {
 			known = known || m[0] == name
 		}

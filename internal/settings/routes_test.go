@@ -56,11 +56,29 @@ func TestRoutes(t *testing.T) {
 	for _, bad := range []string{
 		"example.org", "a b:relay.test", "x:[relay.test]", "x:[192.0.2.1]27", "x:relay.test:0", "x:relay.test:65536", "x:relay.test:25:sEcret", "x:relay.test:25:1:-1", "x:relay.test:25:1:2:3",
 		"x:2001:db8::1", "x:relay.test sEcret", "x:relay.test /", "x:relay.test u sEcret sEcret", "x:relay.test u a sEcret=1", "x:relay.test u sEcret CONTROLDIR=x", "x:relay.test u sEcret TIMEOUTREMOTE=long",
-		"x:relay.test u sEcret AUTH_SMTP=CRAM-SHA3", "x:relay.test u sEcret SALTED_PASSWORD=1", "x:bad..host",
+		"x:relay.test u token:", "x:relay.test u token:../sEcret", "x:relay.test u token:control/t SALTED_PASSWORD=1", "x:relay.test u sEcret AUTH_SMTP=CRAM-SHA3", "x:relay.test u sEcret SALTED_PASSWORD=1", "x:bad..host",
 	} {
 		if _, err := parseRoute(newLoader(""), bad); err == nil || strings.Contains(err.Error(), "sEcret") {
 			t.Errorf("%s: %v", bad, err)
 		}
+	}
+}
+
+// TestTokenFiles: a file of a token in the password's place, in routes and in remote_auth.
+func TestTokenFiles(t *testing.T) {
+	r, err := parseRoute(newLoader(""), ":relay.test:587 me token:control/t.token AUTH_SMTP=XOAUTH2")
+	if err != nil || r.User != "me" || r.Password != "" || r.TokenFile != "control/t.token" || AuthSMTP.Get((*View)(nil).ForLogin(r.Login)) != "XOAUTH2" {
+		t.Errorf("%+v %v", r, err)
+	}
+	c, err := parseCredentials(newLoader(""), "a@b:me token:/etc/t\n+x:you token:y:\nc@d:me pw\n")
+	if err != nil || strings.Join(c.TokenFiles(), " ") != "/etc/t y" {
+		t.Fatalf("%v %v", c.TokenFiles(), err)
+	}
+	if login, found, err := c.Find("a@b"); !found || err != nil || login.TokenFile != "/etc/t" || login.Password != "" {
+		t.Errorf("%+v %v", login, err)
+	}
+	if (*Credentials)(nil).TokenFiles() != nil {
+		t.Error("nothing has files")
 	}
 }
 

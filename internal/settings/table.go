@@ -1,5 +1,7 @@
 package settings
 
+import "slices"
+
 // The registry's first part: settings that some code reads. built must name each.
 var (
 	Me                 = text("ME", "me", "localhost", "all", "host name of this system, used in greetings, Received fields and Message-IDs", 0, valid(hostName))
@@ -208,6 +210,20 @@ var (
 	DisableAPOP  = boolean("DISABLE_APOP", "", "0", "pop3d", "do not offer APOP", 0)
 	// DisableMechanism has a setting for each SASL mechanism that can be switched off alone.
 	DisableMechanism = disableMechanisms()
+
+	OAuthIssuer              = text("OAUTH_ISSUER", "oauthissuer", "", "smtpd,pop3d,imapd,auth", "issuer of the OAuth tokens that OAUTHBEARER and XOAUTH2 log in with, as tokens name it, for example https://id.example.org/realms/mail; empty offers neither", 0, valid(webURL))
+	OAuthAudience            = text("OAUTH_AUDIENCE", "oauthaudience", "", "smtpd,pop3d,imapd,auth", "audiences, with blanks between them, one of which a token must be for (aud); empty asks nothing of it, where OAUTH_CLIENTS is set", 0)
+	OAuthClients             = text("OAUTH_CLIENTS", "oauthclients", "", "smtpd,pop3d,imapd,auth", "client ids, with blanks between them, one of which a token must have been given to (azp, client_id or appid); empty asks nothing of it, where OAUTH_AUDIENCE is set", 0)
+	OAuthClaim               = text("OAUTH_CLAIM", "oauthclaim", "email", "smtpd,pop3d,imapd,auth", "claim of a token, or field of the introspection's answer, that has the user's address; what it has without a domain is of DEFAULT_DOMAIN; email is refused where email_verified is false", 0, valid(oneWord))
+	OAuthScope               = text("OAUTH_SCOPE", "oauthscope", "", "smtpd,pop3d,imapd,auth", "scopes, with blanks between them, that a token must all have (scope or scp)", 0)
+	OAuthSkew                = seconds("OAUTH_SKEW", "oauthskew", "60", 0, 600, "smtpd,pop3d,imapd,auth", "seconds that the issuer's clock may be off", 0)
+	OAuthIntrospection       = text("OAUTH_INTROSPECTION", "oauthintrospection", "", "smtpd,pop3d,imapd,auth", "URL at which the issuer is asked about every token (RFC 7662); empty takes JWTs alone, by the issuer's keys", 0, valid(webURL))
+	OAuthIntrospectionID     = text("OAUTH_INTROSPECTION_ID", "oauthintrospectionid", "", "smtpd,pop3d,imapd,auth", "client id to ask OAUTH_INTROSPECTION with", 0)
+	OAuthIntrospectionSecret = text("OAUTH_INTROSPECTION_SECRET_FILE", "oauthintrospectionsecretfile", "", "smtpd,pop3d,imapd,auth", "file with that client's secret; others than its owner and group must not be able to read it", 0, valid(absolutePath))
+	OAuthCA                  = text("OAUTH_CA", "oauthca", "", "smtpd,pop3d,imapd,auth", "file of authorities in PEM that the issuer is verified by; empty means the system's", 0, valid(absolutePath))
+	OAuthTimeout             = seconds("OAUTH_TIMEOUT", "oauthtimeout", "10", 1, 60, "smtpd,pop3d,imapd,auth", "seconds for all that the issuer is asked about one token", 0)
+	OAuthRemember            = seconds("OAUTH_CACHE", "oauthcache", "60", 0, 3600, "smtpd,pop3d,imapd,auth", "longest time in seconds that an answer of OAUTH_INTROSPECTION is believed: for so long a revoked token is good", 0)
+	OAuthLoopback            = boolean("OAUTH_LOOPBACK", "oauthloopback", "0", "smtpd,pop3d,imapd,auth", "let the issuer's URLs at addresses of this host begin with http", 0)
 )
 
 // switchable gives the SASL mechanisms that have a setting to switch them off, and the wiki's word for each.
@@ -217,13 +233,18 @@ func switchable() [][2]string {
 		{"CRAM-SHA256", "CRAM_SHA256"}, {"CRAM-SHA384", "CRAM_SHA384"}, {"CRAM-SHA512", "CRAM_SHA512"}, {"CRAM-RIPEMD", "CRAM_RIPEMD"},
 		{"DIGEST-MD5", "DIGEST_MD5"}, {"SCRAM-SHA-1", "SCRAM_SHA1"}, {"SCRAM-SHA-256", "SCRAM_SHA256"}, {"SCRAM-SHA-512", "SCRAM_SHA512"},
 		{"SCRAM-SHA-1-PLUS", "SCRAM_SHA1_PLUS"}, {"SCRAM-SHA-256-PLUS", "SCRAM_SHA256_PLUS"}, {"SCRAM-SHA-512-PLUS", "SCRAM_SHA512_PLUS"},
+		{"OAUTHBEARER", "OAUTHBEARER"}, {"XOAUTH2", "XOAUTH2"},
 	}
 }
 
 func disableMechanisms() map[string]Key[bool] {
 	all := map[string]Key[bool]{}
 	for _, m := range switchable() {
-		all[m[0]] = boolean("DISABLE_"+m[1], "", "0", "smtpd,pop3d,imapd,queue", "do not offer "+m[0]+"; deliveries do not log in by it", 2729)
+		wiki := 2729
+		if slices.Contains([]string{"OAUTHBEARER", "XOAUTH2"}, m[0]) {
+			wiki = 0
+		}
+		all[m[0]] = boolean("DISABLE_"+m[1], "", "0", "smtpd,pop3d,imapd,queue", "do not offer "+m[0]+"; deliveries do not log in by it", wiki)
 	}
 	return all
 }
@@ -428,6 +449,19 @@ func built() []*Setting {
 		LockDelay.Setting,
 		LockExempt.Setting,
 		OldAuth.Setting,
+		OAuthIssuer.Setting,
+		OAuthAudience.Setting,
+		OAuthClients.Setting,
+		OAuthClaim.Setting,
+		OAuthScope.Setting,
+		OAuthSkew.Setting,
+		OAuthIntrospection.Setting,
+		OAuthIntrospectionID.Setting,
+		OAuthIntrospectionSecret.Setting,
+		OAuthCA.Setting,
+		OAuthTimeout.Setting,
+		OAuthRemember.Setting,
+		OAuthLoopback.Setting,
 		DisableAPOP.Setting,
 	}
 	for _, m := range switchable() {

@@ -161,6 +161,23 @@ func httpsURL(s string) error {
 	return nil
 }
 
+// webURL takes a URL whose text is as the server at it has it, with neither query nor fragment.
+func webURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return fmt.Errorf("%q is no URL of the form https://HOST/PATH", s)
+	}
+	return nil
+}
+
+// oneWord takes a text without blanks.
+func oneWord(s string) error {
+	if strings.ContainsAny(s, " \t") {
+		return fmt.Errorf("%q has a blank in it", s)
+	}
+	return nil
+}
+
 // passwordHash takes the names and numbers of hashes; package auth, which this one must not know, has the same.
 func passwordHash(s string) error {
 	switch strings.ToUpper(s) {

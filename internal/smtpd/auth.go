@@ -59,6 +59,9 @@ func (c *session) auth(args string) {
 			return
 		}
 	}
+	over := func(user string, err error) {
+		c.loggedIn(trace.Event{Kind: "auth", User: user, Took: config.Now().Sub(began)}, name, user, err)
+	}
 	for {
 		challenge, done, err := exchange.Next(c.ctx, response)
 		if done {
@@ -66,7 +69,7 @@ func (c *session) auth(args string) {
 			if err == nil {
 				user = exchange.Identity.Address.String()
 			}
-			c.loggedIn(trace.Event{Kind: "auth", User: user, Took: config.Now().Sub(began)}, name, user, err)
+			over(user, err)
 			return
 		}
 		c.say(replyChallenge(base64.StdEncoding.EncodeToString(challenge)))
@@ -80,10 +83,17 @@ func (c *session) auth(args string) {
 			c.refuse("auth", "syntax", name, replyBareLine)
 			return
 		default:
+			if exchange.Refused != nil {
+				over(exchange.User, exchange.Refused)
+			}
 			c.lost(err)
 			return
 		}
 		if len(line) == 1 && line[0] == '*' {
+			if exchange.Refused != nil {
+				over(exchange.User, exchange.Refused)
+				return
+			}
 			c.refuse("auth", "cancelled", name, replyAuthCancel)
 			return
 		}

@@ -1,13 +1,16 @@
 package smtpd
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"math/big"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +18,8 @@ import (
 
 	"github.com/xdg-go/scram"
 
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/auth/sasl"
 )
 
@@ -143,6 +148,61 @@ func TestMechanisms(t *testing.T) {
 		if strings.Contains(e.Input+e.Reply+e.User, password) {
 			t.Errorf("a password in the trace: %+v", e)
 		}
+	}
+}
+
+// bearers let in tokens of x alone.
+type bearers struct{ noSecrets }
+
+func (bearers) Tokens() bool { return true }
+func (bearers) Token(_ context.Context, a auth.Attempt) (auth.Identity, error) {
+	if strings.Trim(a.Password, "x") != "" {
+		return auth.Identity{}, auth.Refused(errors.New("token expired"))
+	}
+	return auth.Identity{Address: addr.Address{Local: "ann", Domain: "here.example"}}, nil
+}
+
+// TestTokens: tokens of 8 KiB behind AUTH, beyond a command line's length, and after a challenge; and that a refusal is in the trace, even of a
+// client that goes away when it has heard why, or cancels.
+func TestTokens(t *testing.T) {
+	x := start(t, map[string]string{"secure_auth": "0"}, func(c *Config) { c.Auth = bearers{noSecrets{oneUser{}}} })
+	say := func(token string) string {
+		return base64.StdEncoding.EncodeToString([]byte("user=ann@here.example\x01auth=Bearer " + token + "\x01\x01"))
+	}
+	open := func() *client {
+		c := x.dial(t)
+		c.want("220")
+		c.do("EHLO x", "250")
+		return c
+	}
+	long := say(strings.Repeat("x", 8192))
+	open().do("AUTH XOAUTH2 "+long, "235 2.7.0")
+	c := open()
+	c.do("AUTH XOAUTH2", "334 ")
+	c.do(long, "235 2.7.0")
+	c = open()
+	c.do("AUTH XOAUTH2 "+say(strings.Repeat("x", 9300)), "500 ")
+	const why = "334 eyJzdGF0dXMiOiI0MDEi"
+	c.do("AUTH XOAUTH2 "+say("old"), why)
+	c.do("", "535 5.7.8 authorization failed")
+	c.do("AUTH XOAUTH2 "+say("old"), why)
+	c.do("*", "535 5.7.8 authorization failed")
+	c = open()
+	c.do("AUTH XOAUTH2 "+say("old"), why)
+	c.conn.Close()
+	refused := func() (n int) {
+		for _, e := range x.trace.all() {
+			if e.Kind == "auth" && e.Verdict == "reject" && strings.Contains(e.Input, "token expired") && e.User == "ann@here.example" {
+				n++
+			}
+		}
+		return n
+	}
+	for limit := time.Now().Add(10 * time.Second); refused() < 3 && time.Now().Before(limit); {
+		runtime.Gosched()
+	}
+	if n := refused(); n != 3 {
+		t.Errorf("%d refusals are in the trace: %+v", n, x.trace.all())
 	}
 }
 

@@ -172,6 +172,10 @@ func (noSecrets) Before(context.Context, auth.Attempt) (bool, error)        { re
 func (noSecrets) After(context.Context, auth.Attempt, auth.Identity, error) {}
 func (noSecrets) Decoy(user string) []byte                                  { return []byte(user) }
 func (noSecrets) Forms(context.Context) (directory.Forms, error)            { return directory.Forms{}, nil }
+func (noSecrets) Tokens() bool                                              { return false }
+func (noSecrets) Token(context.Context, auth.Attempt) (auth.Identity, error) {
+	panic("no tokens are taken")
+}
 func (noSecrets) Secrets(context.Context, auth.Attempt) (auth.Identity, sasl.Secrets, error) {
 	return auth.Identity{}, sasl.Secrets{}, sasl.Failed(nil)
 }

@@ -28,7 +28,7 @@ import (
 type attempt struct {
 	mechanism, security, password string // the mechanism is "" where the program chooses
 	user                          string // the address
-	host, port                    string
+	service, host, port           string
 	certificate                   string // of the client, with its key, for EXTERNAL
 }
 
@@ -41,6 +41,12 @@ type mailClient struct {
 	noImplicit bool
 	login      func(attempt) (in bool, out string)
 }
+
+// refusedToken begins the challenge that tells what is wrong with a token; curl goes away at XOAUTH2's.
+const refusedToken = "eyJzdGF0dXMiOiI0MDEi"
+
+// isToken tells whether the password of an attempt is a token.
+func isToken(mechanism string) bool { return mechanism == "OAUTHBEARER" || mechanism == "XOAUTH2" }
 
 // commands are the ways of logging in that are not of SASL.
 var commands = []string{"APOP", "USER command", "LOGIN command"}
@@ -110,7 +116,7 @@ func attemptAt(t *testing.T, in *instance.Instance, c mailClient, mechanism, sec
 	if err != nil {
 		t.Fatal(err)
 	}
-	return attempt{mechanism: mechanism, security: security, password: password, user: user, host: host, port: port}
+	return attempt{mechanism: mechanism, security: security, password: password, user: user, service: service, host: host, port: port}
 }
 
 // mailClients are the programs. Postfix gets its login from postfixLogin, once it is known what it will be asked.
@@ -120,7 +126,7 @@ func mailClients(t *testing.T, in *instance.Instance) []mailClient {
 	dir := t.TempDir()
 	script := filepath.Join("..", "testdata", "login.py")
 	return []mailClient{
-		{"msmtp", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "EXTERNAL"}, false, func(a attempt) (bool, string) {
+		{"msmtp", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "OAUTHBEARER", "XOAUTH2", "EXTERNAL"}, false, func(a attempt) (bool, string) {
 			auth := cmp.Or(strings.ToLower(a.mechanism), "on")
 			tls := fmt.Sprintf("tls on\ntls_trust_file %s\ntls_starttls %s\n", ca, map[string]string{"starttls": "on", "tls": "off"}[a.security])
 			if a.security == "clear" {
@@ -130,7 +136,15 @@ func mailClients(t *testing.T, in *instance.Instance) []mailClient {
 				tls += fmt.Sprintf("tls_cert_file %[1]s\ntls_key_file %[1]s\n", a.certificate)
 			}
 			conf := filepath.Join(dir, "msmtprc")
-			text := fmt.Sprintf("account default\nhost %s\nport %s\nfrom %s\nauth %s\nuser %s\npassword %s\n%s", a.host, a.port, a.user, auth, a.user, a.password, tls)
+			secret := "password " + a.password
+			if isToken(a.mechanism) {
+				// As people have it, from what gets them tokens.
+				if err := os.WriteFile(filepath.Join(dir, "msmtptoken"), []byte(a.password), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				secret = "passwordeval cat " + filepath.Join(dir, "msmtptoken")
+			}
+			text := fmt.Sprintf("account default\nhost %s\nport %s\nfrom %s\nauth %s\nuser %s\n%s\n%s", a.host, a.port, a.user, auth, a.user, secret, tls)
 			if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -151,9 +165,9 @@ func mailClients(t *testing.T, in *instance.Instance) []mailClient {
 			code, out := peer(t, "swaks", args...)
 			return code == 0 && strings.Contains(out, "235 2.7.0"), out
 		}},
-		{"curl", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "EXTERNAL"}, false, curlLogin(t, "smtp", ca)},
-		{"curl", "imap", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "EXTERNAL"}, false, curlLogin(t, "imap", ca)},
-		{"curl", "pop3", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "EXTERNAL", "APOP"}, false, curlLogin(t, "pop3", ca)},
+		{"curl", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "OAUTHBEARER", "XOAUTH2", "EXTERNAL"}, false, curlLogin(t, in, "smtp", ca)},
+		{"curl", "imap", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "OAUTHBEARER", "XOAUTH2", "EXTERNAL"}, false, curlLogin(t, in, "imap", ca)},
+		{"curl", "pop3", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "OAUTHBEARER", "XOAUTH2", "EXTERNAL", "APOP"}, false, curlLogin(t, in, "pop3", ca)},
 		{"Python", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5"}, false, pythonLogin(t, "smtp", script, ca)},
 		{"Python", "imap", []string{"PLAIN", "CRAM-MD5", "LOGIN command"}, false, pythonLogin(t, "imap", script, ca)},
 		{"Python", "pop3", []string{"APOP", "USER command"}, false, pythonLogin(t, "pop3", script, ca)},
@@ -164,7 +178,7 @@ func mailClients(t *testing.T, in *instance.Instance) []mailClient {
 }
 
 // TestClientMatrix logs in with programs that people have, by each mechanism that they and we speak, in clear, over STARTTLS and over TLS, once by
-// the right and once by a wrong password, and prints what came of it as docs/auth.md has it. What is said of a mechanism is what the server
+// the right and once by a wrong password or token, and prints what came of it as docs/auth.md has it. What is said of a mechanism is what the server
 // wrote down of the login, too.
 func TestClientMatrix(t *testing.T) {
 	needClients(t)
@@ -188,14 +202,15 @@ func TestClientMatrix(t *testing.T) {
 	command(t, in, "user", "import", file)
 	certificates := clientCertificate(t, filepath.Join(in.Ready.Data, "certs", "clientca.pem"), addresses)
 	command(t, in, "settings", "set", "AUTH_EXTERNAL", "1")
-	command(t, in, "reload")
+	tokens := startIssuer(t)
+	trust(t, in, tokens)
 	if err := send(t, in.Address("smtpd.25"), "joe@far.test", []string{"fetchmail@indigo.test"}, "Subject: to be fetched\n\ntext\n"); err != nil {
 		t.Fatal(err)
 	}
 	awaitMail(t, in, "to be fetched")
 	var mechanisms []string
 	for _, m := range append(sasl.Names(), "EXTERNAL") {
-		if !strings.Contains(m, "OA") && !slices.Contains(mechanisms, m) {
+		if !slices.Contains(mechanisms, m) {
 			mechanisms = append(mechanisms, m)
 		}
 	}
@@ -205,8 +220,12 @@ func TestClientMatrix(t *testing.T) {
 	}
 	try := func(c mailClient, m, s, password string) attempt {
 		a := attemptAt(t, in, c, m, s, password, address(c))
-		if m == "EXTERNAL" && password == "supersecret" {
+		switch {
+		case m == "EXTERNAL" && password == "supersecret":
 			a.certificate = certificates[a.user]
+		case isToken(m) && slices.Contains(c.mechanisms, m):
+			// The wrong one is for something else.
+			a.password = tokens.Token(a.user, map[string]any{"aud": map[string]string{"supersecret": "mail", "wrong": "shop"}[password]})
 		}
 		return a
 	}
@@ -263,7 +282,7 @@ func TestClientMatrix(t *testing.T) {
 				}
 				cells = append(cells, cell)
 				if want {
-					if in, out := c.login(try(c, m, s, "wrong")); in || m != "EXTERNAL" && !strings.Contains(out, "authorization failed (#5.7.8)") {
+					if in, out := c.login(try(c, m, s, "wrong")); in || m != "EXTERNAL" && !strings.Contains(out, "authorization failed (#5.7.8)") && (m != "XOAUTH2" || !strings.Contains(out, refusedToken)) {
 						t.Errorf("%s %s %s %s, wrong password: in: %v\n%s", c.name, c.protocol, m, s, in, out)
 					}
 				}
@@ -394,7 +413,7 @@ func gsaslLogin(t *testing.T, protocol, ca string) func(attempt) (bool, string) 
 	}
 }
 
-func curlLogin(t *testing.T, protocol, ca string) func(attempt) (bool, string) {
+func curlLogin(t *testing.T, in *instance.Instance, protocol, ca string) func(attempt) (bool, string) {
 	return func(a attempt) (bool, string) {
 		scheme, mechanism := protocol, a.mechanism
 		if a.security == "tls" {
@@ -406,6 +425,19 @@ func curlLogin(t *testing.T, protocol, ca string) func(attempt) (bool, string) {
 		args := []string{"--silent", "--show-error", "--verbose", "--max-time", "20", "--cacert", ca, "--user", a.user + ":" + a.password, "--login-options", "AUTH=" + cmp.Or(mechanism, "*"), scheme + "://" + net.JoinHostPort(a.host, a.port) + "/"}
 		if a.mechanism == "EXTERNAL" {
 			args[8] = a.user + ":"
+		}
+		if a.mechanism == "XOAUTH2" {
+			// Where both are offered, curl takes the other, whatever it is told.
+			command(t, in, "settings", "set", "DISABLE_OAUTHBEARER", "1", "--service", a.service)
+			command(t, in, "reload")
+			defer func() {
+				command(t, in, "settings", "unset", "DISABLE_OAUTHBEARER", "--service", a.service)
+				command(t, in, "reload")
+			}()
+		}
+		if isToken(a.mechanism) {
+			args[8] = a.user
+			args = append(args, "--oauth2-bearer", a.password)
 		}
 		if a.security != "clear" {
 			args = append(args, "--ssl-reqd")

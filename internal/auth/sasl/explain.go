@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -178,7 +179,31 @@ func (m *Message) explainToken(s string, challenge bool) {
 			m.Parts = append(m.Parts, Part{Name: "gs2-header", Text: printable(pair), Means: "n: no channel binding; a= is whom to act for"})
 		default:
 			m.Parts = append(m.Parts, Part{Name: name, Text: printable(value), Secret: name == "auth"})
+			if name == "auth" {
+				m.explainJWT(value)
+			}
 		}
+	}
+}
+
+// explainJWT tells what is in a token that is a JWT (RFC 7519): all of it but the signature, without which it is good for nothing.
+func (m *Message) explainJWT(value string) {
+	_, token, _ := strings.Cut(value, " ")
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return
+	}
+	for i, name := range []string{"header", "claims"} {
+		text, err := base64.RawURLEncoding.DecodeString(parts[i])
+		var said map[string]any
+		if err != nil || json.Unmarshal(text, &said) != nil {
+			return
+		}
+		p := Part{Name: name, Text: printable(string(text)), Means: "of the JWT"}
+		if exp, ok := said["exp"].(float64); ok && name == "claims" && exp > 0 && exp < 1<<40 {
+			p.Means += ", which expires at " + time.Unix(int64(exp), 0).UTC().Format(time.RFC3339)
+		}
+		m.Parts = append(m.Parts, p)
 	}
 }
 

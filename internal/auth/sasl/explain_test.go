@@ -42,6 +42,7 @@ func TestExplain(t *testing.T) {
 		{"", false, -1, "n,a=user@example.com,\x01host=server.example.com\x01port=143\x01auth=Bearer vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==\x01\x01", "OAUTHBEARER token|host server.example.com|gs2-header n,a=user@example.com,", "Bearer vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg=="}, // RFC 7628
 		{"", true, -1, `{"status":"invalid_token","scope":"example_scope"}`, "refusal|status invalid_token|scope example_scope", ""},
 		{"", false, -1, "user=a@b\x01auth=Bearer zzz\x01\x01", "XOAUTH2 token|user a@b", "Bearer zzz"},
+		{"", false, -1, "n,a=a@b,\x01auth=Bearer eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIiwiZXhwIjoxNzYzNzQ0NDAwfQ.c2lnbmF0dXJl\x01\x01", `header {"alg":"RS256"}|claims {"sub":"a","exp":1763744400}|expires at 2025-11-21T17:00:00Z`, "c2lnbmF0dXJl"}, // RFC 7519
 		{"EXTERNAL", false, 0, "a@b", "EXTERNAL whom to act for|name a@b", ""},
 		{"PLAIN", true, 0, "", "go ahead", ""},
 	} {

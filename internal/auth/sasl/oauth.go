@@ -2,25 +2,64 @@ package sasl
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"strings"
+
+	"github.com/indigomail/indigo/internal/mailerr"
 )
 
+// TokenRefusal is an error of Config.Token that says what the client is told beside (RFC 7628 section 3.2.2).
+type TokenRefusal struct {
+	// Scope tells that the token is good but for its scopes.
+	Scope bool
+	// Scopes are those that are wanted, Configuration the URL of the issuer's description; "" for none.
+	Scopes, Configuration string
+	// Err is what the exchange ends with.
+	Err error
+}
+
+func (r *TokenRefusal) Error() string { return r.Err.Error() }
+
+func (r *TokenRefusal) Unwrap() error { return r.Err }
+
+// challenge gives what the client is told. XOAUTH2 has statuses of HTTP.
+func (r *TokenRefusal) challenge(numeric bool) []byte {
+	said := struct {
+		Status        string `json:"status"`
+		Schemes       string `json:"schemes,omitempty"`
+		Scope         string `json:"scope,omitempty"`
+		Configuration string `json:"openid-configuration,omitempty"`
+	}{"invalid_token", "", r.Scopes, r.Configuration}
+	switch {
+	case numeric && r.Scope:
+		said.Status, said.Schemes = "403", "bearer"
+	case numeric:
+		said.Status, said.Schemes = "401", "bearer"
+	case r.Scope:
+		said.Status = "insufficient_scope"
+	}
+	text, _ := json.Marshal(said) // texts can always be
+	return text
+}
+
 // bearer is OAUTHBEARER (RFC 7628) or XOAUTH2, by parse.
-func bearer(c Config, parse func(string) (user, token string, ok bool)) step {
+func bearer(c Config, parse func(string) (user, token string, ok bool), numeric bool) step {
 	return ask(func(ctx context.Context, response []byte) ([]byte, step, error) {
 		user, token, ok := parse(string(response))
 		if !ok || user != "" && !validName(user) {
 			return nil, nil, ErrMalformed
 		}
-		name, err := c.Token(ctx, user, token)
-		if err == nil {
-			err = c.Store.Admit(ctx, name)
+		err := c.Token(ctx, user, token)
+		if err == nil || mailerr.From(err).Temporary() {
+			return nil, nil, err
 		}
-		if err == nil {
-			return nil, nil, nil
+		// The client learns what is wrong with the token by a challenge, which it answers with nothing in particular.
+		var refused *TokenRefusal
+		if !errors.As(err, &refused) {
+			refused = &TokenRefusal{Err: err}
 		}
-		// The client learns of a failure by a challenge, which it answers with nothing in particular.
-		return []byte(`{"status":"invalid_token"}`), func(context.Context, []byte) ([]byte, step, error) { return nil, nil, err }, nil
+		return refused.challenge(numeric), func(context.Context, []byte) ([]byte, step, error) { return nil, nil, err }, nil
 	})
 }
 

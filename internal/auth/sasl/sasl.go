@@ -60,9 +60,9 @@ type Config struct {
 	// KeysOnly tells that of nobody the password itself is kept. Otherwise SCRAM derives keys for everybody, since the time that it takes would
 	// tell of whom it is.
 	KeysOnly bool
-	// Token finds out whose a token is; user is the name that the client gave, "" for none. Without Token there is neither
-	// OAUTHBEARER nor XOAUTH2.
-	Token func(ctx context.Context, user, token string) (name string, err error)
+	// Token lets in whom a token names; user is the name that the client gave, "" for none. Its error may be a *TokenRefusal. Without Token
+	// there is neither OAUTHBEARER nor XOAUTH2.
+	Token func(ctx context.Context, user, token string) error
 	// Anonymous lets anybody in; trace is what he says about himself (RFC 4505). Without it there is no ANONYMOUS.
 	Anonymous func(ctx context.Context, trace string) error
 }
@@ -95,9 +95,9 @@ func New(mechanism string, c Config) Server {
 	case mechanism == "ANONYMOUS" && c.Anonymous != nil:
 		step = anonymous(c.Anonymous)
 	case mechanism == "OAUTHBEARER" && c.Token != nil:
-		step = bearer(c, parseOAuthBearer)
+		step = bearer(c, parseOAuthBearer, false)
 	case mechanism == "XOAUTH2" && c.Token != nil:
-		step = bearer(c, parseXOAuth2)
+		step = bearer(c, parseXOAuth2, true)
 	case mechanism == "DIGEST-MD5":
 		step = (&digest{config: c, nonce: nonce()}).first
 	case cramHash(mechanism) != nil:

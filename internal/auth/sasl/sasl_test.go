@@ -120,11 +120,11 @@ func TestBothSides(t *testing.T) {
 	}
 	config := Config{
 		Store: store, Host: "mx.here.test", Service: "imap",
-		Token: func(_ context.Context, user, token string) (string, error) {
+		Token: func(ctx context.Context, user, token string) error {
 			if token != "good" {
-				return "", failed("bad token")
+				return failed("bad token")
 			}
-			return user, nil
+			return store.Admit(ctx, user)
 		},
 		Anonymous: func(context.Context, string) error { return nil },
 	}
@@ -169,6 +169,42 @@ func TestBothSides(t *testing.T) {
 		}
 		if err := talk(t, New(mechanism, config), client); !errors.Is(err, errDown) {
 			t.Errorf("%s: a store that cannot be asked: %v", mechanism, err)
+		}
+	}
+}
+
+// TestTokenRefusals: what a client is told of a token that is refused (RFC 7628 section 3.2.2), and that it may answer what it likes; what is
+// temporary is no matter of the token.
+func TestTokenRefusals(t *testing.T) {
+	refused := func(scope bool) error {
+		return &TokenRefusal{Scope: scope, Scopes: "mail", Configuration: "https://i.test/c", Err: failed("it is old")}
+	}
+	bearer, google := "n,a=u,\x01auth=Bearer t\x01\x01", "user=u\x01auth=Bearer t\x01\x01"
+	for _, c := range []struct {
+		mechanism, first string
+		err              error
+		want             string
+	}{
+		{"OAUTHBEARER", bearer, refused(false), `{"status":"invalid_token","scope":"mail","openid-configuration":"https://i.test/c"}`},
+		{"OAUTHBEARER", bearer, refused(true), `{"status":"insufficient_scope","scope":"mail","openid-configuration":"https://i.test/c"}`},
+		{"OAUTHBEARER", bearer, failed("no"), `{"status":"invalid_token"}`},
+		{"XOAUTH2", google, refused(false), `{"status":"401","schemes":"bearer","scope":"mail","openid-configuration":"https://i.test/c"}`},
+		{"XOAUTH2", google, refused(true), `{"status":"403","schemes":"bearer","scope":"mail","openid-configuration":"https://i.test/c"}`},
+		{"OAUTHBEARER", bearer, errDown, ""},
+		{"XOAUTH2", google, errDown, ""},
+	} {
+		for _, answer := range []string{"\x01", "", "x"} {
+			s := New(c.mechanism, Config{Token: func(context.Context, string, string) error { return c.err }})
+			challenge, done, err := s.Next(t.Context(), []byte(c.first))
+			if c.want != "" {
+				if done || err != nil {
+					t.Fatalf("%s: no challenge: %v", c.mechanism, err)
+				}
+				_, done, err = s.Next(t.Context(), []byte(answer))
+			}
+			if string(challenge) != c.want || !done || !errors.Is(err, c.err) {
+				t.Errorf("%s, %v: %s, %v, %v", c.mechanism, c.err, challenge, done, err)
+			}
 		}
 	}
 }

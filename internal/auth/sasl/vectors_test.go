@@ -320,7 +320,7 @@ func fuzzServer(f *testing.F, mechanism string, seeds ...string) {
 	for _, s := range seeds {
 		f.Add([]byte(s), []byte("x"))
 	}
-	c := Config{Store: users{"u": {Clear: "pw"}}, Host: "h", Service: "imap", Token: func(context.Context, string, string) (string, error) { return "", failed("no") }}
+	c := Config{Store: users{"u": {Clear: "pw"}}, Host: "h", Service: "imap", Token: func(context.Context, string, string) error { return failed("no") }}
 	f.Fuzz(func(t *testing.T, first, second []byte) {
 		s := New(mechanism, c)
 		for _, r := range [][]byte{first, second, {}, {}, {}} {
