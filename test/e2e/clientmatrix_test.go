@@ -37,9 +37,9 @@ type mailClient struct {
 	name, protocol string
 	// mechanisms are those that its authors name.
 	mechanisms []string
-	// noImplicit: it cannot begin with TLS.
-	noImplicit bool
-	login      func(attempt) (in bool, out string)
+	// cannot tells what it cannot do of that over a security; nil: nothing.
+	cannot func(mechanism, security string) bool
+	login  func(attempt) (in bool, out string)
 }
 
 // commands are the ways of logging in that are not of SASL.
@@ -87,7 +87,7 @@ func clientCertificate(t *testing.T, authority string, addresses []string) map[s
 // needClients skips where one of them is missing.
 func needClients(t *testing.T) {
 	t.Helper()
-	need(t, "msmtp", "fetchmail", "gsasl", "swaks", "curl", "python3")
+	needExim(t, "msmtp", "fetchmail", "gsasl", "swaks", "curl", "python3", debianExim, gsaslExim)
 	if why := postfix.Missing(); why != "" {
 		missing(t, why)
 	}
@@ -119,8 +119,10 @@ func mailClients(t *testing.T, in *instance.Instance) []mailClient {
 	ca := filepath.Join(in.Ready.Data, "certs", "servercert.pem")
 	dir := t.TempDir()
 	script := filepath.Join("..", "testdata", "login.py")
+	// GNU SASL's own program does not begin with TLS.
+	begins := func(_, security string) bool { return security == "tls" }
 	return []mailClient{
-		{"msmtp", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "EXTERNAL"}, false, func(a attempt) (bool, string) {
+		{"msmtp", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "EXTERNAL"}, nil, func(a attempt) (bool, string) {
 			auth := cmp.Or(strings.ToLower(a.mechanism), "on")
 			tls := fmt.Sprintf("tls on\ntls_trust_file %s\ntls_starttls %s\n", ca, map[string]string{"starttls": "on", "tls": "off"}[a.security])
 			if a.security == "clear" {
@@ -141,9 +143,9 @@ func mailClients(t *testing.T, in *instance.Instance) []mailClient {
 			code, out := peer(t, "sh", "-c", fmt.Sprintf("msmtp --debug -C %s alice@indigo.test <%s", conf, letter))
 			return code == 0, out
 		}},
-		{"gsasl", "smtp", gsaslMechanisms, true, gsaslLogin(t, "smtp", ca)},
-		{"gsasl", "imap", gsaslMechanisms, true, gsaslLogin(t, "imap", ca)},
-		{"swaks", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "CRAM-SHA1", "DIGEST-MD5"}, false, func(a attempt) (bool, string) {
+		{"gsasl", "smtp", gsaslMechanisms, begins, gsaslLogin(t, "smtp", ca)},
+		{"gsasl", "imap", gsaslMechanisms, begins, gsaslLogin(t, "imap", ca)},
+		{"swaks", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "CRAM-SHA1", "DIGEST-MD5"}, nil, func(a attempt) (bool, string) {
 			args := []string{"--server", a.host, "--port", a.port, "--quit-after", "AUTH", "--auth", cmp.Or(a.mechanism, "ANY"), "--auth-user", a.user, "--auth-password", a.password, "--timeout", "20"}
 			if a.security != "clear" {
 				args = append(args, map[string]string{"starttls": "--tls", "tls": "--tls-on-connect"}[a.security])
@@ -151,15 +153,16 @@ func mailClients(t *testing.T, in *instance.Instance) []mailClient {
 			code, out := peer(t, "swaks", args...)
 			return code == 0 && strings.Contains(out, "235 2.7.0"), out
 		}},
-		{"curl", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "EXTERNAL"}, false, curlLogin(t, "smtp", ca)},
-		{"curl", "imap", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "EXTERNAL"}, false, curlLogin(t, "imap", ca)},
-		{"curl", "pop3", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "EXTERNAL", "APOP"}, false, curlLogin(t, "pop3", ca)},
-		{"Python", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5"}, false, pythonLogin(t, "smtp", script, ca)},
-		{"Python", "imap", []string{"PLAIN", "CRAM-MD5", "LOGIN command"}, false, pythonLogin(t, "imap", script, ca)},
-		{"Python", "pop3", []string{"APOP", "USER command"}, false, pythonLogin(t, "pop3", script, ca)},
-		{"fetchmail", "imap", []string{"CRAM-MD5", "EXTERNAL", "LOGIN command"}, false, fetchmailLogin(t, "imap", ca)},
-		{"fetchmail", "pop3", []string{"APOP", "CRAM-MD5", "USER command"}, false, fetchmailLogin(t, "pop3", ca)},
-		{"postfix", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-512"}, false, nil},
+		{"curl", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "EXTERNAL"}, nil, curlLogin(t, "smtp", ca)},
+		{"curl", "imap", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "EXTERNAL"}, nil, curlLogin(t, "imap", ca)},
+		{"curl", "pop3", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "EXTERNAL", "APOP"}, nil, curlLogin(t, "pop3", ca)},
+		{"Python", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5"}, nil, pythonLogin(t, "smtp", script, ca)},
+		{"Python", "imap", []string{"PLAIN", "CRAM-MD5", "LOGIN command"}, nil, pythonLogin(t, "imap", script, ca)},
+		{"Python", "pop3", []string{"APOP", "USER command"}, nil, pythonLogin(t, "pop3", script, ca)},
+		{"fetchmail", "imap", []string{"CRAM-MD5", "EXTERNAL", "LOGIN command"}, nil, fetchmailLogin(t, "imap", ca)},
+		{"fetchmail", "pop3", []string{"APOP", "CRAM-MD5", "USER command"}, nil, fetchmailLogin(t, "pop3", ca)},
+		{"Exim", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256-PLUS", "EXTERNAL"}, eximCannot, eximLogin(t)},
+		{"postfix", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-512"}, nil, nil},
 	}
 }
 
@@ -241,7 +244,7 @@ func TestClientMatrix(t *testing.T) {
 			}
 			var cells []string
 			for _, s := range securities {
-				if s == "tls" && c.noImplicit {
+				if c.cannot != nil && c.cannot(m, s) {
 					cells = append(cells, "client cannot")
 					continue
 				}
