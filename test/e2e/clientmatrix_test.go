@@ -369,6 +369,34 @@ func TestClientChoice(t *testing.T) {
 	documented(t, table.String())
 }
 
+// TestDownTheList has swaks go through what is offered, for a user of whom a hash alone is kept, where failures of this host count: it comes to LOGIN with
+// its fourth try. A wrong password gets in by none, and all that it was tried with is counted.
+func TestDownTheList(t *testing.T) {
+	need(t, "swaks")
+	if code, _ := peer(t, "perl", "-MAuthen::SASL", "-e", "1"); code != 0 {
+		missing(t, "swaks has no Authen::SASL")
+	}
+	in := up(t)
+	importSASLUsers(t, in)
+	command(t, in, "settings", "set", "AUTH_EXEMPT", "none")
+	command(t, in, "reload")
+	try := func(secret string) string {
+		_, out := peer(t, "swaks", "--server", in.Address("smtpd.587"), "--tls", "--auth-user", "alice@indigo.test", "--auth-password", secret, "--quit-after", "AUTH", "--timeout", "20")
+		return out
+	}
+	out := try("wrong")
+	if n := strings.Count(out, "<~* 535 5.7.8"); n != 5 || strings.Contains(out, "235 2.7.0") {
+		t.Errorf("a wrong password failed %d times:\n%s", n, out)
+	}
+	if locks := command(t, in, "auth", "locks", "list", "--all"); !strings.Contains(locks, "alice@indigo.test") {
+		t.Errorf("what was counted: %s", locks)
+	}
+	command(t, in, "auth", "locks", "clear", "--all")
+	if out := try(password); strings.Count(out, "<~* 535 5.7.8") != 3 || !strings.Contains(out, "AUTH LOGIN") || !strings.Contains(out, "235 2.7.0") {
+		t.Errorf("the right password:\n%s", out)
+	}
+}
+
 var gsaslMechanisms = []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256-PLUS", "EXTERNAL"}
 
 func gsaslLogin(t *testing.T, protocol, ca string) func(attempt) (bool, string) {
