@@ -1,6 +1,11 @@
 package e2e
 
 import (
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
 	"fmt"
 	"io/fs"
 	"net"
@@ -15,6 +20,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/auth/sasl"
+	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/test/instance"
 )
 
@@ -320,6 +326,9 @@ func eximLogin(t *testing.T) func(attempt) (bool, string) {
 				return "external:\n  driver = external\n  public_name = EXTERNAL\n  client_send = " + a.user + "\n"
 			}
 			program = gsaslExim
+			if settings.IsSalted(a.password) {
+				return fmt.Sprintf("%s:\n  driver = gsasl\n  public_name = %s\n  client_username = %s\n  client_password = not this\n  client_spassword = %s\n", eximName(mechanism), mechanism, a.user, a.password)
+			}
 			return fmt.Sprintf("%s:\n  driver = gsasl\n  public_name = %s\n  client_username = %s\n  client_password = %s\n  client_channelbinding = %t\n", eximName(mechanism), mechanism, a.user, a.password, strings.HasSuffix(mechanism, "-PLUS"))
 		}
 		wanted := authenticators(a.mechanism)
@@ -366,6 +375,58 @@ func eximLogin(t *testing.T) func(attempt) (bool, string) {
 		_, out := peer(t, "sh", "-c", fmt.Sprintf("printf 'Subject: by Exim\\n\\ntext\\n' | %s -C %s -v -odf -f %s alice@indigo.test", program, conf, a.user))
 		log, _ := os.ReadFile(filepath.Join(dir, "log", "main"))
 		return strings.Contains(string(log), " => alice@indigo.test") && strings.Contains(string(log), " A="), out + string(log)
+	}
+}
+
+// TestSaltedPassword: the wiki's user both (2700) logs in by his salted password, which GNU SASL's library takes as what it is where Exim hands it over.
+// GNU SASL's own program takes it for a password like any other (2741), whatever the server: what it sends is the proof of the 64 digits.
+func TestSaltedPassword(t *testing.T) {
+	needExim(t, "gsasl", gsaslExim)
+	in := up(t)
+	importSASLUsers(t, in)
+	const salted = "a8bac1a24c7aa2725630c9ab6813a631b366c79c6bc959bf344d3af8e685a375"
+	login, me := eximLogin(t), mailClient{protocol: "smtp"}
+	for _, c := range []struct {
+		secret string
+		ok     bool
+	}{{salted, true}, {strings.Replace(salted, "a", "b", 1), false}, {"supersecret", true}} {
+		if ok, out := login(attemptAt(t, in, me, "SCRAM-SHA-256", "clear", c.secret, "both@indigo.test")); ok != c.ok {
+			t.Errorf("%s: in: %v\n%s", c.secret, ok, out)
+		}
+	}
+	_, out := peer(t, "gsasl", "--smtp", "--connect", in.Address("smtpd.587"), "--no-starttls", "--hostname", "indigo.test", "-a", "both@indigo.test", "--password", salted, "--mechanism", "SCRAM-SHA-256")
+	var messages []string
+	for _, line := range strings.Split(out, "\n") {
+		text, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(strings.TrimSpace(line), "334 "))
+		if err == nil && strings.Contains(string(text), "r=") {
+			messages = append(messages, string(text))
+		}
+	}
+	if len(messages) != 3 || !strings.Contains(out, "535 5.7.8") {
+		t.Fatalf("the dialogue of gsasl:\n%s", out)
+	}
+	first, second := strings.TrimPrefix(messages[0], "n,,"), messages[1]
+	last, proof, _ := strings.Cut(messages[2], ",p=")
+	said := []byte(first + "," + second + "," + last)
+	salt, err := base64.StdEncoding.DecodeString("fIne4ExD9h3vufYZ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := pbkdf2.Key(sha256.New, salted, salt, 4096, sha256.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mac := func(key, text []byte) []byte {
+		m := hmac.New(sha256.New, key)
+		m.Write(text)
+		return m.Sum(nil)
+	}
+	client := mac(key, []byte("Client Key"))
+	stored := sha256.Sum256(client)
+	want := mac(stored[:], said)
+	subtle.XORBytes(want, want, client)
+	if base64.StdEncoding.EncodeToString(want) != proof {
+		t.Errorf("gsasl sent the proof %s, and that of the digits is %x", proof, want)
 	}
 }
 
