@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/auth/sasl"
+	"github.com/indigomail/indigo/internal/queue"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/test/instance"
 )
@@ -245,6 +246,7 @@ func TestSendingThroughExim(t *testing.T) {
 		_, port, _ := net.SplitHostPort(address)
 		return fmt.Sprintf(":[127.0.0.1]:%s alice %s AUTH_SMTP=%s%s", port, password, mechanism, more)
 	}
+	deliver := func(route string, strip bool) queue.Result { return sendBy(t, route, "bob@exim.test", strip) }
 	var table strings.Builder
 	table.WriteString("| server | mechanism | without TLS | STARTTLS | TLS |\n|---|---|---|---|---|\n")
 	for _, server := range []struct {
@@ -266,7 +268,7 @@ func TestSendingThroughExim(t *testing.T) {
 					want = "failed"
 				}
 				before := len(server.x.log())
-				r := sendBy(t, route(server.x, m, s, "sekret"), "bob@exim.test", s == "clear")
+				r := deliver(route(server.x, m, s, "sekret"), s == "clear")
 				switch {
 				case r.Err == nil:
 					cells[cell] = "logged in"
@@ -285,7 +287,7 @@ func TestSendingThroughExim(t *testing.T) {
 					t.Errorf("%s, %s: %v\n%s", server.name, cell, r.Err, strings.Join(r.Dialogue, "\n"))
 				}
 				if want == "logged in" {
-					if r := sendBy(t, route(server.x, m, s, "wrong"), "bob@exim.test", s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "Remote host said: 535 ") {
+					if r := deliver(route(server.x, m, s, "wrong"), s == "clear"); r.Err == nil || r.Err.Code != 454 || !strings.Contains(r.Err.Text, "Remote host said: 535 ") {
 						t.Errorf("%s, %s, wrong password: %v\n%s", server.name, cell, r.Err, strings.Join(r.Dialogue, "\n"))
 					}
 				}
