@@ -3,7 +3,7 @@ package auth
 const (
 	// maxSame bounds failed logins of a connection by one mechanism, maxTries by all together.
 	maxSame  = 3
-	maxTries = 10
+	maxTries = 20
 )
 
 // Tries counts the failed logins of one connection; the zero value has none. How often an address or account may fail is the Guard's to say: this
@@ -14,7 +14,7 @@ type Tries struct {
 	all int
 }
 
-// Failed counts one by a mechanism, and tells whether they were enough: three by the same or ten together.
+// Failed counts one by a mechanism, and tells whether they were enough: three by the same or twenty together, more than there are mechanisms.
 func (t *Tries) Failed(mechanism string) (enough bool) {
 	if t.by == nil {
 		t.by = map[string]int{}

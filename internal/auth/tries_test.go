@@ -10,7 +10,7 @@ func TestTries(t *testing.T) {
 	}{
 		{"one", []string{"PLAIN"}, 2},
 		{"two by turns", []string{"PLAIN", "LOGIN"}, 4},
-		{"down a list", []string{"A", "B", "C", "D", "E", "F", "G", "H", "I", "J", "K", "L"}, 9},
+		{"down a list", []string{"A", "B", "C", "D", "E", "F", "G", "H", "I", "J", "K", "L"}, 19},
 	} {
 		var tries Tries
 		n := 0
