@@ -260,7 +260,11 @@ func (g *Guard) count(a Attempt, known bool, account string, identity Identity, 
 	g.stats.Locks += uint64(len(locks))
 	g.mu.Unlock()
 	// The address goes first: what follows a name that a client chose is not to be believed.
-	g.config.Logger.Warn("login failed", "client", a.Client.Unmap().WithZone("").String(), "service", a.Service, "mechanism", a.Mechanism, "user", cut(a.User))
+	address := ""
+	if a.Client.IsValid() {
+		address = a.Client.Unmap().WithZone("").String()
+	}
+	g.config.Logger.Warn("login failed", "client", address, "service", a.Service, "mechanism", a.Mechanism, "user", cut(a.User))
 	for _, what := range locks {
 		name := map[string]string{"client": client, "account": account}[what]
 		g.config.Logger.Warn("logins locked", "by", what, "seconds", int(limits.Time.Seconds()), "name", name)

@@ -336,19 +336,16 @@ func (app *App) check(environment settings.Environment, credentials []byte, owne
 	defer cancel()
 	fields := bytes.SplitN(credentials, []byte{0}, 3)
 	name, password := string(fields[0]), string(fields[1])
-	store, verifier, err := service.OpenVerifier(ctx, environment.Data, app.who())
-	if err != nil {
-		return user, err
-	}
-	defer store.Close()
-	defer verifier.Close()
 	var identity auth.Identity
 	if environment.Get("AUTHORIZED") == "1" {
+		var store *directory.Store
+		if store, err = service.OpenDirectory(ctx, environment.Data, app.who()); err != nil {
+			return user, err
+		}
+		defer store.Close()
 		identity, err = known(ctx, store, name)
 	} else {
-		local, _ := netip.ParseAddr(environment.Get("TCPLOCALIP"))
-		client, _ := netip.ParseAddr(environment.Get("TCPREMOTEIP"))
-		identity, err = verifier.Verify(ctx, auth.Attempt{User: name, Password: password, Service: doorOf(environment), Client: client, Local: local, Mechanism: "checkpassword"})
+		identity, err = app.judged(ctx, environment, name, password)
 	}
 	var refused *mailerr.Error
 	switch {
@@ -363,6 +360,25 @@ func (app *App) check(environment settings.Environment, credentials []byte, owne
 		return user, err
 	}
 	return checkedUser{User: identity.Address.String(), Home: identity.Home, UID: owner.Uid, GID: owner.Gid}, nil
+}
+
+// judged has the running instance check the password, which counts what fails for the client's address. Where none runs, nobody keeps count, and it is
+// checked here.
+func (app *App) judged(ctx context.Context, environment settings.Environment, name, password string) (auth.Identity, error) {
+	local, _ := netip.ParseAddr(environment.Get("TCPLOCALIP"))
+	client, _ := netip.ParseAddr(environment.Get("TCPREMOTEIP"))
+	a := auth.Attempt{User: name, Password: password, Service: doorOf(environment), Client: client, Local: local, Mechanism: "checkpassword", TLS: true}
+	identity, err := service.NewControl(environment.Data).Verify(ctx, a)
+	if !errors.Is(err, service.ErrNotRunning) {
+		return identity, err
+	}
+	store, verifier, err := service.OpenVerifier(ctx, environment.Data, app.who())
+	if err != nil {
+		return auth.Identity{}, err
+	}
+	defer store.Close()
+	defer verifier.Close()
+	return verifier.Verify(ctx, a)
 }
 
 func known(ctx context.Context, store *directory.Store, name string) (auth.Identity, error) {

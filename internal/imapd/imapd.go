@@ -69,7 +69,6 @@ const (
 	maxLine    = 8192
 	maxLiteral = 64 << 10
 	maxBad     = 20
-	maxLogins  = 3
 )
 
 type session struct {
@@ -88,7 +87,7 @@ type session struct {
 	home        string
 	quota       maildir.Quota
 	bad         int
-	logins      int
+	logins      auth.Tries
 	end         bool
 	box         *mailbox
 }
@@ -412,7 +411,7 @@ func (c *session) login(tag, mechanism string, exchange *auth.Exchange, err erro
 		if errors.Is(err, auth.ErrLocked) {
 			code = "LIMIT"
 		}
-		if c.logins++; c.logins >= maxLogins {
+		if c.logins.Failed(mechanism) {
 			c.end = true
 		}
 		c.say(tag, "NO", "[%s] %s", code, mailerr.From(err).Text)

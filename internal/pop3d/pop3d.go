@@ -69,9 +69,8 @@ func (s *Server) Connections() int { return s.listener.Connections() }
 func (s *Server) Shutdown(ctx context.Context) { s.listener.Shutdown(ctx) }
 
 const (
-	maxLine   = 512
-	maxBad    = 20
-	maxLogins = 3
+	maxLine = 512
+	maxBad  = 20
 )
 
 type session struct {
@@ -90,7 +89,7 @@ type session struct {
 	timestamp string
 	user      string
 	bad       int
-	logins    int
+	logins    auth.Tries
 	end       bool
 
 	path     string
@@ -419,7 +418,7 @@ func (c *session) login(mechanism string, exchange *auth.Exchange, err error) {
 		if mailerr.From(err).Temporary() {
 			code = "[SYS/TEMP]"
 		}
-		if c.logins++; c.logins >= maxLogins {
+		if c.logins.Failed(mechanism) {
 			c.end = true
 		}
 		c.err("%s %s", code, mailerr.From(err).Text)

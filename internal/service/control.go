@@ -100,6 +100,14 @@ func startControl(h *House) (*controlServer, error) {
 	})
 	mux.HandleFunc("GET /auth/locks", func(w http.ResponseWriter, r *http.Request) { reply(w, h.guard.Locks(r.FormValue("all") != ""), nil) })
 	mux.HandleFunc("DELETE /auth/locks", func(w http.ResponseWriter, r *http.Request) { reply(w, h.guard.Unlock(r.FormValue("name")), nil) })
+	mux.HandleFunc("POST /auth/check", func(w http.ResponseWriter, r *http.Request) {
+		var a attempt
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAttempt)).Decode(&a); err != nil {
+			reply(w, nil, err)
+			return
+		}
+		reply(w, h.judge(r.Context(), a), nil)
+	})
 	mux.HandleFunc("GET /directory/cache", func(w http.ResponseWriter, r *http.Request) { reply(w, h.directory.CacheStats(), nil) })
 	h.handleQueue(mux)
 	h.handleTurn(mux)

@@ -387,7 +387,7 @@ func (c *Credentials) inCDB(key string) (value string, found bool, err error) {
 // mechanismList takes the names of SASL mechanisms for AUTH_SMTP; package sasl, which this one must not know, has the same.
 func mechanismList(s string) error {
 	for _, name := range Mechanisms(s) {
-		known := false
+		known := name == "EXTERNAL"
 		for _, m := range switchable() {
 			known = known || m[0] == name
 		}

@@ -148,7 +148,7 @@ func (c *session) loggedIn(e trace.Event, mechanism, user string, err error) {
 	v.Input = mechanism
 	c.say(c.decide(e, v, replyFault))
 	if v.Action == policy.Reject || locked {
-		if c.logins++; c.logins >= maxLogins && !c.ended {
+		if c.logins.Failed(mechanism) && !c.ended {
 			c.say(replyManyLogins)
 			c.why = "too many failed logins"
 		}

@@ -105,6 +105,8 @@ func TestMechanisms(t *testing.T) {
 		}
 		if n := map[uint16]int{0: 0, tls.VersionTLS12: 3, tls.VersionTLS13: 2}[version]; len(bindings) != n {
 			t.Errorf("TLS %x: bindings %v", version, bindings)
+		} else if first := map[uint16]scram.ChannelBindingType{tls.VersionTLS12: scram.ChannelBindingTLSUnique, tls.VersionTLS13: scram.ChannelBindingTLSExporter}[version]; n > 0 && bindings[0].Type != first {
+			t.Errorf("TLS %x: a client takes %s, want %s", version, bindings[0].Type, first)
 		}
 		for _, mechanism := range mechanisms {
 			plus := strings.HasSuffix(mechanism, "-PLUS")

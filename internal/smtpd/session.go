@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/policy"
 	"github.com/indigomail/indigo/internal/queue"
@@ -26,8 +27,6 @@ const (
 	maxAuth = 12288
 	// maxMistakes bounds the commands that were malformed, unknown or out of sequence.
 	maxMistakes = 20
-	// maxLogins bounds failed logins.
-	maxLogins = 3
 	// handshakeTime bounds a TLS handshake, dataTime one message's data, however steadily they trickle.
 	handshakeTime = time.Minute
 	dataTime      = time.Hour
@@ -56,8 +55,9 @@ type session struct {
 	// ended is set when the session is over, with the reason.
 	ended bool
 	why   string
-	// mistakes, refused and logins count up to their limits, messages those that were accepted.
-	mistakes, refused, logins, messages int
+	// mistakes and refused count up to their limits, messages those that were accepted.
+	mistakes, refused, messages int
+	logins                      auth.Tries
 
 	mail transaction
 	// addresses are the addresses of mail.to, for the policy.

@@ -21,7 +21,7 @@ func swaksAuth(t *testing.T, address, mechanism, user, password string) (code, t
 	t.Helper()
 	_, out := peer(t, "swaks", "--server", address, "--tls", "--auth", mechanism, "--auth-user", user, "--auth-password", password, "--quit-after", "AUTH")
 	for line := range strings.Lines(out) {
-		for _, code := range []string{"235", "535", "454"} {
+		for _, code := range []string{"235", "535", "454", "435"} {
 			if strings.HasPrefix(line, "<~  "+code) || strings.HasPrefix(line, "<~* "+code) {
 				return code, line
 			}

@@ -37,9 +37,9 @@ type mailClient struct {
 	name, protocol string
 	// mechanisms are those that its authors name.
 	mechanisms []string
-	// noImplicit: it cannot begin with TLS.
-	noImplicit bool
-	login      func(attempt) (in bool, out string)
+	// cannot tells what it cannot do of that over a security; nil: nothing.
+	cannot func(mechanism, security string) bool
+	login  func(attempt) (in bool, out string)
 }
 
 // refusedToken begins the challenge that tells what is wrong with a token; curl goes away at XOAUTH2's.
@@ -93,7 +93,7 @@ func clientCertificate(t *testing.T, authority string, addresses []string) map[s
 // needClients skips where one of them is missing.
 func needClients(t *testing.T) {
 	t.Helper()
-	need(t, "msmtp", "fetchmail", "gsasl", "swaks", "curl", "python3")
+	needExim(t, "msmtp", "fetchmail", "gsasl", "swaks", "curl", "python3", debianExim, gsaslExim)
 	if why := postfix.Missing(); why != "" {
 		missing(t, why)
 	}
@@ -125,8 +125,10 @@ func mailClients(t *testing.T, in *instance.Instance) []mailClient {
 	ca := filepath.Join(in.Ready.Data, "certs", "servercert.pem")
 	dir := t.TempDir()
 	script := filepath.Join("..", "testdata", "login.py")
+	// GNU SASL's own program does not begin with TLS.
+	begins := func(_, security string) bool { return security == "tls" }
 	return []mailClient{
-		{"msmtp", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "OAUTHBEARER", "XOAUTH2", "EXTERNAL"}, false, func(a attempt) (bool, string) {
+		{"msmtp", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "OAUTHBEARER", "XOAUTH2", "EXTERNAL"}, nil, func(a attempt) (bool, string) {
 			auth := cmp.Or(strings.ToLower(a.mechanism), "on")
 			tls := fmt.Sprintf("tls on\ntls_trust_file %s\ntls_starttls %s\n", ca, map[string]string{"starttls": "on", "tls": "off"}[a.security])
 			if a.security == "clear" {
@@ -155,9 +157,9 @@ func mailClients(t *testing.T, in *instance.Instance) []mailClient {
 			code, out := peer(t, "sh", "-c", fmt.Sprintf("msmtp --debug -C %s alice@indigo.test <%s", conf, letter))
 			return code == 0, out
 		}},
-		{"gsasl", "smtp", gsaslMechanisms, true, gsaslLogin(t, "smtp", ca)},
-		{"gsasl", "imap", gsaslMechanisms, true, gsaslLogin(t, "imap", ca)},
-		{"swaks", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "CRAM-SHA1", "DIGEST-MD5"}, false, func(a attempt) (bool, string) {
+		{"gsasl", "smtp", gsaslMechanisms, begins, gsaslLogin(t, "smtp", ca)},
+		{"gsasl", "imap", gsaslMechanisms, begins, gsaslLogin(t, "imap", ca)},
+		{"swaks", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "CRAM-SHA1", "DIGEST-MD5"}, nil, func(a attempt) (bool, string) {
 			args := []string{"--server", a.host, "--port", a.port, "--quit-after", "AUTH", "--auth", cmp.Or(a.mechanism, "ANY"), "--auth-user", a.user, "--auth-password", a.password, "--timeout", "20"}
 			if a.security != "clear" {
 				args = append(args, map[string]string{"starttls": "--tls", "tls": "--tls-on-connect"}[a.security])
@@ -165,15 +167,16 @@ func mailClients(t *testing.T, in *instance.Instance) []mailClient {
 			code, out := peer(t, "swaks", args...)
 			return code == 0 && strings.Contains(out, "235 2.7.0"), out
 		}},
-		{"curl", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "OAUTHBEARER", "XOAUTH2", "EXTERNAL"}, false, curlLogin(t, in, "smtp", ca)},
-		{"curl", "imap", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "OAUTHBEARER", "XOAUTH2", "EXTERNAL"}, false, curlLogin(t, in, "imap", ca)},
-		{"curl", "pop3", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "OAUTHBEARER", "XOAUTH2", "EXTERNAL", "APOP"}, false, curlLogin(t, in, "pop3", ca)},
-		{"Python", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5"}, false, pythonLogin(t, "smtp", script, ca)},
-		{"Python", "imap", []string{"PLAIN", "CRAM-MD5", "LOGIN command"}, false, pythonLogin(t, "imap", script, ca)},
-		{"Python", "pop3", []string{"APOP", "USER command"}, false, pythonLogin(t, "pop3", script, ca)},
-		{"fetchmail", "imap", []string{"CRAM-MD5", "EXTERNAL", "LOGIN command"}, false, fetchmailLogin(t, "imap", ca)},
-		{"fetchmail", "pop3", []string{"APOP", "CRAM-MD5", "USER command"}, false, fetchmailLogin(t, "pop3", ca)},
-		{"postfix", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-512"}, false, nil},
+		{"curl", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "OAUTHBEARER", "XOAUTH2", "EXTERNAL"}, nil, curlLogin(t, in, "smtp", ca)},
+		{"curl", "imap", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "OAUTHBEARER", "XOAUTH2", "EXTERNAL"}, nil, curlLogin(t, in, "imap", ca)},
+		{"curl", "pop3", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "OAUTHBEARER", "XOAUTH2", "EXTERNAL", "APOP"}, nil, curlLogin(t, in, "pop3", ca)},
+		{"Python", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5"}, nil, pythonLogin(t, "smtp", script, ca)},
+		{"Python", "imap", []string{"PLAIN", "CRAM-MD5", "LOGIN command"}, nil, pythonLogin(t, "imap", script, ca)},
+		{"Python", "pop3", []string{"APOP", "USER command"}, nil, pythonLogin(t, "pop3", script, ca)},
+		{"fetchmail", "imap", []string{"CRAM-MD5", "EXTERNAL", "LOGIN command"}, nil, fetchmailLogin(t, "imap", ca)},
+		{"fetchmail", "pop3", []string{"APOP", "CRAM-MD5", "USER command"}, nil, fetchmailLogin(t, "pop3", ca)},
+		{"Exim", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256-PLUS", "EXTERNAL"}, eximCannot, eximLogin(t)},
+		{"postfix", "smtp", []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-512"}, nil, nil},
 	}
 }
 
@@ -260,7 +263,7 @@ func TestClientMatrix(t *testing.T) {
 			}
 			var cells []string
 			for _, s := range securities {
-				if s == "tls" && c.noImplicit {
+				if c.cannot != nil && c.cannot(m, s) {
 					cells = append(cells, "client cannot")
 					continue
 				}
@@ -383,6 +386,34 @@ func TestClientChoice(t *testing.T) {
 	}
 	t.Log("\n" + table.String())
 	documented(t, table.String())
+}
+
+// TestDownTheList has swaks go through what is offered, for a user of whom a hash alone is kept, where failures of this host count: it comes to LOGIN with
+// its fourth try. A wrong password gets in by none, and all that it was tried with is counted.
+func TestDownTheList(t *testing.T) {
+	need(t, "swaks")
+	if code, _ := peer(t, "perl", "-MAuthen::SASL", "-e", "1"); code != 0 {
+		missing(t, "swaks has no Authen::SASL")
+	}
+	in := up(t)
+	importSASLUsers(t, in)
+	command(t, in, "settings", "set", "AUTH_EXEMPT", "none")
+	command(t, in, "reload")
+	try := func(secret string) string {
+		_, out := peer(t, "swaks", "--server", in.Address("smtpd.587"), "--tls", "--auth-user", "alice@indigo.test", "--auth-password", secret, "--quit-after", "AUTH", "--timeout", "20")
+		return out
+	}
+	out := try("wrong")
+	if n := strings.Count(out, "<~* 535 5.7.8"); n != 5 || strings.Contains(out, "235 2.7.0") {
+		t.Errorf("a wrong password failed %d times:\n%s", n, out)
+	}
+	if locks := command(t, in, "auth", "locks", "list", "--all"); !strings.Contains(locks, "alice@indigo.test") {
+		t.Errorf("what was counted: %s", locks)
+	}
+	command(t, in, "auth", "locks", "clear", "--all")
+	if out := try(password); strings.Count(out, "<~* 535 5.7.8") != 3 || !strings.Contains(out, "AUTH LOGIN") || !strings.Contains(out, "235 2.7.0") {
+		t.Errorf("the right password:\n%s", out)
+	}
 }
 
 var gsaslMechanisms = []string{"PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256-PLUS", "EXTERNAL"}

@@ -214,6 +214,9 @@ password_query = %[5]s
 					t.Errorf("%s: exit code %d: %s", name, code, out)
 				}
 			}
+			if c.authentication == checked && !strings.Contains(in.Log(), `login failed client="127.0.0.1" service="imapd" mechanism="checkpassword"`) {
+				t.Errorf("the running instance was not asked: %s", in.Log())
+			}
 		})
 	}
 }

@@ -55,7 +55,7 @@ func TestUsersForTheHost(t *testing.T) {
 		"pam.d/files":    "auth required pam_unix.so nodelay\naccount required pam_unix.so\n",
 		"pam.d/vchkpass": "auth sufficient pam_exec.so quiet expose_authtok " + dir + "/ask\nauth required pam_deny.so\naccount required pam_permit.so\n",
 		// The one of docs/users.md.
-		"ask": "#!/bin/sh\n{ printf '%s\\0' \"$PAM_USER\"; tr -d '\\0'; printf '\\0\\0'; } |\n\tSERVICE=imap INDIGO_DATA=" + data + " " + vchkpass + " /bin/true 3<&0\n",
+		"ask": "#!/bin/sh\n{ printf '%s\\0' \"$PAM_USER\"; tr -d '\\0'; printf '\\0\\0'; } |\n\tSERVICE=imap TCPREMOTEIP=\"$PAM_RHOST\" INDIGO_DATA=" + data + " " + vchkpass + " /bin/true 3<&0\n",
 	} {
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

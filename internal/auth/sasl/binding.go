@@ -10,18 +10,18 @@ import (
 	"github.com/xdg-go/scram"
 )
 
-// Bindings gives what a login over this connection can be bound to, the best first: tls-exporter (RFC 9266), tls-unique
-// below TLS 1.3, tls-server-end-point (RFC 5929). certificate is the server's, nil when it is not known. There are none in
-// clear, and but the last without the extended master secret (RFC 7627), which alone makes the first two safe.
+// Bindings gives what a login over this connection can be bound to, the one to take first: tls-unique below TLS 1.3, which every server with -PLUS
+// must know (RFC 5802 section 6.1), tls-exporter (RFC 9266), tls-server-end-point (RFC 5929). certificate is the server's, nil when it is not known.
+// There are none in clear, and but the last without the extended master secret (RFC 7627), which alone makes the first two safe.
 func Bindings(state *tls.ConnectionState, certificate *x509.Certificate) (all []scram.ChannelBinding) {
 	if state == nil || !state.HandshakeComplete {
 		return nil
 	}
 	if exporter, err := scram.NewTLSExporterBinding(state); err == nil {
-		all = append(all, exporter)
 		if len(state.TLSUnique) > 0 {
 			all = append(all, scram.NewTLSUniqueBinding(state.TLSUnique))
 		}
+		all = append(all, exporter)
 	}
 	if certificate != nil {
 		if h := endPointHash(certificate.SignatureAlgorithm); h != 0 {
