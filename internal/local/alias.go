@@ -23,6 +23,7 @@ var (
 	errOnward  = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to queue the message to be sent on. (#4.3.0)")
 	errTimeout = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "The program of this address took too long. (#4.3.0)")
 	errTurns   = mailerr.New(451, mailerr.Enhanced{4, 3, 2}, "Too many programs of addresses run now. (#4.3.2)")
+	errRoot    = mailerr.New(451, mailerr.Enhanced{4, 3, 5}, "Not allowed to run the program of this address as root. (#4.3.5)")
 	errSpool   = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to hand the message to a program. (#4.3.0)")
 )
 

@@ -66,6 +66,9 @@ func (s *submission) Commit(_ context.Context, e queue.Envelope) error {
 	return nil
 }
 
+// nobody is a user without rights.
+const nobody = 65534
+
 func aliased(t *testing.T, lines map[string]string) (string, *Deliverer, *onwards) {
 	t.Helper()
 	home := t.TempDir()
@@ -74,6 +77,12 @@ func aliased(t *testing.T, lines map[string]string) (string, *Deliverer, *onward
 	}
 	for name, text := range lines {
 		if err := os.WriteFile(filepath.Join(home, "lines", name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if os.Geteuid() == 0 {
+		// Programs do not run as root.
+		if err := errors.Join(os.Chown(home, nobody, nobody), os.Chmod(filepath.Dir(home), 0o755)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -367,6 +376,36 @@ func TestProgramsAtOnce(t *testing.T) {
 	for i, r := range d.Deliver(t.Context(), delivery(1, body, append(names, "first", "second")...)) {
 		if r.Err != nil || i == 8 && r.Text != "did 0+0+1/met" {
 			t.Errorf("%d: %+v", i, r)
+		}
+	}
+}
+
+// TestProgramAccount: a service that runs as root gives root up for the domain's owner, groups and all; where that is root nothing runs, and
+// the mail is tried again.
+func TestProgramAccount(t *testing.T) {
+	if c, err := programAccount(1000, "/nowhere"); c != nil || err != nil {
+		t.Errorf("%+v %v", c, err)
+	}
+	if os.Geteuid() != 0 {
+		missing(t, "root, who alone has rights to give up")
+	}
+	home, d, o := aliased(t, map[string]string{"who": "|id -u; id -g; id -G; cat /dev/stdin\n&far@elsewhere.test"})
+	for _, c := range []struct {
+		uid, gid int
+		want     string
+	}{
+		{nobody, nobody, "did 0+1+1/65534/65534/65534/Subject: hello//body/qp 99"},
+		{nobody, 0, "did 0+1+1/65534/65534/65534/Subject: hello//body/qp 99"},
+		{1, 2, "did 0+1+1/1/2/2/Subject: hello//body/qp 99"},
+		{0, nobody, "Not allowed to run the program of this address as root. (#4.3.5)"},
+	} {
+		if err := os.Chown(home, c.uid, c.gid); err != nil {
+			t.Fatal(err)
+		}
+		o.sent = nil
+		r := one(t, d, delivery(queue.ID(c.uid), mail, "who"))
+		if refused := c.uid == 0; strings.ReplaceAll(r.Text, "hello/body", "hello//body") != c.want || (r.Err != nil) != refused || refused && (!r.Err.Temporary() || len(o.sent) != 0) {
+			t.Errorf("%d:%d: %+v, %d sent on", c.uid, c.gid, r, len(o.sent))
 		}
 	}
 }
