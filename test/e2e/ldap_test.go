@@ -156,7 +156,7 @@ func (s *slapd) stop() {
 }
 
 // whyLogin compares what `indigo auth why` says of a login with what it should.
-func whyLogin(t *testing.T, in *instance.Instance, service, user, password string, can bool, verdict string) {
+func whyLogin(t *testing.T, program instance.Program, in *instance.Instance, service, user, password string, can bool, verdict string) {
 	t.Helper()
 	args := []string{"auth", "why", user, "--service", service, "--data", in.Ready.Data, "--json"}
 	if password != "" {
@@ -166,7 +166,7 @@ func whyLogin(t *testing.T, in *instance.Instance, service, user, password strin
 		}
 		args = append(args, "--password-file", file)
 	}
-	result, err := indigo.Run(within(t, time.Minute), args...)
+	result, err := program.Run(within(t, time.Minute), args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func TestPasswordsOfLDAP(t *testing.T) {
 		{"imapd.993", "ann@indigo.test", "ldap's", false, "there is no mailbox, and no other source names one"},
 		{"imapd.993", "ann@indigo.test", "", false, "there is no mailbox, and no other source names one"},
 	} {
-		whyLogin(t, in, c.service, c.user, c.password, c.can, c.verdict)
+		whyLogin(t, indigo, in, c.service, c.user, c.password, c.can, c.verdict)
 	}
 	// A mailbox of the directory by the password of the LDAP server; who has none, has none.
 	for user, want := range map[string]int{"alice@indigo.test": 0, "ann@indigo.test": 67} {
@@ -281,16 +281,16 @@ func TestPasswordsOfLDAP(t *testing.T) {
 	}
 	want("locked in the directory", "o+b@indigo.test", "ldap's", "535")
 	for _, given := range []string{"ldap's", ""} {
-		whyLogin(t, in, "smtpd.587", "o+b@indigo.test", given, false, "the directory keeps o+b@indigo.test out, of other sources too")
+		whyLogin(t, indigo, in, "smtpd.587", "o+b@indigo.test", given, false, "the directory keeps o+b@indigo.test out, of other sources too")
 	}
 	command(t, in, "user", "remove", "o+b@indigo.test", "--yes")
 	server.stop()
 	want("without a server", "ann@indigo.test", "ldap's", "454")
 	want("without a server", "alice@indigo.test", password, "235")
-	whyLogin(t, in, "smtpd.587", "ann@indigo.test", "ldap's", false, "454 4.7.0 temporary authentication failure (#4.7.0): LDAP search: LDAP server ldap://127.0.0.1")
-	whyLogin(t, in, "smtpd.587", "ann@indigo.test", "", true, "can log in if /usr/sbin/ldap-checkpwd knows the user")
-	whyLogin(t, in, "smtpd.587", "ann@indigo.test", "", true, "; /usr/sbin/ldap-checkpwd cannot be asked now")
-	whyLogin(t, in, "smtpd.587", "alice@indigo.test", password, true, "can log in, over TLS by PLAIN, LOGIN;")
+	whyLogin(t, indigo, in, "smtpd.587", "ann@indigo.test", "ldap's", false, "454 4.7.0 temporary authentication failure (#4.7.0): LDAP search: LDAP server ldap://127.0.0.1")
+	whyLogin(t, indigo, in, "smtpd.587", "ann@indigo.test", "", true, "can log in if /usr/sbin/ldap-checkpwd knows the user")
+	whyLogin(t, indigo, in, "smtpd.587", "ann@indigo.test", "", true, "; /usr/sbin/ldap-checkpwd cannot be asked now")
+	whyLogin(t, indigo, in, "smtpd.587", "alice@indigo.test", password, true, "can log in, over TLS by PLAIN, LOGIN;")
 	server.start(t)
 	want("with it again", "ann@indigo.test", "ldap's", "235")
 	// TLS in both forms and the socket, and servers in turn.
@@ -320,8 +320,8 @@ func TestPasswordsOfLDAP(t *testing.T) {
 	} {
 		want("LDAP_USER_DN", c.user, c.password, c.code)
 	}
-	whyLogin(t, in, "smtpd.587", "ann", "", true, "can log in if /usr/sbin/ldap-checkpwd knows the user, over TLS by PLAIN, LOGIN;")
-	whyLogin(t, in, "smtpd.587", "nobody", "ldap's", false, "LDAP bind as uid=nobody,ou=people,dc=indigo,dc=test")
+	whyLogin(t, indigo, in, "smtpd.587", "ann", "", true, "can log in if /usr/sbin/ldap-checkpwd knows the user, over TLS by PLAIN, LOGIN;")
+	whyLogin(t, indigo, in, "smtpd.587", "nobody", "ldap's", false, "LDAP bind as uid=nobody,ou=people,dc=indigo,dc=test")
 	if story := command(t, in, "explain", "ann@indigo.test"); !strings.Contains(story, "auth") {
 		t.Errorf("nobody logged in as ann@indigo.test: %s", story)
 	}

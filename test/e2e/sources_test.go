@@ -192,7 +192,7 @@ service auth {
 		{"smtpd.587", "nosmtp@indigo.test", "dovecot's", false, "NO_SMTP is set for the user"}, {"imapd.993", "dan@indigo.test", "dovecot's", true, "can log in"},
 		{"imapd.993", "far@other.test", "dovecot's", false, "there is no mailbox"},
 	} {
-		whyLogin(t, in, c.service, c.user, c.password, c.can, c.verdict)
+		whyLogin(t, indigo, in, c.service, c.user, c.password, c.can, c.verdict)
 	}
 	mailbox := func(user string) (int, string) {
 		return peer(t, "curl", "-sS", "-m", "30", "-k", "--url", "imaps://"+in.Address("imapd.993")+"/", "-u", user+":dovecot's")
@@ -212,9 +212,9 @@ service auth {
 	if code, text := swaksAuth(t, in.Address("smtpd.587"), "LOGIN", "alice@indigo.test", password); code != "235" {
 		t.Errorf("without Dovecot: %s", text)
 	}
-	whyLogin(t, in, "smtpd.587", "far@other.test", "dovecot's", false, "454 4.7.0 temporary authentication failure")
-	whyLogin(t, in, "smtpd.587", "far@other.test", "", true, "; dovecot:"+down+" cannot be asked now")
-	whyLogin(t, in, "smtpd.587", "alice@indigo.test", password, true, "can log in, over TLS by PLAIN, LOGIN;")
+	whyLogin(t, indigo, in, "smtpd.587", "far@other.test", "dovecot's", false, "454 4.7.0 temporary authentication failure")
+	whyLogin(t, indigo, in, "smtpd.587", "far@other.test", "", true, "; dovecot:"+down+" cannot be asked now")
+	whyLogin(t, indigo, in, "smtpd.587", "alice@indigo.test", password, true, "can log in, over TLS by PLAIN, LOGIN;")
 	if out := command(t, in, "check"); !strings.Contains(out, "AUTHMODULES: dovecot:"+down) {
 		t.Errorf("check: %s", out)
 	}
@@ -309,9 +309,9 @@ func TestPasswordsOfPAM(t *testing.T) {
 	} {
 		want("PAM", c.user, c.password, c.code)
 	}
-	whyLogin(t, in, "smtpd.587", "pamann", "", true, "can log in if /usr/sbin/pam-checkpwd knows the user")
-	whyLogin(t, in, "smtpd.587", "pamann", "secret", false, "but /usr/sbin/pam-checkpwd was not asked, which only the serving process may do")
-	whyLogin(t, in, "smtpd.587", "alice@indigo.test", password, true, "can log in, over TLS by PLAIN, LOGIN;")
+	whyLogin(t, program, in, "smtpd.587", "pamann", "", true, "can log in if /usr/sbin/pam-checkpwd knows the user")
+	whyLogin(t, program, in, "smtpd.587", "pamann", "secret", false, "but /usr/sbin/pam-checkpwd was not asked, which only the serving process may do")
+	whyLogin(t, program, in, "smtpd.587", "alice@indigo.test", password, true, "can log in, over TLS by PLAIN, LOGIN;")
 	// pam-checkpwd is the same check for others, as the account.
 	check := func(user, password string, args ...string) (code int, out string) {
 		t.Helper()
