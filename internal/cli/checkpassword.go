@@ -336,7 +336,7 @@ func (app *App) check(environment settings.Environment, credentials []byte, owne
 	defer cancel()
 	fields := bytes.SplitN(credentials, []byte{0}, 3)
 	name, password := string(fields[0]), string(fields[1])
-	store, verifier, err := service.OpenVerifier(ctx, environment.Data, app.who())
+	store, verifier, err := service.OpenVerifier(ctx, environment.Data, app.who(), false)
 	if err != nil {
 		return user, err
 	}

@@ -9,9 +9,11 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/maildir"
 )
 
 // NewUser is a user to be added.
@@ -47,6 +49,19 @@ const (
 
 var quotaForm = regexp.MustCompile(`^(NOQUOTA|[0-9]{1,18}S?(,[0-9]{1,18}C)?)$`)
 
+// plainQuota gives a quota with K, M or G behind its numbers as IndiMail's programs keep it, in bytes; another one as it is.
+func plainQuota(text string) string {
+	return quotaNumber.ReplaceAllStringFunc(text, func(one string) string {
+		q, err := maildir.ParseQuota(one)
+		if err != nil {
+			return one
+		}
+		return strconv.FormatInt(q.Bytes, 10)
+	})
+}
+
+var quotaNumber = regexp.MustCompile(`[0-9]{1,12}[kKmMgG]`)
+
 // Check tells what is wrong with a user before any is added.
 func (n NewUser) Check() error {
 	var faults []error
@@ -56,7 +71,7 @@ func (n NewUser) Check() error {
 	if len(n.Gecos) > maxGecos || strings.ContainsAny(n.Gecos, "\x00\r\n") {
 		faults = append(faults, fmt.Errorf("the person's name must have at most %d bytes and no line end", maxGecos))
 	}
-	if n.Quota != "" && (len(n.Quota) > maxQuota || !quotaForm.MatchString(n.Quota)) {
+	if n.Quota != "" && (len(plainQuota(n.Quota)) > maxQuota || !quotaForm.MatchString(plainQuota(n.Quota))) {
 		faults = append(faults, fmt.Errorf("quota %q is not of the form 52428800, 52428800S,1000C or NOQUOTA", n.Quota))
 	}
 	if len(n.Password) > maxStored || len(n.Scram) > maxScram {
@@ -82,7 +97,9 @@ func (s *Store) AddUser(ctx context.Context, n NewUser) error {
 func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err error) {
 	rows := make([]newRow, len(users))
 	limited := map[string]int64{}
+	inactive := map[string]bool{}
 	for i, n := range users {
+		n.Quota = plainQuota(n.Quota)
 		d, err := s.Domain(ctx, n.Domain)
 		if err != nil {
 			return 0, fmt.Errorf("domain %s: %w", n.Domain, err)
@@ -102,6 +119,9 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 		}
 		if limits.MaxUsers >= 0 {
 			limited[d.Name] = limits.MaxUsers
+		}
+		if err := s.notInactive(ctx, inactive, strings.ToLower(n.Name), d.Name); err != nil {
+			return 0, err
 		}
 		rows[i] = newRow{name: strings.ToLower(n.Name), domain: d, values: []any{n.Password, null(n.Scram), 0, int(n.Flags), n.Gecos, n.Quota}, base: n.Base}
 	}
@@ -168,6 +188,7 @@ func (s *Store) UpdateUser(ctx context.Context, n NewUser) error {
 	if err != nil {
 		return fmt.Errorf("user %s: %w", n.Address(), err)
 	}
+	n.Quota = plainQuota(n.Quota)
 	if err := n.Check(); err != nil {
 		return err
 	}
@@ -204,6 +225,6 @@ func (s *Store) UpdateUser(ctx context.Context, n NewUser) error {
 // Same tells whether a user is already what n gives; what n leaves empty is not compared.
 func (n NewUser) Same(u User) bool {
 	same := func(given, has string) bool { return given == "" || given == has }
-	return same(n.Password, u.Password) && same(n.Scram, u.Scram) && same(n.Gecos, u.Gecos) && same(n.Quota, u.Quota) &&
+	return same(n.Password, u.Password) && same(n.Scram, u.Scram) && same(n.Gecos, u.Gecos) && same(plainQuota(n.Quota), u.Quota) &&
 		(n.Flags == 0 || n.Flags == Flags(u.GID))
 }

@@ -92,6 +92,8 @@ func (d *Deliverer) follow(ctx context.Context, dl *queue.Delivery, i int, t *ta
 				a.fail(line, errLookup.Because(err))
 			case mine && t.isUser:
 				a.own = line
+			case mine && t.inactive:
+				a.fail(line, errInactive)
 			case mine:
 				a.fail(line, errLooping)
 			case !seen[to.Key()]:

@@ -192,6 +192,18 @@ func TestAliasQuota(t *testing.T) {
 	}
 }
 
+// TestInactiveAlias: the lines of one who is marked inactive hold; what they leave for his own mailbox bounces, and *@domain gets nothing.
+func TestInactiveAlias(t *testing.T) {
+	_, d, o := aliased(t, map[string]string{"asleep": "&asleep@example.org\n&far@elsewhere.test", "*": "&far@elsewhere.test"})
+	if r := one(t, d, delivery(1, mail, "asleep")); r.Err == nil || r.Err.Reply() != errInactive.Reply() || len(o.sent) != 1 {
+		t.Errorf("%+v, %d sent on", r, len(o.sent))
+	}
+	_, d, o = aliased(t, map[string]string{"*": "&far@elsewhere.test"})
+	if r := one(t, d, delivery(2, mail, "asleep")); r.Err == nil || r.Err.Reply() != errInactive.Reply() || len(o.sent) != 0 {
+		t.Errorf("%+v, %d sent on", r, len(o.sent))
+	}
+}
+
 // TestOwnWithoutUser: a line that leads to itself and is nobody's is a loop.
 func TestOwnWithoutUser(t *testing.T) {
 	_, d, _ := aliased(t, map[string]string{"self": "&self@example.net"})

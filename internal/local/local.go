@@ -110,6 +110,7 @@ const done = "did 1+0+0"
 
 var (
 	errNoUser    = mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "Sorry, no mailbox here by that name. (#5.1.1)")
+	errInactive  = mailerr.New(550, mailerr.Enhanced{5, 2, 1}, "Sorry, this mailbox is inactive. (#5.2.1)")
 	errLooping   = mailerr.New(554, mailerr.Enhanced{5, 4, 6}, "This message is looping: it already has my Delivered-To line. (#5.4.6)")
 	errLookup    = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to look the user up. (#4.3.0)")
 	errClosing   = mailerr.New(451, mailerr.Enhanced{4, 3, 2}, "Delivery is shutting down. (#4.3.2)")
@@ -246,6 +247,8 @@ type target struct {
 	rcpt   addr.Address
 	user   directory.User
 	isUser bool
+	// inactive says that he is one who is marked so: only lines hold.
+	inactive bool
 	// lines are the alias's; those of the domain's *@domain when anyone is set.
 	lines   []string
 	anyone  bool
@@ -277,6 +280,9 @@ func (d *Deliverer) find(ctx context.Context, dl *queue.Delivery, i int, body *c
 		return t, err
 	}
 	t.user, err = d.cfg.Directory.User(ctx, t.rcpt)
+	if t.inactive = errors.Is(err, directory.ErrInactive); t.inactive && !isAlias {
+		return t, errInactive.Because(err)
+	}
 	if t.isUser, err = known(err); err != nil {
 		return t, err
 	}

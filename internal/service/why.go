@@ -103,7 +103,7 @@ func WhyLogin(ctx context.Context, data, who string, q LoginQuestion) (*LoginAns
 	if doors := slices.DeleteFunc(instances(snapshot), func(name string) bool { return !asksPasswords(kindOf(name)) }); !slices.Contains(doors, q.Service) {
 		return nil, fmt.Errorf("service %q lets nobody log in: one of %s", q.Service, strings.Join(doors, ", "))
 	}
-	store, verifier, err := OpenVerifier(ctx, data, who)
+	store, verifier, err := OpenVerifier(ctx, data, who, true)
 	if err != nil {
 		return nil, err
 	}
@@ -212,7 +212,14 @@ func (w *whyLogin) resolve(ctx context.Context) error {
 		w.step("%s is another name of the domain %s", a.Domain, real)
 	}
 	w.user, err = w.store.User(ctx, a)
+	if kind := kindOf(w.q.Service); errors.Is(err, directory.ErrInactive) && (kind == "pop3d" || kind == "imapd") {
+		w.step("%s is marked inactive; a login at this service activates", a)
+		w.user, err = w.store.InactiveUser(ctx, a)
+	}
 	switch {
+	case errors.Is(err, directory.ErrInactive):
+		w.missing = "the user is marked inactive: a login by POP3 or IMAP, or `indigo user activate " + a.String() + "`, undoes that"
+		return nil
 	case errors.Is(err, directory.ErrNoUser):
 		w.missing = "there is no user " + a.Local + " in " + real
 		if lines, err := w.store.AliasLines(ctx, addr.Address{Local: a.Local, Domain: real}); err == nil && len(lines) > 0 {
