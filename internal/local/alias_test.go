@@ -429,3 +429,116 @@ func TestOnwardNotify(t *testing.T) {
 		}
 	}
 }
+
+// TestRestart: what is done of an alias is not done again by the process behind it, however that one ended; a message of another queue
+// directory with the same number, and another recipient in the place of the first, have nothing done.
+func TestRestart(t *testing.T) {
+	home, d, _ := aliased(t, map[string]string{
+		"x": "|echo a >>\"$HOME/a\"\n|echo b >>\"$HOME/b\"; test -e \"$HOME/go\"\n|echo c >>\"$HOME/c\"; echo never; exit 100\n./m/Maildir/",
+		"y": "|echo a >>\"$HOME/a\"",
+	})
+	file := filepath.Join(t.TempDir(), "donelines")
+	restart := func() {
+		t.Helper()
+		// The process before is not asked to end: it may have been killed.
+		c := d.cfg
+		c.Memory = file
+		d = New(c)
+		t.Cleanup(func() { d.Close() })
+	}
+	ran := func(name string, want int) {
+		t.Helper()
+		if b, err := os.ReadFile(filepath.Join(home, name)); err != nil || strings.Count(string(b), name) != want {
+			t.Errorf("%s ran: %q %v, want %d", name, b, err, want)
+		}
+	}
+	restart()
+	birth := time.Now()
+	attempt := func(id queue.ID, name string, n int) queue.Result {
+		t.Helper()
+		dl := delivery(id, mail, name)
+		dl.Birth, dl.Attempt = birth, n
+		return one(t, d, dl)
+	}
+	for n := range 3 {
+		if r := attempt(1, "x", n); r.Err == nil || !r.Err.Temporary() {
+			t.Errorf("%+v", r)
+		}
+		restart()
+		ran("a", 1)
+		ran("b", n+1)
+		ran("c", 1)
+	}
+	if files := stored(t, home, "m"); len(files) != 1 {
+		t.Errorf("%q", files)
+	}
+	// A line that a crash tore.
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(`{"id":1,"ind`); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	restart()
+	other := birth
+	birth = birth.Add(time.Hour)
+	attempt(1, "x", 0)
+	birth = other
+	ran("a", 2)
+	ran("c", 2)
+	attempt(1, "y", 1)
+	ran("a", 3)
+	restart()
+	if err := os.WriteFile(filepath.Join(home, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// The failure of the first attempt is the result.
+	if r := attempt(1, "x", 3); r.Err == nil || r.Err.Reply() != "554 5.3.0 never" {
+		t.Errorf("%+v", r)
+	}
+	ran("a", 3)
+	ran("c", 2)
+	restart()
+	// What is over is forgotten, and what is old.
+	if got := len(d.past.past); got != 1 {
+		t.Errorf("%d are remembered: %v", got, d.past.past)
+	}
+	d.cfg.Now = func() time.Time { return birth.Add(100 * 24 * time.Hour) }
+	restart()
+	if len(d.past.past) != 0 {
+		t.Errorf("%v are remembered", d.past.past)
+	}
+}
+
+// TestRememberMany: the file does not grow with what is over.
+func TestRememberMany(t *testing.T) {
+	var m memory
+	file := filepath.Join(t.TempDir(), "donelines")
+	if err := m.load(file, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	line := "|" + strings.Repeat("x", 8000)
+	for i := range 1000 {
+		key := deliveryKey{ID: queue.ID(i + 1), Birth: time.Now().UnixNano()}
+		m.put(key, line, fate{})
+		if err := m.keep(key); err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 {
+			if err := m.forget(key); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	info, err := os.Stat(file)
+	if err != nil || info.Size() > 2*maxPastFile || info.Mode().Perm() != 0o600 {
+		t.Errorf("%+v %v", info, err)
+	}
+	var again memory
+	if err := again.load(file, time.Now()); err != nil || len(again.past) != 1 || len(again.kept) != 1 {
+		t.Errorf("%d %v", len(again.past), err)
+	}
+}

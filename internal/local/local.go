@@ -46,6 +46,8 @@ type Config struct {
 	Settings func() *settings.View
 	// Onward takes what aliases send on; without one that is a temporary failure.
 	Onward queue.Submitter
+	// Memory is the file in which deliveries that are tried again say what is done of them; "" keeps that for the life of the process.
+	Memory string
 	// Environment is what programs of aliases get beside the settings and what qmail-command(8) names: PATH and such.
 	Environment []string
 	// Now is the clock; it only serves deliveries without a time of birth.
@@ -90,6 +92,11 @@ func New(cfg Config) *Deliverer {
 	d := &Deliverer{cfg: cfg}
 	d.disks.syncfs = cfg.Sync
 	d.turns = make(chan struct{}, settings.ConcurrencyProgram.Get(cfg.Settings()))
+	if cfg.Memory != "" {
+		if err := d.past.load(cfg.Memory, cfg.Now()); err != nil {
+			cfg.Logger.Warn("what is done of aliases of waiting mail is not known, and is done again", "error", err)
+		}
+	}
 	d.bufs.New = func() any { b := make([]byte, chunk); return &b }
 	return d
 }
@@ -98,6 +105,7 @@ func New(cfg Config) *Deliverer {
 func (d *Deliverer) Close() error {
 	d.disks.close()
 	d.drops.close()
+	d.past.close()
 	return nil
 }
 
