@@ -268,7 +268,7 @@ func (app *App) userCommand() *cobra.Command {
 		return c
 	}
 	add := sub("add ADDRESS", "Add a user", "  indigo user add alice@example.org --password-file pw", func(ctx context.Context, data string, a addr.Address) error {
-		return app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: gecos, Quota: quota, Base: base}, added, inactive)
+		return app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: gecos, Quota: quota, Base: base, Inactive: inactive}, added)
 	})
 	add.Flags().StringVar(&gecos, "name", "", "the person's name")
 	add.Flags().StringVar(&quota, "quota", "", "the quota: 52428800, or 52428800S,1000C, or NOQUOTA (default: the domain's)")
@@ -322,7 +322,7 @@ func (app *App) userCommand() *cobra.Command {
 }
 
 // addUser adds a user; the password is asked for when all else is well.
-func (app *App) addUser(ctx context.Context, data string, n directory.NewUser, p password, inactive bool) error {
+func (app *App) addUser(ctx context.Context, data string, n directory.NewUser, p password) error {
 	a := n.Address()
 	if err := homesAllowed(data, n.Base); err != nil {
 		return err
@@ -341,9 +341,6 @@ func (app *App) addUser(ctx context.Context, data string, n directory.NewUser, p
 		n.Password, n.Scram = passwd, kept
 		if err := s.AddUser(ctx, n); err != nil {
 			return err
-		}
-		if inactive {
-			return s.DeactivateUser(ctx, a)
 		}
 		return app.noteOwnMailbox(ctx, s, a)
 	})
@@ -525,7 +522,7 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 				return err
 			}
 			_, inactive := options['i']
-			return app.thenInfo(ctx, data, "vadduser", a, app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: name, Quota: options['q'], Base: options['B']}, p, inactive))
+			return app.thenInfo(ctx, data, "vadduser", a, app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: name, Quota: options['q'], Base: options['B'], Inactive: inactive}, p))
 		})},
 		"vpasswd": {passwordUsage + " USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions, "Di", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
 			p, err := oldPassword(operand(operands), options)

@@ -27,6 +27,8 @@ type NewUser struct {
 	// HardQuota.
 	Quota string
 	Flags Flags
+	// Inactive adds the user marked so (DeactivateUser).
+	Inactive bool
 	// Base is where the home goes in the place of the domain's; "" for there.
 	Base string
 }
@@ -37,6 +39,8 @@ type newRow struct {
 	domain Domain
 	base   string
 	values []any
+	// inactive sends it to indibak.
+	inactive bool
 }
 
 // The widths of IndiMail's columns pw_gecos, pw_shell, pw_passwd and scram.
@@ -123,7 +127,7 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 		if err := s.notInactive(ctx, inactive, strings.ToLower(n.Name), d.Name); err != nil {
 			return 0, err
 		}
-		rows[i] = newRow{name: strings.ToLower(n.Name), domain: d, values: []any{n.Password, null(n.Scram), 0, int(n.Flags), n.Gecos, n.Quota}, base: n.Base}
+		rows[i] = newRow{name: strings.ToLower(n.Name), domain: d, values: []any{n.Password, null(n.Scram), 0, int(n.Flags), n.Gecos, n.Quota}, base: n.Base, inactive: n.Inactive}
 	}
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
 		domains := slices.Sorted(maps.Keys(limited))
@@ -133,21 +137,35 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 				return err
 			}
 		}
-		insert, err := tx.PrepareContext(ctx, s.engine.insert("indimail", "pw_name", "pw_domain", "pw_dir", "pw_passwd", "scram", "pw_uid", "pw_gid", "pw_gecos", "pw_shell"))
+		columns := []string{"pw_name", "pw_domain", "pw_dir", "pw_passwd", "scram", "pw_uid", "pw_gid", "pw_gecos", "pw_shell"}
+		insert, err := tx.PrepareContext(ctx, s.engine.insert("indimail", columns...))
 		if err != nil {
 			return err
 		}
 		defer insert.Close()
 		added = 0
 		homes := s.newHomes(tx)
-		var fresh []User
+		var fresh, asleep []User
 		for _, row := range rows {
 			home, err := homes.choose(ctx, row)
 			if err != nil {
 				return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
 			}
-			result, err := insert.ExecContext(ctx, append([]any{row.name, row.domain.Name, home}, row.values...)...)
-			if err != nil {
+			values := append([]any{row.name, row.domain.Name, home}, row.values...)
+			var result sql.Result
+			if row.inactive {
+				there, err := s.count(ctx, tx, "SELECT count(*) FROM indimail WHERE pw_name = ? AND pw_domain = ?", row.name, row.domain.Name)
+				if err != nil {
+					return err
+				}
+				if there > 0 {
+					continue
+				}
+				result, err = tx.ExecContext(ctx, s.engine.insert("indibak", columns...), values...)
+				if err != nil {
+					return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
+				}
+			} else if result, err = insert.ExecContext(ctx, values...); err != nil {
 				return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
 			}
 			n, err := result.RowsAffected()
@@ -161,12 +179,16 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 			if err := homes.make(home); err != nil {
 				return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
 			}
-			if err := s.record(ctx, tx, row.name, row.domain.Name, "user added"); err != nil {
+			what, u := "user added", User{Name: row.name, Domain: row.domain.Name, Gecos: row.values[4].(string)}
+			if row.inactive {
+				what, asleep = what+", marked inactive", append(asleep, u)
+			}
+			if err := s.record(ctx, tx, row.name, row.domain.Name, what); err != nil {
 				return err
 			}
-			fresh = append(fresh, User{Name: row.name, Domain: row.domain.Name, Gecos: row.values[4].(string)})
+			fresh = append(fresh, u)
 		}
-		if err := s.stamp(ctx, tx, "add", fresh...); err != nil {
+		if err := errors.Join(s.stamp(ctx, tx, "add", fresh...), s.stamp(ctx, tx, "INAC", asleep...)); err != nil {
 			return err
 		}
 		for _, domain := range domains {

@@ -108,6 +108,15 @@ func testInactive(t *testing.T, dsn string) {
 	if u, err := s.InactiveUser(ctx, address(t, "bob@d.test")); err != nil || u.Password != "h" {
 		t.Errorf("%+v %v", u, err)
 	}
+	if n, err := s.AddUsers(ctx, []NewUser{{Name: "eve", Domain: "d.test", Inactive: true}, {Name: "ann", Domain: "d.test", Inactive: true}}); err != nil || n != 1 {
+		t.Errorf("%d %v", n, err)
+	}
+	if u, err := s.InactiveUser(ctx, address(t, "eve@d.test")); err != nil || RecordOf(u).Flags != "INACTIVE" {
+		t.Errorf("%+v %v", u, err)
+	}
+	if _, err := s.User(ctx, ann); err != nil {
+		t.Error(err)
+	}
 	// Removed and given back, alone and with the domain, he is inactive as before.
 	gone := func() {
 		t.Helper()
@@ -152,7 +161,7 @@ func testInactive(t *testing.T, dsn string) {
 		t.Fatal(err)
 	}
 	gone()
-	if removed, err := s.FindTrash("d.test"); err != nil || removed.Users != 3 {
+	if removed, err := s.FindTrash("d.test"); err != nil || removed.Users != 4 {
 		t.Errorf("%+v %v", removed, err)
 	}
 	back("d.test")
