@@ -1,8 +1,10 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/indigomail/indigo/internal/mailerr"
@@ -16,9 +18,9 @@ var errSwitchedOff = errors.New("switched off")
 type Chain []Verifier
 
 // Verify implements Verifier. A source that cannot answer makes the answer temporary when no later one knows the password:
-// it might have been the one.
+// it might have been the one. A refusal has the causes of all of them.
 func (c Chain) Verify(ctx context.Context, a Attempt) (Identity, error) {
-	var refused, unsure error
+	var refused, unsure, why error
 	for _, source := range c {
 		identity, err := source.Verify(ctx, a)
 		if err == nil {
@@ -29,7 +31,11 @@ func (c Chain) Verify(ctx context.Context, a Attempt) (Identity, error) {
 		case errors.Is(err, errSwitchedOff):
 			return Identity{}, err
 		case errors.As(err, &e) && e.Code == errFailed.Code:
-			refused = err
+			cause := cmp.Or[error](e.Cause, e)
+			if why != nil {
+				cause = fmt.Errorf("%w; %w", why, cause)
+			}
+			why, refused = cause, e.Because(cause)
 		default:
 			unsure = err
 		}

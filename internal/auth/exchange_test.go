@@ -39,6 +39,10 @@ func (p people) User(_ context.Context, a addr.Address) (directory.User, error) 
 func (people) AppPasswords(context.Context, addr.Address) ([]directory.AppPassword, error) {
 	return nil, nil
 }
+func (people) InactiveUser(context.Context, addr.Address) (directory.User, error) {
+	return directory.User{}, directory.ErrNoUser
+}
+func (people) ActivateUser(context.Context, addr.Address) error            { return directory.ErrNoUser }
 func (people) AppPasswordUsed(context.Context, addr.Address, string) error { return nil }
 func (people) RenewPassword(context.Context, directory.User, string, string, string) (bool, error) {
 	return false, nil

@@ -133,13 +133,43 @@ func (l *LDAP) Ask(ctx context.Context, a Attempt) (LDAPUser, error) {
 	if !ValidCredentials(a.User, a.Password) {
 		return LDAPUser{}, errFailed.Because(errors.New("name or password malformed"))
 	}
-	name := a.User
+	user := LDAPUser{UID: -1, GID: -1}
+	err := l.question(ctx, a.User, func(ctx context.Context, address addr.Address) error {
+		user.Address = address
+		if l.UserDN != "" {
+			return l.direct(ctx, &user, a.Password)
+		}
+		return l.searched(ctx, &user, a.Password)
+	})
+	if err != nil {
+		return LDAPUser{}, err
+	}
+	return user, nil
+}
+
+// Find gives the name of a user's entry without asking for a password. With UserDN only a bind tells whether there is one: "" then.
+func (l *LDAP) Find(ctx context.Context, name string) (dn string, err error) {
+	if l.UserDN != "" {
+		return "", nil
+	}
+	err = l.question(ctx, name, func(ctx context.Context, address addr.Address) error {
+		entry, err := l.search(ctx, address)
+		if err == nil {
+			dn = entry.DN
+		}
+		return err
+	})
+	return dn, err
+}
+
+// question runs ask with the address that a name means, within the bounds of time and number.
+func (l *LDAP) question(ctx context.Context, name string, ask func(context.Context, addr.Address) error) error {
 	if !strings.Contains(name, "@") {
 		name += "@" + l.DefaultDomain
 	}
 	address, err := addr.Parse(name)
 	if err != nil {
-		return LDAPUser{}, errFailed.Because(fmt.Errorf("name malformed: %w", err))
+		return errFailed.Because(fmt.Errorf("name malformed: %w", err))
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.Time)
 	defer cancel()
@@ -148,19 +178,10 @@ func (l *LDAP) Ask(ctx context.Context, a Attempt) (LDAPUser, error) {
 		case l.Running <- struct{}{}:
 			defer func() { <-l.Running }()
 		case <-ctx.Done():
-			return LDAPUser{}, errUnavailable.Because(ctx.Err())
+			return errUnavailable.Because(ctx.Err())
 		}
 	}
-	user := LDAPUser{Identity: Identity{Address: address}, UID: -1, GID: -1}
-	if l.UserDN != "" {
-		err = l.direct(ctx, &user, a.Password)
-	} else {
-		err = l.searched(ctx, &user, a.Password)
-	}
-	if err != nil {
-		return LDAPUser{}, err
-	}
-	return user, nil
+	return ask(ctx, address)
 }
 
 // direct binds as the entry that UserDN names.
@@ -193,9 +214,22 @@ func (l *LDAP) direct(ctx context.Context, user *LDAPUser, password string) erro
 
 // searched finds the entry, and binds as it at a connection of its own, so that the one for searches stays who it is.
 func (l *LDAP) searched(ctx context.Context, user *LDAPUser, password string) error {
-	filter, err := fill(l.Filter, user.Address, ldap.EscapeFilter)
+	entry, err := l.search(ctx, user.Address)
 	if err != nil {
-		return errUnavailable.Because(err)
+		return err
+	}
+	err = l.Pool.do(ctx, l, toBind, func(c *ldap.Conn) error { return c.Bind(entry.DN, password) })
+	if err := l.judge(err, entry.DN); err != nil {
+		return err
+	}
+	return l.read(user, entry)
+}
+
+// search finds the one entry of a user.
+func (l *LDAP) search(ctx context.Context, user addr.Address) (*ldap.Entry, error) {
+	filter, err := fill(l.Filter, user, ldap.EscapeFilter)
+	if err != nil {
+		return nil, errUnavailable.Because(err)
 	}
 	attributes := l.attributes()
 	if len(attributes) == 0 {
@@ -214,18 +248,13 @@ func (l *LDAP) searched(ctx context.Context, user *LDAPUser, password string) er
 	})
 	switch {
 	case err != nil:
-		return errUnavailable.Because(fmt.Errorf("LDAP search: %w", err))
+		return nil, errUnavailable.Because(fmt.Errorf("LDAP search: %w", err))
 	case len(entries) == 0 || entries[0].DN == "":
-		return errFailed.Because(fmt.Errorf("LDAP: no entry fits %s", filter))
+		return nil, errFailed.Because(fmt.Errorf("LDAP: no entry fits %s", filter))
 	case len(entries) > 1:
-		return errFailed.Because(fmt.Errorf("LDAP: several entries fit %s, so that nobody knows who it is", filter))
+		return nil, errFailed.Because(fmt.Errorf("LDAP: several entries fit %s, so that nobody knows who it is", filter))
 	}
-	dn := entries[0].DN
-	err = l.Pool.do(ctx, l, toBind, func(c *ldap.Conn) error { return c.Bind(dn, password) })
-	if err := l.judge(err, dn); err != nil {
-		return err
-	}
-	return l.read(user, entries[0])
+	return entries[0], nil
 }
 
 // judge tells what the end of a bind means.

@@ -6,9 +6,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/mailerr"
 )
 
@@ -91,5 +93,14 @@ func TestChain(t *testing.T) {
 		if c.code == 0 && (err != nil || identity.Home != "/in") || c.code != 0 && (err == nil || mailerr.From(err).Code != c.code) {
 			t.Errorf("%s: %v", c.name, err)
 		}
+	}
+	// The cause says what each of them said, not the last alone.
+	_, err := Chain{said{err: Refused(errors.New("bad password"))}}.Verify(t.Context(), Attempt{})
+	if err == nil || !strings.HasSuffix(err.Error(), ": bad password") {
+		t.Errorf("one cause: %v", err)
+	}
+	_, err = Chain{said{err: Refused(errors.New("bad password"))}, said{err: errFailed}, said{err: Refused(directory.ErrNoUser)}}.Verify(t.Context(), Attempt{})
+	if !errors.Is(err, directory.ErrNoUser) || !strings.HasSuffix(err.Error(), ": bad password; "+errFailed.Error()+"; no such user") {
+		t.Errorf("three causes: %v", err)
 	}
 }

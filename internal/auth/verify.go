@@ -23,6 +23,9 @@ import (
 // Users is what the verifier needs of the directory; see directory.Store.
 type Users interface {
 	User(ctx context.Context, a addr.Address) (directory.User, error)
+	// InactiveUser finds whom User answers with directory.ErrInactive; ActivateUser makes one of the others of him.
+	InactiveUser(ctx context.Context, a addr.Address) (directory.User, error)
+	ActivateUser(ctx context.Context, a addr.Address) error
 	AppPasswords(ctx context.Context, a addr.Address) ([]directory.AppPassword, error)
 	AppPasswordUsed(ctx context.Context, a addr.Address, name string) error
 	RenewPassword(ctx context.Context, u directory.User, passwd, scram, what string) (renewed bool, err error)
@@ -174,6 +177,10 @@ func (p *Password) find(ctx context.Context, a Attempt) (directory.User, error) 
 		return directory.User{}, errFailed.Because(fmt.Errorf("name malformed: %w", err))
 	}
 	user, err := p.config.Directory.User(ctx, address)
+	if errors.Is(err, directory.ErrInactive) && wakes(a.Service) {
+		// admit activates him.
+		user, err = p.config.Directory.InactiveUser(ctx, address)
+	}
 	if errors.Is(err, directory.ErrNoUser) || errors.Is(err, directory.ErrNoDomain) {
 		return user, errFailed.Because(err)
 	}
@@ -182,6 +189,9 @@ func (p *Password) find(ctx context.Context, a Attempt) (directory.User, error) 
 	}
 	return user, nil
 }
+
+// wakes tells whether a login at a service activates who is marked inactive: it is IndiMail's POP3 and IMAP that do.
+func wakes(service string) bool { return kindOf(service) == "pop3d" || kindOf(service) == "imapd" }
 
 // Verify checks a password; see Verifier. All wrong ones take the same time from the moment that a worker is free, whatever form is
 // stored, so that nobody can tell by it which users there are.
@@ -231,7 +241,7 @@ func (p *Password) verify(ctx context.Context, a Attempt, waited *time.Duration)
 		return refuse(err)
 	}
 	identity := Identity{Address: user.Address(), Home: user.Dir, Quota: user.Quota}
-	if p.tokenFits(user.Address().Key(), a.Password) {
+	if !user.Inactive && p.tokenFits(user.Address().Key(), a.Password) {
 		return identity, nil
 	}
 	if locked(user) {
@@ -323,7 +333,7 @@ func (p *Password) Secrets(ctx context.Context, a Attempt) (Identity, sasl.Secre
 
 // Admit tells whether flags and limits let a user in who has proved to be one by challenge and response; the errors are Verify's.
 func (p *Password) Admit(ctx context.Context, identity Identity, a Attempt) error {
-	user, err := p.find(ctx, Attempt{User: identity.Address.String()})
+	user, err := p.find(ctx, Attempt{User: identity.Address.String(), Service: a.Service})
 	if err != nil {
 		return err
 	}
@@ -333,6 +343,15 @@ func (p *Password) Admit(ctx context.Context, identity Identity, a Attempt) erro
 // admit lets in whose password was right, unless something keeps him from the service.
 func (p *Password) admit(ctx context.Context, user directory.User, a Attempt) error {
 	err := p.denied(ctx, user, a.Service)
+	if err == nil && user.Inactive {
+		if err = p.config.Directory.ActivateUser(ctx, user.Address()); errors.Is(err, directory.ErrNoUser) {
+			// Another login of his was quicker.
+			_, err = p.config.Directory.User(ctx, user.Address())
+		}
+		if err != nil {
+			return errUnavailable.Because(fmt.Errorf("activating %s: %w", user.Address(), err))
+		}
+	}
 	if err == nil && p.config.Saw != nil {
 		p.config.Saw(user, a)
 	}

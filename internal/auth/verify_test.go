@@ -23,6 +23,11 @@ func (u users) RenewPassword(context.Context, directory.User, string, string, st
 	return false, nil
 }
 
+func (u users) InactiveUser(context.Context, addr.Address) (directory.User, error) {
+	return directory.User{}, directory.ErrNoUser
+}
+func (u users) ActivateUser(context.Context, addr.Address) error { return directory.ErrNoUser }
+
 func (u users) User(_ context.Context, a addr.Address) (directory.User, error) {
 	if a.Local == "broken" {
 		return directory.User{}, errors.New("database is gone")

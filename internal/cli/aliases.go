@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -14,6 +16,7 @@ import (
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/instruct"
+	"github.com/indigomail/indigo/internal/settings"
 )
 
 // aliasPage is how many lines are asked for at a time.
@@ -165,7 +168,7 @@ func (app *App) addAlias(ctx context.Context, data, address string, targets ...s
 		if err := s.AddAlias(ctx, a, targets...); err != nil {
 			return err
 		}
-		return app.noteOwnMailbox(ctx, s, a)
+		return errors.Join(app.noteOwnMailbox(ctx, s, a), app.noteProgram(ctx, s, data, a, targets...))
 	})
 }
 
@@ -190,6 +193,27 @@ func (app *App) noteOwnMailbox(ctx context.Context, s *directory.Store, a addr.A
 		fmt.Fprintf(app.Err, "note: %s is a user whose mail now goes to the alias's targets only; `indigo alias add %[1]s %[1]s` keeps it in the mailbox too\n", u.Address())
 	}
 	return err
+}
+
+// noteProgram tells when a program among lines would have to run as root, which delivery refuses.
+func (app *App) noteProgram(ctx context.Context, s *directory.Store, data string, a addr.Address, lines ...string) error {
+	if !slices.ContainsFunc(lines, func(line string) bool { return strings.HasPrefix(strings.TrimLeft(line, " \t"), "|") }) {
+		return nil
+	}
+	d, err := s.Domain(ctx, a.Domain)
+	if err != nil {
+		return err
+	}
+	snapshot, _ := settings.Inspect(data)
+	info, err := os.Stat(d.Dir)
+	if err != nil || settings.RunAs.Get(snapshot.View("all")) != "" {
+		// What is not there is made by whoever adds the first user.
+		return nil
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok && owner.Uid == 0 {
+		fmt.Fprintf(app.Err, "note: the program of %s does not run before RUNAS names an account for the services, or %s belongs to somebody else than root\n", a, d.Dir)
+	}
+	return nil
 }
 
 func (app *App) removeAlias(ctx context.Context, data, address string, yes bool, targets ...string) error {
@@ -343,12 +367,15 @@ func (app *App) valias(ctx context.Context, data string, operands []string, opti
 		}
 		switch {
 		case updates:
-			return say("Updated", s.ChangeAlias(ctx, a, old, insert))
+			if err := say("Updated", s.ChangeAlias(ctx, a, old, insert)); err != nil {
+				return err
+			}
+			return app.noteProgram(ctx, s, data, a, insert)
 		case inserts:
 			if err := say("Added", s.AddAlias(ctx, a, insert)); err != nil {
 				return err
 			}
-			return app.noteOwnMailbox(ctx, s, a)
+			return errors.Join(app.noteOwnMailbox(ctx, s, a), app.noteProgram(ctx, s, data, a, insert))
 		case deletes && strings.Trim(gone, " \t") == "":
 			return errors.New("-d needs the line that is to be removed")
 		case deletes:
@@ -452,7 +479,7 @@ func (app *App) vgroup(ctx context.Context, data string, operands []string, opti
 func (app *App) aliasPrograms() map[string]func([]string) int {
 	return app.faces(map[string]oldProgram{
 		"valias": {"[-v] [-s] [-S] [-i LINE] [-d LINE] [-u OLDLINE -i NEWLINE] [ADDRESS|DOMAIN]", 0, 1, "vsSi:d:u:", "m", app.valias},
-		"vgroup": {"-a [-c COMMENT] [-q QUOTA] " + passwordUsage + " GROUP@DOMAIN [PASSWORD|-], or [-i MEMBER] [-d MEMBER] [-u NEW -o OLD] GROUP@DOMAIN", 1, 2, oldPasswordOptions + "avc:q:i:d:u:o:", "nHM", app.vgroup},
+		"vgroup": {"-a [-c COMMENT] [-q QUOTA] " + passwordUsage + " GROUP@DOMAIN [PASSWORD|-], or [-i MEMBER] [-d MEMBER] [-u NEW -o OLD] GROUP@DOMAIN", 1, 2, oldPasswordOptions + "avnc:q:i:d:u:o:", "HM", app.vgroup},
 		"vaddaliasdomain": {"[-v] NEWNAME DOMAIN", 2, 2, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			return app.addAliasDomain(ctx, data, operands[0], operands[1])
 		}},

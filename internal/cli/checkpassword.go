@@ -372,7 +372,7 @@ func (app *App) judged(ctx context.Context, environment settings.Environment, na
 	if !errors.Is(err, service.ErrNotRunning) {
 		return identity, err
 	}
-	store, verifier, err := service.OpenVerifier(ctx, environment.Data, app.who())
+	store, verifier, err := service.OpenVerifier(ctx, environment.Data, app.who(), false)
 	if err != nil {
 		return auth.Identity{}, err
 	}

@@ -42,7 +42,7 @@ func TestCommandsExplainThemselves(t *testing.T) {
 		"indigo settings doc", "indigo settings get", "indigo settings set", "indigo settings unset",
 		"indigo storage add", "indigo storage balance", "indigo storage modify", "indigo storage remove",
 		"indigo turn grant", "indigo turn revoke",
-		"indigo user add", "indigo user app-password revoke", "indigo user export", "indigo user modify", "indigo user passwd", "indigo user remove", "indigo user rename",
+		"indigo user activate", "indigo user add", "indigo user app-password revoke", "indigo user deactivate", "indigo user export", "indigo user modify", "indigo user passwd", "indigo user remove", "indigo user rename",
 	}
 	documented, err := os.ReadFile("../../docs/commands.md")
 	if err != nil {

@@ -53,7 +53,7 @@ func (app *App) domainCommand() *cobra.Command {
 	add := &cobra.Command{Use: "add DOMAIN", Short: "Add a domain and its postmaster", Example: "  indigo domain add example.org --password-file pw", Args: cobra.ExactArgs(1)}
 	addData := app.dataFlag(add)
 	passwordFlags(add, &postmaster)
-	var base, quota string
+	var base, quota, catchAll string
 	var most int
 	var etrn bool
 	var etrnClient string
@@ -61,12 +61,13 @@ func (app *App) domainCommand() *cobra.Command {
 	add.Flags().StringVar(&etrnClient, "etrn-client", "", "the same in DATA/autoturn/ADDRESS/Maildir, which the domains of that host share")
 	add.Flags().StringVar(&base, "base", "", `directory for the homes of its users, in the place of BASE_PATH and of the file systems of "indigo storage"`)
 	add.Flags().StringVar(&quota, "quota", "", "postmaster's quota: 52428800, or 52428800S,1000C")
+	add.Flags().StringVar(&catchAll, "catch-all", "", "address that gets what is for none of its users; to undo: indigo alias remove '*@DOMAIN'")
 	add.Flags().IntVar(&most, "homes-per-directory", 0, "most homes in one directory (default 100)")
 	add.RunE = func(cmd *cobra.Command, args []string) error {
 		if etrn || etrnClient != "" {
 			return app.addAutoturn(cmd.Context(), *addData, args[0], etrnClient)
 		}
-		return app.addDomain(cmd.Context(), *addData, directory.NewDomain{Name: args[0], Base: base, PerLevel: most}, quota, postmaster)
+		return app.addDomain(cmd.Context(), *addData, directory.NewDomain{Name: args[0], Base: base, PerLevel: most}, quota, catchAll, postmaster)
 	}
 	var asJSON bool
 	list := &cobra.Command{Use: "list", Short: "List the domains", Example: "  indigo domain list", Args: cobra.NoArgs}
@@ -102,8 +103,8 @@ func (app *App) domainCommand() *cobra.Command {
 	return cmd
 }
 
-// addDomain adds a domain with a postmaster, whose quota is "" for the domain's.
-func (app *App) addDomain(ctx context.Context, data string, n directory.NewDomain, quota string, postmaster password) error {
+// addDomain adds a domain with a postmaster, whose quota is "" for the domain's. catchAll gets what is for nobody of it, "" for no one.
+func (app *App) addDomain(ctx context.Context, data string, n directory.NewDomain, quota, catchAll string, postmaster password) error {
 	name := n.Name
 	if err := homesAllowed(data, n.Dir, n.Base); err != nil {
 		return err
@@ -116,6 +117,9 @@ func (app *App) addDomain(ctx context.Context, data string, n directory.NewDomai
 		passwd, kept, err := app.forms(ctx, data, who, postmaster)()
 		if err == nil {
 			err = s.AddUser(ctx, directory.NewUser{Name: who.Local, Domain: name, Password: passwd, Scram: kept, Gecos: "Postmaster", Quota: quota})
+		}
+		if err == nil && catchAll != "" {
+			err = app.catchAll(ctx, s, name, catchAll)
 		}
 		if err != nil {
 			_, undo := s.RemoveDomain(ctx, name)
@@ -237,6 +241,19 @@ func (app *App) removeDomain(ctx context.Context, data, name string, yes bool) e
 	return app.after(ctx, data, "vdeldomain", name)
 }
 
+// autoturnDomain tells whether a name is that of a domain whose mail waits for its host.
+func (app *App) autoturnDomain(ctx context.Context, data, name string) (is bool, err error) {
+	err = app.withDirectory(ctx, data, func(s *directory.Store) error {
+		d, err := s.Domain(ctx, name)
+		is = err == nil && d.Name == strings.ToLower(name) && isAutoturn(data, d)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		return nil
+	})
+	return is, err
+}
+
 // listedUser is a user without secrets.
 type listedUser struct {
 	Address string `json:"address"`
@@ -253,7 +270,7 @@ func (app *App) userCommand() *cobra.Command {
 	}
 	var gecos, base, quota string
 	var added, changed password
-	var yes, asJSON bool
+	var yes, asJSON, inactive bool
 	sub := func(use, short, example string, run func(ctx context.Context, data string, a addr.Address) error) *cobra.Command {
 		c := &cobra.Command{Use: use, Short: short, Example: example, Args: cobra.ExactArgs(1)}
 		data := app.dataFlag(c)
@@ -268,11 +285,12 @@ func (app *App) userCommand() *cobra.Command {
 		return c
 	}
 	add := sub("add ADDRESS", "Add a user", "  indigo user add alice@example.org --password-file pw", func(ctx context.Context, data string, a addr.Address) error {
-		return app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: gecos, Quota: quota, Base: base}, added)
+		return app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: gecos, Quota: quota, Base: base, Inactive: inactive}, added)
 	})
 	add.Flags().StringVar(&gecos, "name", "", "the person's name")
 	add.Flags().StringVar(&quota, "quota", "", "the quota: 52428800, or 52428800S,1000C, or NOQUOTA (default: the domain's)")
 	add.Flags().StringVar(&base, "base", "", "directory below which the home is made (default: the domain's)")
+	add.Flags().BoolVar(&inactive, "inactive", false, "mark the user inactive: mail is refused until the first login by POP3 or IMAP")
 	passwd := sub("passwd ADDRESS", "Set a user's password", "  indigo user passwd alice@example.org --password-file -", func(ctx context.Context, data string, a addr.Address) error {
 		return app.setPassword(ctx, data, a, changed)
 	})
@@ -316,6 +334,7 @@ func (app *App) userCommand() *cobra.Command {
 		})
 	}
 	cmd.AddCommand(list, app.userModifyCommand(), app.userQuotaCommand(), app.userFlagsCommand(), app.userRenameCommand(), app.userMoveCommand(), app.userInactiveCommand(), app.userImportCommand(), app.userExportCommand(), app.appPasswordCommand())
+	cmd.AddCommand(app.userActiveCommands()...)
 	return cmd
 }
 
@@ -326,7 +345,7 @@ func (app *App) addUser(ctx context.Context, data string, n directory.NewUser, p
 		return err
 	}
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
-		if _, err := s.User(ctx, a); err == nil {
+		if _, err := s.AnyUser(ctx, a); err == nil {
 			return fmt.Errorf("%s: %w", a, directory.ErrExists)
 		}
 		if _, err := s.Domain(ctx, a.Domain); err != nil {
@@ -367,7 +386,7 @@ func (app *App) setPassword(ctx context.Context, data string, a addr.Address, p 
 
 func (app *App) removeUser(ctx context.Context, data string, a addr.Address, yes bool) error {
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
-		u, err := s.User(ctx, a)
+		u, err := s.AnyUser(ctx, a)
 		if err != nil {
 			return fmt.Errorf("%s: %w", a, err)
 		}
@@ -407,10 +426,17 @@ func (app *App) removeUser(ctx context.Context, data string, a addr.Address, yes
 type oldProgram struct {
 	usage       string
 	least, most int
-	// options are the letters that are known; one with a colon behind it takes a value. later are those of IndiMail's that
-	// have no effect yet, which is an error and never silence.
+	// options are the letters that are known; one with a colon behind it takes a value, with two of them several, which are then lines of
+	// one. later are those of IndiMail's that have no effect, which is an error and never silence; instead says why.
 	options, later string
 	run            func(ctx context.Context, data string, operands []string, options map[byte]string) error
+}
+
+// noEffect is the error of an option that has no effect.
+type noEffect byte
+
+func (e noEffect) Error() string {
+	return fmt.Sprintf("option -%c has no effect in Indigo yet; nothing was done", byte(e))
 }
 
 // parseOldOptions splits arguments as getopt(3) does.
@@ -433,11 +459,14 @@ func parseOldOptions(args []string, known, later string) (options map[byte]strin
 					}
 					word, args = args[0], args[1:]
 				}
+				if before, again := options[letter]; again && strings.HasPrefix(known[i+1:], "::") {
+					word = before + "\n" + word
+				}
 				options[letter], word = word, ""
 			case letter != ':' && i >= 0:
 				options[letter] = ""
 			case strings.IndexByte(later, letter) >= 0:
-				return nil, nil, fmt.Errorf("option -%c has no effect in Indigo yet; nothing was done", letter)
+				return nil, nil, noEffect(letter)
 			default:
 				return nil, nil, fmt.Errorf("unknown option -%c", letter)
 			}
@@ -465,7 +494,7 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 		}
 	}
 	programs := map[string]oldProgram{
-		"vadddomain": {passwordUsage + " [-q QUOTA] [-B BASE] [-d DIRECTORY] [-l USERS] [-bORv] DOMAIN [PASSWORD|-], or [-u USER] -t|-T ADDRESS DOMAIN", 1, 2, oldPasswordOptions + "q:B:d:l:bORvtT:u:", "acDEfgHiopPU", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vadddomain": {passwordUsage + " [-q QUOTA] [-B BASE] [-d DIRECTORY] [-l USERS] [-E ADDRESS] [-bORv] DOMAIN [PASSWORD|-], or [-u USER] -t|-T ADDRESS DOMAIN", 1, 2, oldPasswordOptions + "q:B:d:l:bORvtT:u:E:", "acDfgHiopPU", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			_, byMX := options['t']
 			client, byAddress := options['T']
 			if _, user := options['u']; user && !byMX && !byAddress {
@@ -490,12 +519,17 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 					return fmt.Errorf("-l %q is no number from 1 up", text)
 				}
 			}
-			return app.addDomain(ctx, data, n, options['q'], p)
+			return app.addDomain(ctx, data, n, options['q'], options['E'], p)
 		}},
-		"vdeldomain": {"[-v] DOMAIN", 1, 1, "v", "acpT", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+		"vdeldomain": {"[-cTv] DOMAIN", 1, 1, "cTv", "ap", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+			if _, waiting := options['T']; waiting {
+				if is, err := app.autoturnDomain(ctx, data, operands[0]); err != nil || !is {
+					return errors.Join(err, fmt.Errorf("%s is no domain whose mail waits for its host; without -T it is removed with its users", operands[0]))
+				}
+			}
 			return app.removeDomain(ctx, data, operands[0], true)
 		}},
-		"vadduser": {passwordUsage + " [-c NAME] [-q QUOTA] [-B BASE] [-dv] USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions + "c:q:B:dv", "abDfgHiklMnostT", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
+		"vadduser": {passwordUsage + " [-c NAME] [-q QUOTA] [-B BASE] [-bdiv] USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions + "c:q:B:dvbi", "aDfgHklMnostT", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
 			name, given := options['c']
 			if !given {
 				name = a.Local
@@ -504,7 +538,8 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 			if err != nil {
 				return err
 			}
-			return app.thenInfo(ctx, data, "vadduser", a, app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: name, Quota: options['q'], Base: options['B']}, p))
+			_, inactive := options['i']
+			return app.thenInfo(ctx, data, "vadduser", a, app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: name, Quota: options['q'], Base: options['B'], Inactive: inactive}, p))
 		})},
 		"vpasswd": {passwordUsage + " USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions, "Di", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
 			p, err := oldPassword(operand(operands), options)
@@ -533,6 +568,12 @@ func (app *App) faces(programs map[string]oldProgram) map[string]func([]string) 
 	for name, p := range programs {
 		faces[name] = func(args []string) int {
 			options, operands, err := parseOldOptions(args, p.options, p.later)
+			var none noEffect
+			if errors.As(err, &none) {
+				if why := instead(name, byte(none)); why != "" {
+					err = fmt.Errorf("option -%c has no effect in Indigo: %s; nothing was done", byte(none), why)
+				}
+			}
 			if err == nil && (len(operands) < p.least || len(operands) > p.most) {
 				err = fmt.Errorf("usage: %s %s", name, p.usage)
 			}

@@ -57,7 +57,7 @@ func (app *App) userImportCommand() *cobra.Command {
 		Short: "Add users from a file of CSV or JSON lines",
 		Long: `Add the users of a file. The first line of CSV names its columns, and the objects of JSON lines have the same names: address, password
 (a stored form, $argon2id$…, $2b$…, $y$…, $6$…, $5$…, $1$…, {SSHA}… and others that Dovecot writes), cleartext (hashed here, which takes a processor some 30 ms each), name, quota
-(52428800, 52428800S,1000C or NOQUOTA), flags (NO_POP NO_IMAP …), scram. Only address is needed; without a password nobody can log in.
+(52428800, 52428800S,1000C or NOQUOTA), flags (NO_POP NO_IMAP …, INACTIVE for who is marked so), scram. Only address is needed; without a password nobody can log in.
 
 The whole file is looked at first. Each bad line is named, and then nothing is added, unless --skip-bad. Users who are there with what
 the file says are passed over, so an import that was interrupted goes on when it is started again; who is there with something else is
@@ -166,7 +166,7 @@ func (run *userImport) look(ctx context.Context, record directory.Record, seen m
 			return n, 0, err
 		}
 	}
-	u, err := run.store.User(ctx, key)
+	u, err := run.store.AnyUser(ctx, key)
 	line, there := n, u
 	if domain, realErr := run.store.RealDomain(ctx, key.Domain); realErr == nil {
 		// A kept password that is encrypted differs each time, and must be this user's.
@@ -180,6 +180,10 @@ func (run *userImport) look(ctx context.Context, record directory.Record, seen m
 		}
 	}
 	switch {
+	case err == nil && u.Inactive && !n.Inactive:
+		return n, 0, fmt.Errorf("%s is marked inactive, and the line does not say so: `indigo user activate %[1]s`", key)
+	case err == nil && n.Inactive && !u.Inactive:
+		return n, 0, fmt.Errorf("%s is not marked inactive, and the line says so: `indigo user deactivate %[1]s`", key)
 	case errors.Is(err, directory.ErrNoUser):
 		return n, importAdd, nil
 	case errors.Is(err, directory.ErrNoDomain):
@@ -188,6 +192,8 @@ func (run *userImport) look(ctx context.Context, record directory.Record, seen m
 		return n, 0, fmt.Errorf("%w: %w", errLookUp, err)
 	case line.Same(there) && (record.Cleartext == "" || !run.update):
 		return n, importThere, nil
+	case run.update && u.Inactive:
+		return n, 0, fmt.Errorf("%s is marked inactive and is something else than the line says: `indigo user activate %[1]s` first", key)
 	case run.update:
 		return n, importUpdate, nil
 	}
@@ -410,6 +416,18 @@ libnss-extrausers: users have their address as their name, and the uid and gid o
 						after = u.Name
 					}
 					more = len(users) == 1000
+				}
+				if format == "passwd" || format == "shadow" {
+					continue
+				}
+				inactive, err := s.InactiveUsers(cmd.Context(), domain)
+				if err != nil {
+					return err
+				}
+				for _, u := range inactive {
+					if err := write(u); err != nil {
+						return err
+					}
 				}
 			}
 			return finish()

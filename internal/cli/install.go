@@ -8,9 +8,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/service"
 )
 
@@ -99,8 +101,8 @@ func (app *App) installCommand() *cobra.Command {
 		Short: "Make the host start Indigo: a user of its own, a data directory and a unit for systemd or OpenRC",
 		Long: `Make the host start Indigo at boot: the user "` + account + `" without a shell, a data directory that is its own, the file
 /etc/indigo/data that names it for every command, and a unit. With systemd the services never have root: the unit gives them
-low ports and nothing else, in a sandbox. With OpenRC a small parent keeps root for the ports (the setting RUNAS).
-Nothing is started. --dry-run prints what would be done. To undo: indigo install --remove, which leaves the user and the data
+low ports and nothing else, in a sandbox. With OpenRC a small parent keeps root for the ports (the setting RUNAS). The unit starts this
+program where it lies (make install puts it and indigo-pam in /usr/local/bin); an indigo-pam beside it becomes root's. Nothing is started. --dry-run prints what would be done. To undo: indigo install --remove, which leaves the user and the data
 directory.`,
 		Example: "  indigo install --systemd --domain example.org --dry-run\n  indigo install --systemd --domain example.org\n  indigo install --remove",
 		Args:    cobra.NoArgs,
@@ -207,6 +209,9 @@ func (in *installation) install(ctx context.Context, systemd bool) error {
 			return err
 		}
 	}
+	if err := in.giveHelper(auth.PAMHelper(self)); err != nil {
+		return err
+	}
 	if err := in.write("/etc/indigo/data", in.data+"\n", 0o644); err != nil {
 		return err
 	}
@@ -227,6 +232,18 @@ func (in *installation) install(ctx context.Context, systemd bool) error {
 	}
 	fmt.Fprintln(in.app.Out, "then: rc-update add indigo && rc-service indigo start")
 	return nil
+}
+
+// giveHelper makes the helper for PAM root's where it lies beside this program: root runs no other.
+func (in *installation) giveHelper(path string) error {
+	info, err := os.Stat(path)
+	if err != nil || in.root != "/" {
+		return nil
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok && owner.Uid == 0 && info.Mode().Perm() == 0o755 {
+		return nil
+	}
+	return in.do("make "+path+" root's, for logins by PAM", func() error { return errors.Join(os.Chown(path, 0, 0), os.Chmod(path, 0o755)) })
 }
 
 func (in *installation) remove() error {

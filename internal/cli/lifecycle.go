@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -208,33 +207,43 @@ type idleUser struct {
 type inactive struct {
 	domain string
 	days   int
-	// fast does without a look at the mailboxes; remove takes the users away.
-	fast, remove bool
-	yes          bool
-	show         func(idleUser) error
+	// except are names (gecos) of users who are passed over.
+	except []string
+	// fast does without a look at the mailboxes; remove takes the users away, mark marks them inactive.
+	fast, remove, mark bool
+	yes                bool
+	show               func(idleUser) error
 }
 
 // userInactiveCommand is part of `indigo user`.
 func (app *App) userInactiveCommand() *cobra.Command {
 	choice := inactive{}
-	var asJSON bool
+	var asJSON, marked bool
 	cmd := &cobra.Command{
 		Use:   "inactive [DOMAIN]",
 		Short: "List users who have not logged in for long, or remove them",
 		Long: `List the users, of a domain or of all, who have not logged in by SMTP, IMAP or POP3 for so many days, nor been changed, nor read mail: a
-message that moved in Maildir/cur counts too, for programs that write down no log-ins. postmaster is never among them. With --remove they
-are removed, after a question; to undo, indigo trash restore.`,
-		Example: "  indigo user inactive example.org --days 180\n  indigo user inactive --days 400 --remove", Args: cobra.MaximumNArgs(1),
+message that moved in Maildir/cur counts too, for programs that write down no log-ins. postmaster is never among them. With --deactivate they
+are marked inactive, after a question: mail for them is refused until they log in by POP3 or IMAP; to undo, indigo user activate. With --remove
+they are removed; to undo, indigo trash restore. Groups are never among them either. --marked lists who is marked inactive already.`,
+		Example: "  indigo user inactive example.org --days 180\n  indigo user inactive --days 180 --deactivate\n  indigo user inactive --days 400 --remove\n  indigo user inactive example.org --marked", Args: cobra.MaximumNArgs(1),
 	}
 	data := app.dataFlag(cmd)
 	cmd.Flags().IntVar(&choice.days, "days", 60, "for so many days")
 	cmd.Flags().BoolVar(&choice.remove, "remove", false, "remove them")
+	cmd.Flags().BoolVar(&choice.mark, "deactivate", false, "mark them inactive")
+	cmd.Flags().BoolVar(&marked, "marked", false, "list who is marked inactive")
+	cmd.Flags().StringArrayVar(&choice.except, "except-name", nil, "pass users with this name (gecos) over; once more for another")
+	cmd.MarkFlagsMutuallyExclusive("deactivate", "remove", "marked")
 	cmd.Flags().BoolVar(&choice.fast, "no-mailbox", false, "do not look at the mailboxes")
 	cmd.Flags().BoolVar(&choice.yes, "yes", false, "do not ask")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object a line")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		choice.domain = strings.Join(args, "")
 		choice.show = func(u idleUser) error { return app.showIdle(u, asJSON) }
+		if marked {
+			return app.markedUsers(cmd.Context(), *data, choice)
+		}
 		return app.inactiveUsers(cmd.Context(), *data, choice)
 	}
 	return cmd
@@ -261,6 +270,9 @@ func (app *App) inactiveUsers(ctx context.Context, data string, choice inactive)
 		since := time.Now().AddDate(0, 0, -choice.days)
 		var found []addr.Address
 		err := s.Inactive(ctx, choice.domain, since, func(i directory.Idle) error {
+			if choice.excepted(i.User) {
+				return nil
+			}
 			if !choice.fast {
 				if info, err := os.Stat(filepath.Join(i.User.Dir, "Maildir", "cur")); err == nil && !info.ModTime().Before(since) && !fresh(info.ModTime(), i) {
 					return nil
@@ -269,8 +281,25 @@ func (app *App) inactiveUsers(ctx context.Context, data string, choice inactive)
 			found = append(found, i.User.Address())
 			return choice.show(idleUser{i.User.Address().String(), i.Last, i.Never})
 		})
-		if err != nil || !choice.remove || len(found) == 0 {
+		if err != nil || !choice.remove && !choice.mark || len(found) == 0 {
 			return err
+		}
+		if choice.mark {
+			question := fmt.Sprintf("Mark these %d users inactive? Mail for them is refused until they log in by POP3 or IMAP.", len(found))
+			if err := app.confirm(choice.yes, question); err != nil {
+				return err
+			}
+			for _, a := range found {
+				err := s.DeactivateUser(ctx, a)
+				if errors.Is(err, directory.ErrNoUser) {
+					continue
+				}
+				if err != nil {
+					return err
+				}
+				gone = append(gone, a.String())
+			}
+			return nil
 		}
 		if err := app.confirm(choice.yes, fmt.Sprintf("Remove these %d users?", len(found))); err != nil {
 			return err
@@ -289,10 +318,47 @@ func (app *App) inactiveUsers(ctx context.Context, data string, choice inactive)
 		return nil
 	})
 	// Each removal has its handle, as that by vdeluser.
+	program := "vdeluser"
+	if choice.mark {
+		program = "vmoduser"
+	}
 	for _, a := range gone {
-		err = errors.Join(err, app.after(ctx, data, "vdeluser", a))
+		err = errors.Join(err, app.after(ctx, data, program, a))
 	}
 	return err
+}
+
+// markedUsers lists who is marked inactive, and when that was done.
+func (app *App) markedUsers(ctx context.Context, data string, choice inactive) error {
+	return app.withDirectory(ctx, data, func(s *directory.Store) error {
+		domains := []directory.Domain{{Name: choice.domain}}
+		if choice.domain == "" {
+			var err error
+			if domains, err = s.Domains(ctx); err != nil {
+				return err
+			}
+		}
+		for _, d := range domains {
+			users, err := s.InactiveUsers(ctx, d.Name)
+			if err != nil {
+				return err
+			}
+			for _, u := range users {
+				logins, err := s.LastLogins(ctx, u.Address())
+				if err != nil {
+					return err
+				}
+				one := idleUser{u.Address().String(), u.Changed, len(logins) == 0}
+				if !one.Never {
+					one.Last = logins[0].At
+				}
+				if err := choice.show(one); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // fresh tells whether cur was only made, with the user.
@@ -315,22 +381,7 @@ func (app *App) lifecyclePrograms() map[string]func([]string) int {
 		"vreorg": {"[-v] DOMAIN", 1, 1, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			return app.reorganize(ctx, data, operands[0])
 		}},
-		"vdeloldusers": {"-d DOMAIN -r|-p [-a DAYS] [-fv]", 0, 0, "d:a:rpfv", "cimstu", func(ctx context.Context, data string, _ []string, options map[byte]string) error {
-			choice := inactive{domain: options['d'], days: 60, yes: true, show: func(u idleUser) error { return app.showIdle(u, false) }}
-			_, report := options['r']
-			_, choice.remove = options['p']
-			_, choice.fast = options['f']
-			if choice.domain == "" || report == choice.remove {
-				return errors.New("usage: vdeloldusers -d DOMAIN -r|-p [-a DAYS] [-fv]: -r lists who has not logged in for so many days, -p removes them")
-			}
-			if text, given := options['a']; given {
-				var err error
-				if choice.days, err = strconv.Atoi(text); err != nil {
-					return fmt.Errorf("-a %q is no number of days", text)
-				}
-			}
-			return app.inactiveUsers(ctx, data, choice)
-		}},
+		"vdeloldusers": {"-d DOMAIN [-r] [-p|-i] [-a DAYS] [-s NAME]... [-fv] [-c] [-u DAYS] [-t DAYS] [-m FOLDER]...", 0, 0, "d:a:rpifvcs::u:t:m::", "", app.oldUsers},
 		"clearopensmtp": {"", 0, 0, "v", "", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
 			snapshot, _ := settings.Inspect(data)
 			minutes := settings.RelayClearMinutes.Get(snapshot.View("all"))

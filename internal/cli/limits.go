@@ -14,6 +14,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/maildir"
 )
 
 // limitFields gives the numbers of limits by the names of IndiMail's columns.
@@ -135,6 +136,16 @@ func setLimits(l *directory.Limits, words []string) error {
 		}
 		if n, known := fields[strings.ToLower(name)]; known {
 			value, err := strconv.ParseInt(text, 10, 64)
+			if err != nil && strings.HasSuffix(strings.ToLower(name), "quota") {
+				// 50M, and NOQUOTA, which stands for -1.
+				var q maildir.Quota
+				if q, err = maildir.ParseQuota(text); err == nil && q.Messages != 0 {
+					err = errors.New("bytes alone")
+				}
+				if value = q.Bytes; err == nil && value == 0 {
+					value = -1
+				}
+			}
 			if strings.HasSuffix(strings.ToLower(name), "_expiry") && text != "-1" {
 				var at time.Time
 				if at, err = time.ParseInLocation("2006-01-02", text, time.Local); err == nil {
@@ -178,7 +189,7 @@ indigo user info shows.`,
 	}
 	data := app.dataFlag(cmd)
 	cmd.Flags().StringVar(&name, "name", "", "the person's name")
-	cmd.Flags().StringVar(&quota, "quota", "", "the quota")
+	cmd.Flags().StringVar(&quota, "quota", "", "the quota, or +N or -N for more or less of it")
 	cmd.MarkFlagsOneRequired("name", "quota")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		a, err := addr.Parse(args[0])
@@ -193,6 +204,15 @@ indigo user info shows.`,
 // modifyUser writes what n gives, clears and sets flags, and runs the handle of program.
 func (app *App) modifyUser(ctx context.Context, data, program string, n directory.NewUser, set, clear directory.Flags) error {
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
+		if strings.HasPrefix(n.Quota, "+") || strings.HasPrefix(n.Quota, "-") {
+			u, err := s.User(ctx, n.Address())
+			if err == nil {
+				n.Quota, err = newQuotaOf(u, n.Quota)
+			}
+			if err != nil {
+				return err
+			}
+		}
 		if err := s.UpdateUser(ctx, n); err != nil {
 			return err
 		}
@@ -272,7 +292,7 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 		'i': directory.NoIMAP, 'r': directory.NoRelay, 'b': directory.BounceMail, 'o': directory.Override, 'a': directory.Administrator,
 	}
 	return app.faces(map[string]oldProgram{
-		"vlimit": {"[-s] [-q DEFAULTQUOTA] [-Q QUOTA] [-M MESSAGES] [-m DEFAULTMESSAGES] [-P USERS] [-A ALIASES] [-F FORWARDS] [-R RESPONDERS] [-L LISTS] [-g FLAGS] DOMAIN", 1, 1, "sq:Q:M:m:P:A:F:R:L:g:", "SDepaft",
+		"vlimit": {"[-s] [-q DEFAULTQUOTA] [-Q QUOTA] [-M MESSAGES] [-m DEFAULTMESSAGES] [-P USERS] [-A ALIASES] [-F FORWARDS] [-R RESPONDERS] [-L LISTS] [-g FLAGS [-T]] [-e DATE|-n DAYS] [-t DATE|-N DAYS] [-pafrluoxz PERMISSIONS] [-D] DOMAIN", 1, 1, "svq:Q:M:m:P:A:F:R:L:g:TDe:n:t:N:p:a:f:r:l:u:o:x:z:", "S",
 			func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 				return app.withDirectory(ctx, data, func(s *directory.Store) error {
 					numbers := map[byte]string{'q': "defaultquota", 'Q': "diskquota", 'M': "maxmsgcount", 'm': "defaultmaxmsgcount", 'P': "maxpopaccounts", 'A': "maxaliases", 'F': "maxforwards", 'R': "maxautoresponders", 'L': "maxmailinglists"}
@@ -282,11 +302,25 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 							words = append(words, name+"="+v)
 						}
 					}
+					if _, all := options['D']; all {
+						if err := s.ClearLimits(ctx, operands[0]); err != nil {
+							return err
+						}
+					}
 					flags, setFlags := options['g']
-					if len(words) > 0 || setFlags {
+					_, toggle := options['T']
+					_, show := options['s']
+					if toggle && !setFlags {
+						return errors.New("-T goes with -g")
+					}
+					if len(words) > 0 || setFlags || givenAny(options, "entNpafrluoxz") {
 						err := s.SetLimits(ctx, operands[0], func(l *directory.Limits) error {
+							was := l.Disabled
 							if setFlags {
 								l.Disabled = 0
+							}
+							if err := errors.Join(vlimitExpiry(l, options, time.Now()), vlimitPermissions(l, options)); err != nil {
+								return err
 							}
 							for _, letter := range flags {
 								flag, known := letters[letter]
@@ -295,13 +329,16 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 								}
 								l.Disabled |= flag
 							}
+							if setFlags && toggle {
+								l.Disabled ^= was
+							}
 							return setLimits(l, words)
 						})
 						if err != nil {
 							return err
 						}
 					}
-					if _, show := options['s']; show {
+					if show {
 						l, err := s.Limits(ctx, operands[0])
 						if err != nil {
 							return err
@@ -311,7 +348,13 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 					return nil
 				})
 			}},
-		"vmoddomain": {"-l 1 DOMAIN", 1, 1, "l:", "bfh", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vmoddomain": {"-l 1 DOMAIN, or -h delete|bounce-no-mailbox|MAILDIR|ADDRESS DOMAIN", 1, 1, "l:h:v", "bf", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+			if handler, given := options['h']; given {
+				err := app.withDirectory(ctx, data, func(s *directory.Store) error { return app.catchAll(ctx, s, operands[0], handler) })
+				if _, more := options['l']; err != nil || !more {
+					return err
+				}
+			}
 			if options['l'] != "1" {
 				return fmt.Errorf("limits hold as long as they are set: `indigo limit clear %s` takes them away", operands[0])
 			}
@@ -319,7 +362,7 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 				return s.SetLimits(ctx, operands[0], func(*directory.Limits) error { return nil })
 			})
 		}},
-		"vmoduser": {"[-udpswirboa] [-x] [-c NAME] [-q QUOTA] [-P PASSWORD|- [-e] [-h HASH] [-C] [-m SCRAM] [-S SALT] [-I ITERATIONS]] USER@DOMAIN", 1, 1, "udpswirboaxc:q:P:eh:Cm:S:I:", "nDMHTl", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vmoduser": {"[-udpswirboa [-t]] [-x] [-n] [-c NAME] [-q [+|-]QUOTA] [-P PASSWORD|- [-e] [-h HASH] [-C] [-m SCRAM] [-S SALT] [-I ITERATIONS]] USER@DOMAIN", 1, 1, "vudpswirboatnxc:q:P:eh:Cm:S:I:", "DMHTl", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			a, err := addr.Parse(operands[0])
 			if err != nil {
 				return err
@@ -357,8 +400,26 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 					}
 				}
 			}
+			if _, toggle := options['t']; toggle && set != 0 {
+				err := app.withDirectory(ctx, data, func(s *directory.Store) (err error) {
+					var has directory.Flags
+					set, has, err = toggled(ctx, s, a, set)
+					clear |= has
+					return err
+				})
+				if err != nil {
+					return err
+				}
+			}
+			_, turn := options['n']
 			if set == 0 && clear == 0 && n.Gecos == "" && n.Quota == "" && n.Password == "" && n.Scram == "" {
-				return errors.New("nothing to do: no option was given")
+				if !turn {
+					return errors.New("nothing to do: no option was given")
+				}
+				return app.turnUser(ctx, data, a)
+			}
+			if turn {
+				return errors.New("-n goes alone: it marks a user inactive, or active again")
 			}
 			return app.modifyUser(ctx, data, "vmoduser", n, set, clear)
 		}},

@@ -347,6 +347,9 @@ func (app *App) inquery(ctx context.Context, data, number, email, ip string) err
 // userState tells what becomes of mail for an address, in inquerytest's words.
 func userState(ctx context.Context, s *directory.Store, a addr.Address) (string, error) {
 	u, err := s.User(ctx, a)
+	if errors.Is(err, directory.ErrInactive) {
+		return "is Inactive on this domain (#5.2.1)", nil
+	}
 	if errors.Is(err, directory.ErrNoUser) {
 		lines, err := s.AliasLines(ctx, a)
 		if err == nil && len(lines) > 0 {
@@ -414,12 +417,12 @@ func (app *App) testLogin(ctx context.Context, data, name, kind string, password
 	if err != nil {
 		return err
 	}
-	s, verifier, err := service.OpenVerifier(ctx, data, app.who())
+	s, verifier, err := service.OpenVerifier(ctx, data, app.who(), true)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	u, err := s.User(ctx, a)
+	u, err := s.AnyUser(ctx, a)
 	if err != nil {
 		return fmt.Errorf("%s: %w", a, err)
 	}
@@ -481,8 +484,14 @@ func (app *App) lookupPrograms() map[string]func([]string) int {
 			delete(options, 'v')
 			return app.domainInfo(ctx, data, operands, options, false)
 		}},
-		"vserverinfo": {"[-asmuPd] USER@DOMAIN|DOMAIN", 1, 1, "asmuPdv", "pDMS", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vserverinfo": {"[-asmuPd] USER@DOMAIN|DOMAIN, or -D DOMAIN -M HOST|-S SERVER", 0, 1, "asmuPdvD:M:S:", "p", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			delete(options, 'v')
+			if options['D'] != "" && (options['M'] != "" || options['S'] != "") && len(operands) == 0 {
+				return app.clusterInfo(ctx, data, options)
+			}
+			if options['D'] != "" || options['M'] != "" || options['S'] != "" || len(operands) == 0 {
+				return errors.New("usage: vserverinfo [-asmuPd] USER@DOMAIN|DOMAIN, or -D DOMAIN -M HOST|-S SERVER for the rows of IndiMail's table dbinfo")
+			}
 			return app.serverInfo(ctx, data, operands[0], options)
 		}},
 		"printdir": {"DOMAIN", 1, 1, "", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {

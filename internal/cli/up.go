@@ -222,7 +222,7 @@ func (app *App) serve(ctx context.Context, config service.Config, child *service
 			return err
 		}
 		if os.Geteuid() == 0 {
-			logger.Warn("services run as root: set RUNAS to a user of their own (docs/services.md)")
+			logger.Warn("services run as root, which programs of aliases do not: set RUNAS to a user of their own (docs/services.md)")
 		}
 	} else {
 		config.Listener, config.Child = child.Listen, child

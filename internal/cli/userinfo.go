@@ -30,16 +30,18 @@ type occasion struct {
 
 // userInfo is all that vuserinfo tells of a user (wiki 2503-2530, 3059-3085), without secrets.
 type userInfo struct {
-	Address string          `json:"address"`
-	Name    string          `json:"name"`
-	Dir     string          `json:"dir"`
-	Missing bool            `json:"dir_missing,omitempty"`
-	Quota   string          `json:"quota"`
-	Bytes   int64           `json:"used_bytes"`
-	Count   int64           `json:"used_messages"`
-	UID     int             `json:"uid"`
-	GID     int             `json:"gid"`
-	Flags   directory.Flags `json:"flags"`
+	Address string `json:"address"`
+	Name    string `json:"name"`
+	Dir     string `json:"dir"`
+	// Inactive says that the user is marked so: the row is in the table indibak.
+	Inactive bool            `json:"inactive,omitempty"`
+	Missing  bool            `json:"dir_missing,omitempty"`
+	Quota    string          `json:"quota"`
+	Bytes    int64           `json:"used_bytes"`
+	Count    int64           `json:"used_messages"`
+	UID      int             `json:"uid"`
+	GID      int             `json:"gid"`
+	Flags    directory.Flags `json:"flags"`
 	// Forms names what is stored of the password, without it.
 	Forms []string `json:"password_forms"`
 	// Logins are by service; Added, PasswordChanged, Inactivated and Activated have IndiMail's other rows of lastauth.
@@ -92,7 +94,7 @@ func (r *report) wants(letter byte) bool {
 // describe collects what there is to tell of a user.
 func (r *report) describe(ctx context.Context, u directory.User) (v userInfo, err error) {
 	v = userInfo{
-		Address: u.Address().String(), Name: u.Gecos, Dir: u.Dir, Quota: u.Quota, UID: u.UID, GID: u.GID, Flags: directory.Flags(u.GID),
+		Address: u.Address().String(), Name: u.Gecos, Dir: u.Dir, Inactive: u.Inactive, Quota: u.Quota, UID: u.UID, GID: u.GID, Flags: directory.Flags(u.GID),
 		Logins: map[string]occasion{}, passwd: u.Password, kept: u.Scram,
 	}
 	stored, _ := auth.ParseStored(u.Password, u.Scram)
@@ -282,7 +284,11 @@ func (r *report) print(ctx context.Context, u directory.User) error {
 		for _, l := range r.server {
 			line(l[0], l[1])
 		}
-		line("Table Name", "indimail")
+		table := "indimail"
+		if u.Inactive {
+			table = "indibak"
+		}
+		line("Table Name", table)
 	}
 	if wanted('l') {
 		v.printTimes(line)
@@ -350,7 +356,7 @@ func (v *userInfo) printTimes(line func(label, text string)) {
 // userInfo shows a user: as JSON, or as vuserinfo does but without the stored password.
 func (app *App) userInfo(ctx context.Context, data string, a addr.Address, asJSON bool) error {
 	return app.withDirectory(ctx, data, func(s *directory.Store) error {
-		u, err := s.User(ctx, a)
+		u, err := s.AnyUser(ctx, a)
 		if err != nil {
 			return fmt.Errorf("%s: %w", a, err)
 		}
@@ -382,7 +388,7 @@ func (app *App) oldUserInfo(ctx context.Context, data string, operands []string,
 		if err != nil {
 			return err
 		}
-		u, err := s.User(ctx, a)
+		u, err := s.AnyUser(ctx, a)
 		if err == nil {
 			return r.print(ctx, u)
 		}

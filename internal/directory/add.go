@@ -9,9 +9,11 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/maildir"
 )
 
 // NewUser is a user to be added.
@@ -25,6 +27,8 @@ type NewUser struct {
 	// HardQuota.
 	Quota string
 	Flags Flags
+	// Inactive adds the user marked so (DeactivateUser).
+	Inactive bool
 	// Base is where the home goes in the place of the domain's; "" for there.
 	Base string
 }
@@ -35,6 +39,8 @@ type newRow struct {
 	domain Domain
 	base   string
 	values []any
+	// inactive sends it to indibak.
+	inactive bool
 }
 
 // The widths of IndiMail's columns pw_gecos, pw_shell, pw_passwd and scram.
@@ -47,6 +53,19 @@ const (
 
 var quotaForm = regexp.MustCompile(`^(NOQUOTA|[0-9]{1,18}S?(,[0-9]{1,18}C)?)$`)
 
+// plainQuota gives a quota with K, M or G behind its numbers as IndiMail's programs keep it, in bytes; another one as it is.
+func plainQuota(text string) string {
+	return quotaNumber.ReplaceAllStringFunc(text, func(one string) string {
+		q, err := maildir.ParseQuota(one)
+		if err != nil {
+			return one
+		}
+		return strconv.FormatInt(q.Bytes, 10)
+	})
+}
+
+var quotaNumber = regexp.MustCompile(`[0-9]{1,12}[kKmMgG]`)
+
 // Check tells what is wrong with a user before any is added.
 func (n NewUser) Check() error {
 	var faults []error
@@ -56,7 +75,7 @@ func (n NewUser) Check() error {
 	if len(n.Gecos) > maxGecos || strings.ContainsAny(n.Gecos, "\x00\r\n") {
 		faults = append(faults, fmt.Errorf("the person's name must have at most %d bytes and no line end", maxGecos))
 	}
-	if n.Quota != "" && (len(n.Quota) > maxQuota || !quotaForm.MatchString(n.Quota)) {
+	if n.Quota != "" && (len(plainQuota(n.Quota)) > maxQuota || !quotaForm.MatchString(plainQuota(n.Quota))) {
 		faults = append(faults, fmt.Errorf("quota %q is not of the form 52428800, 52428800S,1000C or NOQUOTA", n.Quota))
 	}
 	if len(n.Password) > maxStored || len(n.Scram) > maxScram {
@@ -82,7 +101,9 @@ func (s *Store) AddUser(ctx context.Context, n NewUser) error {
 func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err error) {
 	rows := make([]newRow, len(users))
 	limited := map[string]int64{}
+	inactive := map[string]bool{}
 	for i, n := range users {
+		n.Quota = plainQuota(n.Quota)
 		d, err := s.Domain(ctx, n.Domain)
 		if err != nil {
 			return 0, fmt.Errorf("domain %s: %w", n.Domain, err)
@@ -107,7 +128,10 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 		if n.Password, n.Scram, err = s.guard(ctx, addr.Address{Local: name, Domain: d.Name}, n.Password, n.Scram); err != nil {
 			return 0, err
 		}
-		rows[i] = newRow{name: name, domain: d, values: []any{n.Password, null(n.Scram), 0, int(n.Flags), n.Gecos, n.Quota}, base: n.Base}
+		if err := s.notInactive(ctx, inactive, name, d.Name); err != nil {
+			return 0, err
+		}
+		rows[i] = newRow{name: name, domain: d, values: []any{n.Password, null(n.Scram), 0, int(n.Flags), n.Gecos, n.Quota}, base: n.Base, inactive: n.Inactive}
 	}
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
 		domains := slices.Sorted(maps.Keys(limited))
@@ -117,21 +141,35 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 				return err
 			}
 		}
-		insert, err := tx.PrepareContext(ctx, s.engine.insert("indimail", "pw_name", "pw_domain", "pw_dir", "pw_passwd", "scram", "pw_uid", "pw_gid", "pw_gecos", "pw_shell"))
+		columns := []string{"pw_name", "pw_domain", "pw_dir", "pw_passwd", "scram", "pw_uid", "pw_gid", "pw_gecos", "pw_shell"}
+		insert, err := tx.PrepareContext(ctx, s.engine.insert("indimail", columns...))
 		if err != nil {
 			return err
 		}
 		defer insert.Close()
 		added = 0
 		homes := s.newHomes(tx)
-		var fresh []User
+		var fresh, asleep []User
 		for _, row := range rows {
 			home, err := homes.choose(ctx, row)
 			if err != nil {
 				return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
 			}
-			result, err := insert.ExecContext(ctx, append([]any{row.name, row.domain.Name, home}, row.values...)...)
-			if err != nil {
+			values := append([]any{row.name, row.domain.Name, home}, row.values...)
+			var result sql.Result
+			if row.inactive {
+				there, err := s.count(ctx, tx, "SELECT count(*) FROM indimail WHERE pw_name = ? AND pw_domain = ?", row.name, row.domain.Name)
+				if err != nil {
+					return err
+				}
+				if there > 0 {
+					continue
+				}
+				result, err = tx.ExecContext(ctx, s.engine.insert("indibak", columns...), values...)
+				if err != nil {
+					return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
+				}
+			} else if result, err = insert.ExecContext(ctx, values...); err != nil {
 				return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
 			}
 			n, err := result.RowsAffected()
@@ -145,12 +183,16 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 			if err := homes.make(home); err != nil {
 				return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
 			}
-			if err := s.record(ctx, tx, row.name, row.domain.Name, "user added"); err != nil {
+			what, u := "user added", User{Name: row.name, Domain: row.domain.Name, Gecos: row.values[4].(string)}
+			if row.inactive {
+				what, asleep = what+", marked inactive", append(asleep, u)
+			}
+			if err := s.record(ctx, tx, row.name, row.domain.Name, what); err != nil {
 				return err
 			}
-			fresh = append(fresh, User{Name: row.name, Domain: row.domain.Name, Gecos: row.values[4].(string)})
+			fresh = append(fresh, u)
 		}
-		if err := s.stamp(ctx, tx, "add", fresh...); err != nil {
+		if err := errors.Join(s.stamp(ctx, tx, "add", fresh...), s.stamp(ctx, tx, "INAC", asleep...)); err != nil {
 			return err
 		}
 		for _, domain := range domains {
@@ -172,6 +214,7 @@ func (s *Store) UpdateUser(ctx context.Context, n NewUser) error {
 	if err != nil {
 		return fmt.Errorf("user %s: %w", n.Address(), err)
 	}
+	n.Quota = plainQuota(n.Quota)
 	if err := n.Check(); err != nil {
 		return err
 	}
@@ -219,6 +262,6 @@ func (s *Store) UpdateUser(ctx context.Context, n NewUser) error {
 // Same tells whether a user is already what n gives; what n leaves empty is not compared.
 func (n NewUser) Same(u User) bool {
 	same := func(given, has string) bool { return given == "" || given == has }
-	return same(n.Password, u.Password) && same(n.Scram, u.Scram) && same(n.Gecos, u.Gecos) && same(n.Quota, u.Quota) &&
+	return same(n.Password, u.Password) && same(n.Scram, u.Scram) && same(n.Gecos, u.Gecos) && same(plainQuota(n.Quota), u.Quota) &&
 		(n.Flags == 0 || n.Flags == Flags(u.GID))
 }

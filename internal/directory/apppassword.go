@@ -43,7 +43,7 @@ const (
 func (s *Store) AppPasswords(ctx context.Context, a addr.Address) ([]AppPassword, error) {
 	key := addr.Address{Local: strings.ToLower(a.Local), Domain: strings.ToLower(a.Domain)}
 	return lookUp(ctx, &s.cache, &s.cache.apps, key, func() ([]AppPassword, error) {
-		u, err := s.User(ctx, key)
+		u, err := s.AnyUser(ctx, key)
 		if err != nil {
 			return nil, err
 		}
@@ -125,7 +125,7 @@ var ErrNoAppPassword = errors.New("no such app password")
 
 // RevokeAppPassword takes an app password away. ErrNoAppPassword, ErrNoUser, ErrNoDomain.
 func (s *Store) RevokeAppPassword(ctx context.Context, a addr.Address, name string) error {
-	u, err := s.User(ctx, a)
+	u, err := s.AnyUser(ctx, a)
 	if err != nil {
 		return fmt.Errorf("user %s: %w", a, err)
 	}

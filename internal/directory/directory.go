@@ -30,6 +30,8 @@ type User struct {
 	Quota    string // pw_shell, the Maildir++ quota, "NOQUOTA" for none
 	Scram    string // scram, stored SCRAM forms, "" for none
 	Changed  time.Time
+	// Inactive says that the row is in indibak: only InactiveUser and what is built on it give such a one.
+	Inactive bool
 }
 
 // Address gives name@domain.

@@ -33,7 +33,7 @@ type Record struct {
 	Cleartext string `json:"cleartext,omitempty"`
 	Name      string `json:"name,omitempty"`
 	Quota     string `json:"quota,omitempty"`
-	// Flags are IndiMail's words with spaces between them; bits without a word are a number, 0x400.
+	// Flags are IndiMail's words with spaces between them; bits without a word are a number, 0x400. INACTIVE is who is marked so.
 	Flags string `json:"flags,omitempty"`
 	Scram string `json:"scram,omitempty"`
 	// Line is where the record begins in its file.
@@ -43,6 +43,8 @@ type Record struct {
 func recordColumns() []string {
 	return []string{"address", "password", "name", "quota", "flags", "scram", "cleartext"}
 }
+
+const inactiveWord = "INACTIVE"
 
 // field gives the place of a column's value; nil for no such column.
 func (r *Record) field(column string) *string {
@@ -60,6 +62,9 @@ func RecordOf(u User) Record {
 	}
 	if rest != 0 {
 		words = append(words, "0x"+strconv.FormatInt(int64(rest), 16))
+	}
+	if u.Inactive {
+		words = append(words, inactiveWord)
 	}
 	return Record{Address: u.Address().String(), Password: u.Password, Name: u.Gecos, Quota: u.Quota, Flags: strings.Join(words, " "), Scram: u.Scram}
 }
@@ -79,6 +84,10 @@ func (r Record) User() (NewUser, error) {
 				faults = append(faults, fmt.Errorf("flags: %q is no number", word))
 			}
 			n.Flags |= Flags(bits)
+			continue
+		}
+		if strings.EqualFold(word, inactiveWord) {
+			n.Inactive = true
 			continue
 		}
 		flag, err := FlagsByName(word)

@@ -323,3 +323,28 @@ func (s *Store) serverPostgreSQL(ctx context.Context, v *Server) error {
 	}
 	return s.read.QueryRowContext(ctx, "SELECT coalesce((SELECT cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()), '')").Scan(&v.Cipher)
 }
+
+// ClusterServer is a row of IndiMail's table dbinfo: where the users of a domain of a cluster are kept. Indigo keeps the rows and asks none
+// of the servers.
+type ClusterServer struct {
+	Server, MDAHost string
+	Port            int
+	Database, User  string
+}
+
+// ClusterServers gives a domain's rows of dbinfo, in the order of servers; no domain needs to be there.
+func (s *Store) ClusterServers(ctx context.Context, domain string) (all []ClusterServer, err error) {
+	rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT server, mdahost, port, dbname, "+s.engine.name("user")+" FROM dbinfo WHERE domain = ? ORDER BY server, mdahost"), strings.ToLower(domain))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var one ClusterServer
+		if err := rows.Scan(&one.Server, &one.MDAHost, &one.Port, &one.Database, &one.User); err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	return all, rows.Err()
+}

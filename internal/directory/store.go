@@ -302,7 +302,8 @@ func scanUser(scan func(...any) error) (User, error) {
 	return u, err
 }
 
-// User finds a user by an address in his domain or in one of its aliases; case does not count. ErrNoDomain or ErrNoUser if there is none.
+// User finds a user by an address in his domain or in one of its aliases; case does not count. ErrNoDomain or ErrNoUser if there is none,
+// ErrInactive if he is marked so.
 func (s *Store) User(ctx context.Context, a addr.Address) (User, error) {
 	key := addr.Address{Local: strings.ToLower(a.Local), Domain: strings.ToLower(a.Domain)}
 	return lookUp(ctx, &s.cache, &s.cache.users, key, func() (User, error) {
@@ -318,6 +319,11 @@ func (s *Store) User(ctx context.Context, a addr.Address) (User, error) {
 			}
 			if d.Name != key.Domain {
 				return s.User(ctx, addr.Address{Local: key.Local, Domain: d.Name})
+			}
+			if _, err := s.InactiveUser(ctx, key); err == nil {
+				return User{}, ErrInactive
+			} else if !errors.Is(err, ErrNoUser) {
+				return User{}, fmt.Errorf("look up user: %w", err)
 			}
 			return User{}, ErrNoUser
 		}

@@ -80,7 +80,7 @@ func (s *Store) settle(ctx context.Context) error {
 // RemoveUser removes a user and all that the tables have of him, and moves the home to the trash, whose place it gives. To undo,
 // RestoreTrash.
 func (s *Store) RemoveUser(ctx context.Context, a addr.Address) (trash string, err error) {
-	u, err := s.User(ctx, a)
+	u, err := s.AnyUser(ctx, a)
 	if err != nil {
 		return "", err
 	}
@@ -95,7 +95,11 @@ func (s *Store) RemoveUser(ctx context.Context, a addr.Address) (trash string, e
 		}
 		return "", nil
 	}
-	return s.remove(ctx, trashHead{Kind: "user", Name: a.String(), Users: 1, Dirs: []trashDir{{u.Dir, mailDir}}}, a.Local, a.Domain, "user removed", conditions)
+	table := "indimail"
+	if u.Inactive {
+		table = "indibak"
+	}
+	return s.remove(ctx, trashHead{Kind: "user", Name: a.String(), Users: 1, Dirs: []trashDir{{u.Dir, mailDir}}}, a.Local, a.Domain, "user removed", table, conditions)
 }
 
 // RemoveDomain removes a domain with all its users and all that the tables have of it, and moves its mail to the trash, whose place it
@@ -120,7 +124,7 @@ func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, er
 		}
 		head.Dirs = append(head.Dirs, trashDir{root, to})
 	}
-	if err := s.read.QueryRowContext(ctx, s.engine.rebind("SELECT count(*) FROM indimail WHERE pw_domain = ?"), d.Name).Scan(&head.Users); err != nil {
+	if err := s.read.QueryRowContext(ctx, s.engine.rebind("SELECT (SELECT count(*) FROM indimail WHERE pw_domain = ?) + (SELECT count(*) FROM indibak WHERE pw_domain = ?)"), d.Name, d.Name).Scan(&head.Users); err != nil {
 		return "", err
 	}
 	conditions := func(t Table) (where string, args []any) {
@@ -136,7 +140,7 @@ func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, er
 		}
 		return "", nil
 	}
-	return s.remove(ctx, head, "", d.Name, "domain removed with its users", conditions)
+	return s.remove(ctx, head, "", d.Name, "domain removed with its users", "indigo_domain", conditions)
 }
 
 // rootsOf gives the directories with a domain's mail: its own, and those of homes elsewhere. It fails when mail of others is there.
@@ -159,7 +163,7 @@ func (s *Store) rootsOf(ctx context.Context, d Domain) (roots []string, err erro
 	inside := func(dir string) bool {
 		return slices.ContainsFunc(roots, func(root string) bool { return dir == root || strings.HasPrefix(dir, root+"/") })
 	}
-	rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT pw_dir FROM indimail WHERE pw_domain = ? ORDER BY pw_dir"), d.Name)
+	rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT pw_dir FROM indimail WHERE pw_domain = ? UNION SELECT pw_dir FROM indibak WHERE pw_domain = ? ORDER BY pw_dir"), d.Name, d.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +193,8 @@ func (s *Store) rootsOf(ctx context.Context, d Domain) (roots []string, err erro
 	for _, root := range roots {
 		var user, of string
 		err := s.read.QueryRowContext(ctx, s.engine.rebind(`SELECT pw_name, pw_domain FROM indimail WHERE pw_domain <> ? AND (pw_dir = ? OR pw_dir LIKE ? ESCAPE '!')
-			UNION ALL SELECT '', domain FROM indigo_domain WHERE domain <> ? AND (dir = ? OR dir LIKE ? ESCAPE '!') LIMIT 1`), d.Name, root, likeText(root)+"/%", d.Name, root, likeText(root)+"/%").Scan(&user, &of)
+			UNION ALL SELECT pw_name, pw_domain FROM indibak WHERE pw_domain <> ? AND (pw_dir = ? OR pw_dir LIKE ? ESCAPE '!')
+			UNION ALL SELECT '', domain FROM indigo_domain WHERE domain <> ? AND (dir = ? OR dir LIKE ? ESCAPE '!') LIMIT 1`), d.Name, root, likeText(root)+"/%", d.Name, root, likeText(root)+"/%", d.Name, root, likeText(root)+"/%").Scan(&user, &of)
 		switch {
 		case err == nil && user == "":
 			return nil, fmt.Errorf("%s, which would go to the trash, holds the domain %s too", root, of)
@@ -202,8 +207,8 @@ func (s *Store) rootsOf(ctx context.Context, d Domain) (roots []string, err erro
 	return roots, nil
 }
 
-// remove writes the rows that conditions names to the trash, deletes them, and moves the mail.
-func (s *Store) remove(ctx context.Context, head trashHead, user, domain, what string, conditions func(Table) (string, []any)) (string, error) {
+// remove writes the rows that conditions names to the trash, deletes them, and moves the mail. There must be one in the table of main.
+func (s *Store) remove(ctx context.Context, head trashHead, user, domain, what, main string, conditions func(Table) (string, []any)) (string, error) {
 	head.Removed, head.Who = s.config.Now().UTC(), s.config.Who
 	place := filepath.Join(s.trashRoot(), head.Removed.Format(trashForm)+"-"+head.Name)
 	err := s.transaction(ctx, func(tx *sql.Tx) error {
@@ -222,7 +227,7 @@ func (s *Store) remove(ctx context.Context, head trashHead, user, domain, what s
 			if err != nil {
 				return fmt.Errorf("table %s: %w", t.Name, err)
 			}
-			if n, err := result.RowsAffected(); n == 0 && (err != nil || head.Kind == "user" && t.Name == "indimail" || head.Kind == "domain" && t.Name == "indigo_domain") {
+			if n, err := result.RowsAffected(); n == 0 && (err != nil || t.Name == main) {
 				// Somebody else was quicker.
 				return errors.Join(err, map[string]error{"user": ErrNoUser, "domain": ErrNoDomain}[head.Kind])
 			}
@@ -331,7 +336,8 @@ func (s *Store) finishTrash(ctx context.Context, place, kind string, dirs []tras
 				// Nobody's home is in another's; to look would go through the whole table.
 				return nil
 			}
-			n, err := s.count(ctx, tx, "SELECT count(*) FROM indimail WHERE pw_dir LIKE ? ESCAPE '!'", likeText(d.From)+"/%")
+			n, err := s.count(ctx, tx, "SELECT (SELECT count(*) FROM indimail WHERE pw_dir LIKE ? ESCAPE '!') + (SELECT count(*) FROM indibak WHERE pw_dir LIKE ? ESCAPE '!')",
+				likeText(d.From)+"/%", likeText(d.From)+"/%")
 			if n > 0 {
 				owner = "users"
 			}
@@ -466,7 +472,8 @@ func (s *Store) RestoreTrash(ctx context.Context, t Trash) error {
 	free := func(tx *sql.Tx) error {
 		statement, args := "SELECT count(*) FROM indigo_domain WHERE domain = ?", []any{domain}
 		if name != "" {
-			statement, args = "SELECT count(*) FROM indimail WHERE pw_name = ? AND pw_domain = ?", []any{name, domain}
+			statement = "SELECT (SELECT count(*) FROM indimail WHERE pw_name = ? AND pw_domain = ?) + (SELECT count(*) FROM indibak WHERE pw_name = ? AND pw_domain = ?)"
+			args = []any{name, domain, name, domain}
 		}
 		n, err := s.count(ctx, tx, statement, args...)
 		if err == nil && n == 0 && name == "" {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
@@ -23,13 +22,13 @@ var (
 	errOnward  = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to queue the message to be sent on. (#4.3.0)")
 	errTimeout = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "The program of this address took too long. (#4.3.0)")
 	errTurns   = mailerr.New(451, mailerr.Enhanced{4, 3, 2}, "Too many programs of addresses run now. (#4.3.2)")
+	errRoot    = mailerr.New(451, mailerr.Enhanced{4, 3, 5}, "Not allowed to run the program of this address as root. (#4.3.5)")
 	errSpool   = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to hand the message to a program. (#4.3.0)")
 )
 
 // attempt carries out the lines of one recipient: programs, then Maildirs, each in the order of the alphabet, for the table has no other
 // order, then one message for all that is sent on. A line that fails for good keeps none of the others back, as in vdelivermail; one that
-// fails for now keeps back what is sent on. Lines that are done are remembered, so that the next attempt passes them over unless this
-// process has ended meanwhile.
+// fails for now keeps back what is sent on. Lines that are done are remembered, so that the next attempt passes them over.
 type attempt struct {
 	d        *Deliverer
 	dl       *queue.Delivery
@@ -91,6 +90,8 @@ func (d *Deliverer) follow(ctx context.Context, dl *queue.Delivery, i int, t *ta
 				a.fail(line, errLookup.Because(err))
 			case mine && t.isUser:
 				a.own = line
+			case mine && t.inactive:
+				a.fail(line, errInactive)
 			case mine:
 				a.fail(line, errLooping)
 			case !seen[to.Key()]:
@@ -115,10 +116,11 @@ func (a *attempt) isOwn(ctx context.Context, to addr.Address) (bool, error) {
 }
 
 func (a *attempt) delivery() deliveryKey {
+	key := deliveryKey{ID: a.dl.ID, Index: a.i, Birth: a.dl.Birth.UnixNano(), Address: a.dl.Recipients[a.i].Address.Key()}
 	if a.i < len(a.dl.Index) {
-		return deliveryKey{a.dl.ID, a.dl.Index[a.i]}
+		key.Index = a.dl.Index[a.i]
 	}
-	return deliveryKey{a.dl.ID, a.i}
+	return key
 }
 
 // remembered tells whether an earlier attempt has dealt with a line, and takes over what became of it.
@@ -228,9 +230,14 @@ func (a *attempt) finish(ctx context.Context) queue.Result {
 		}
 	}
 	if a.deferral != nil {
+		if err := a.d.past.keep(a.delivery()); err != nil {
+			a.d.cfg.Logger.Warn("what is done of an alias is remembered only until the next start", "alias", a.t.rcpt.String(), "error", err)
+		}
 		return queue.Result{Err: a.deferral, Text: a.deferral.Text, Dialogue: a.said}
 	}
-	a.d.past.forget(a.delivery())
+	if err := a.d.past.forget(a.delivery()); err != nil {
+		a.d.cfg.Logger.Warn("what was done of an alias is not forgotten", "alias", a.t.rcpt.String(), "error", err)
+	}
 	if a.failure != nil {
 		return queue.Result{Err: a.failure, Text: a.failure.Text, Dialogue: a.said}
 	}
@@ -323,57 +330,4 @@ func (a *attempt) variables() []string {
 
 func (a *attempt) view() *settings.View {
 	return a.d.cfg.Settings().ForDelivery(a.dl.Envelope.Sender, a.t.rcpt)
-}
-
-// memory knows what became of lines of messages that will be tried again: of at most maxPast recipients, and as long as the process
-// lives.
-type memory struct {
-	mu   sync.Mutex
-	past map[deliveryKey]map[string]fate
-}
-
-// deliveryKey is one recipient of one message.
-type deliveryKey struct {
-	id    queue.ID
-	index int
-}
-
-// fate is what became of a line that is not to be tried again: it failed, or it is done, and may have ended the list.
-type fate struct {
-	failure *mailerr.Error
-	last    bool
-}
-
-const maxPast = 10000
-
-func (m *memory) get(d deliveryKey, line string) (f fate, found bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	f, found = m.past[d][line]
-	return f, found
-}
-
-func (m *memory) put(d deliveryKey, line string, f fate) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.past == nil {
-		m.past = map[deliveryKey]map[string]fate{}
-	}
-	if m.past[d] == nil {
-		if len(m.past) >= maxPast {
-			for other := range m.past {
-				delete(m.past, other)
-				break
-			}
-		}
-		m.past[d] = map[string]fate{}
-	}
-	m.past[d][line] = f
-}
-
-// forget is called when the delivery is over.
-func (m *memory) forget(d deliveryKey) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.past, d)
 }

@@ -66,6 +66,9 @@ func (s *submission) Commit(_ context.Context, e queue.Envelope) error {
 	return nil
 }
 
+// nobody is a user without rights.
+const nobody = 65534
+
 func aliased(t *testing.T, lines map[string]string) (string, *Deliverer, *onwards) {
 	t.Helper()
 	home := t.TempDir()
@@ -74,6 +77,12 @@ func aliased(t *testing.T, lines map[string]string) (string, *Deliverer, *onward
 	}
 	for name, text := range lines {
 		if err := os.WriteFile(filepath.Join(home, "lines", name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if os.Geteuid() == 0 {
+		// Programs do not run as root.
+		if err := errors.Join(os.Chown(home, nobody, nobody), os.Chmod(filepath.Dir(home), 0o755)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -180,6 +189,18 @@ func TestAliasQuota(t *testing.T) {
 	}
 	if files, _ := filepath.Glob(filepath.Join(home, "shared/Maildir/.Sub/new/*")); len(files) != 1 {
 		t.Errorf("%q", files)
+	}
+}
+
+// TestInactiveAlias: the lines of one who is marked inactive hold; what they leave for his own mailbox bounces, and *@domain gets nothing.
+func TestInactiveAlias(t *testing.T) {
+	_, d, o := aliased(t, map[string]string{"asleep": "&asleep@example.org\n&far@elsewhere.test", "*": "&far@elsewhere.test"})
+	if r := one(t, d, delivery(1, mail, "asleep")); r.Err == nil || r.Err.Reply() != errInactive.Reply() || len(o.sent) != 1 {
+		t.Errorf("%+v, %d sent on", r, len(o.sent))
+	}
+	_, d, o = aliased(t, map[string]string{"*": "&far@elsewhere.test"})
+	if r := one(t, d, delivery(2, mail, "asleep")); r.Err == nil || r.Err.Reply() != errInactive.Reply() || len(o.sent) != 0 {
+		t.Errorf("%+v, %d sent on", r, len(o.sent))
 	}
 }
 
@@ -371,10 +392,153 @@ func TestProgramsAtOnce(t *testing.T) {
 	}
 }
 
+// TestProgramAccount: a service that runs as root gives root up for the domain's owner, groups and all; where that is root nothing runs, and
+// the mail is tried again.
+func TestProgramAccount(t *testing.T) {
+	if c, err := programAccount(1000, "/nowhere"); c != nil || err != nil {
+		t.Errorf("%+v %v", c, err)
+	}
+	if os.Geteuid() != 0 {
+		missing(t, "root, who alone has rights to give up")
+	}
+	home, d, o := aliased(t, map[string]string{"who": "|id -u; id -g; id -G; cat /dev/stdin\n&far@elsewhere.test"})
+	for _, c := range []struct {
+		uid, gid int
+		want     string
+	}{
+		{nobody, nobody, "did 0+1+1/65534/65534/65534/Subject: hello//body/qp 99"},
+		{nobody, 0, "did 0+1+1/65534/65534/65534/Subject: hello//body/qp 99"},
+		{1, 2, "did 0+1+1/1/2/2/Subject: hello//body/qp 99"},
+		{0, nobody, "Not allowed to run the program of this address as root. (#4.3.5)"},
+	} {
+		if err := os.Chown(home, c.uid, c.gid); err != nil {
+			t.Fatal(err)
+		}
+		o.sent = nil
+		r := one(t, d, delivery(queue.ID(c.uid), mail, "who"))
+		if refused := c.uid == 0; strings.ReplaceAll(r.Text, "hello/body", "hello//body") != c.want || (r.Err != nil) != refused || refused && (!r.Err.Temporary() || len(o.sent) != 0) {
+			t.Errorf("%d:%d: %+v, %d sent on", c.uid, c.gid, r, len(o.sent))
+		}
+	}
+}
+
 func TestOnwardNotify(t *testing.T) {
 	for notify, want := range map[string]string{"": "", "NEVER": "NEVER", "SUCCESS": "NEVER", "SUCCESS,DELAY": "DELAY", "FAILURE,DELAY": "FAILURE,DELAY"} {
 		if got := onwardNotify(notify); got != want {
 			t.Errorf("%s: %s, want %s", notify, got, want)
 		}
+	}
+}
+
+// TestRestart: what is done of an alias is not done again by the process behind it, however that one ended; a message of another queue
+// directory with the same number, and another recipient in the place of the first, have nothing done.
+func TestRestart(t *testing.T) {
+	home, d, _ := aliased(t, map[string]string{
+		"x": "|echo a >>\"$HOME/a\"\n|echo b >>\"$HOME/b\"; test -e \"$HOME/go\"\n|echo c >>\"$HOME/c\"; echo never; exit 100\n./m/Maildir/",
+		"y": "|echo a >>\"$HOME/a\"",
+	})
+	file := filepath.Join(t.TempDir(), "donelines")
+	restart := func() {
+		t.Helper()
+		// The process before is not asked to end: it may have been killed.
+		c := d.cfg
+		c.Memory = file
+		d = New(c)
+		t.Cleanup(func() { d.Close() })
+	}
+	ran := func(name string, want int) {
+		t.Helper()
+		if b, err := os.ReadFile(filepath.Join(home, name)); err != nil || strings.Count(string(b), name) != want {
+			t.Errorf("%s ran: %q %v, want %d", name, b, err, want)
+		}
+	}
+	restart()
+	birth := time.Now()
+	attempt := func(id queue.ID, name string, n int) queue.Result {
+		t.Helper()
+		dl := delivery(id, mail, name)
+		dl.Birth, dl.Attempt = birth, n
+		return one(t, d, dl)
+	}
+	for n := range 3 {
+		if r := attempt(1, "x", n); r.Err == nil || !r.Err.Temporary() {
+			t.Errorf("%+v", r)
+		}
+		restart()
+		ran("a", 1)
+		ran("b", n+1)
+		ran("c", 1)
+	}
+	if files := stored(t, home, "m"); len(files) != 1 {
+		t.Errorf("%q", files)
+	}
+	// A line that a crash tore.
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(`{"id":1,"ind`); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	restart()
+	other := birth
+	birth = birth.Add(time.Hour)
+	attempt(1, "x", 0)
+	birth = other
+	ran("a", 2)
+	ran("c", 2)
+	attempt(1, "y", 1)
+	ran("a", 3)
+	restart()
+	if err := os.WriteFile(filepath.Join(home, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// The failure of the first attempt is the result.
+	if r := attempt(1, "x", 3); r.Err == nil || r.Err.Reply() != "554 5.3.0 never" {
+		t.Errorf("%+v", r)
+	}
+	ran("a", 3)
+	ran("c", 2)
+	restart()
+	// What is over is forgotten, and what is old.
+	if got := len(d.past.past); got != 1 {
+		t.Errorf("%d are remembered: %v", got, d.past.past)
+	}
+	d.cfg.Now = func() time.Time { return birth.Add(100 * 24 * time.Hour) }
+	restart()
+	if len(d.past.past) != 0 {
+		t.Errorf("%v are remembered", d.past.past)
+	}
+}
+
+// TestRememberMany: the file does not grow with what is over.
+func TestRememberMany(t *testing.T) {
+	var m memory
+	file := filepath.Join(t.TempDir(), "donelines")
+	if err := m.load(file, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	line := "|" + strings.Repeat("x", 8000)
+	for i := range 1000 {
+		key := deliveryKey{ID: queue.ID(i + 1), Birth: time.Now().UnixNano()}
+		m.put(key, line, fate{})
+		if err := m.keep(key); err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 {
+			if err := m.forget(key); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	info, err := os.Stat(file)
+	if err != nil || info.Size() > 2*maxPastFile || info.Mode().Perm() != 0o600 {
+		t.Errorf("%+v %v", info, err)
+	}
+	var again memory
+	if err := again.load(file, time.Now()); err != nil || len(again.past) != 1 || len(again.kept) != 1 {
+		t.Errorf("%d %v", len(again.past), err)
 	}
 }

@@ -46,6 +46,8 @@ type Config struct {
 	Settings func() *settings.View
 	// Onward takes what aliases send on; without one that is a temporary failure.
 	Onward queue.Submitter
+	// Memory is the file in which deliveries that are tried again say what is done of them; "" keeps that for the life of the process.
+	Memory string
 	// Environment is what programs of aliases get beside the settings and what qmail-command(8) names: PATH and such.
 	Environment []string
 	// Now is the clock; it only serves deliveries without a time of birth.
@@ -90,6 +92,11 @@ func New(cfg Config) *Deliverer {
 	d := &Deliverer{cfg: cfg}
 	d.disks.syncfs = cfg.Sync
 	d.turns = make(chan struct{}, settings.ConcurrencyProgram.Get(cfg.Settings()))
+	if cfg.Memory != "" {
+		if err := d.past.load(cfg.Memory, cfg.Now()); err != nil {
+			cfg.Logger.Warn("what is done of aliases of waiting mail is not known, and is done again", "error", err)
+		}
+	}
 	d.bufs.New = func() any { b := make([]byte, chunk); return &b }
 	return d
 }
@@ -98,6 +105,7 @@ func New(cfg Config) *Deliverer {
 func (d *Deliverer) Close() error {
 	d.disks.close()
 	d.drops.close()
+	d.past.close()
 	return nil
 }
 
@@ -110,6 +118,7 @@ const done = "did 1+0+0"
 
 var (
 	errNoUser    = mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "Sorry, no mailbox here by that name. (#5.1.1)")
+	errInactive  = mailerr.New(550, mailerr.Enhanced{5, 2, 1}, "Sorry, this mailbox is inactive. (#5.2.1)")
 	errLooping   = mailerr.New(554, mailerr.Enhanced{5, 4, 6}, "This message is looping: it already has my Delivered-To line. (#5.4.6)")
 	errLookup    = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "Unable to look the user up. (#4.3.0)")
 	errClosing   = mailerr.New(451, mailerr.Enhanced{4, 3, 2}, "Delivery is shutting down. (#4.3.2)")
@@ -246,6 +255,8 @@ type target struct {
 	rcpt   addr.Address
 	user   directory.User
 	isUser bool
+	// inactive says that he is one who is marked so: only lines hold.
+	inactive bool
 	// lines are the alias's; those of the domain's *@domain when anyone is set.
 	lines   []string
 	anyone  bool
@@ -277,6 +288,9 @@ func (d *Deliverer) find(ctx context.Context, dl *queue.Delivery, i int, body *c
 		return t, err
 	}
 	t.user, err = d.cfg.Directory.User(ctx, t.rcpt)
+	if t.inactive = errors.Is(err, directory.ErrInactive); t.inactive && !isAlias {
+		return t, errInactive.Because(err)
+	}
 	if t.isUser, err = known(err); err != nil {
 		return t, err
 	}

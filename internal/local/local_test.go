@@ -33,6 +33,8 @@ func (h homes) User(_ context.Context, a addr.Address) (directory.User, error) {
 		return directory.User{Name: a.Local, Domain: a.Domain, Gecos: "MailGroup all", Dir: filepath.Join(string(h), a.Local)}, nil
 	case "broken":
 		return directory.User{}, errors.New("database is gone")
+	case "asleep":
+		return directory.User{}, directory.ErrInactive
 	}
 	return directory.User{}, directory.ErrNoUser
 }
@@ -127,6 +129,7 @@ func TestResults(t *testing.T) {
 	}{
 		{"ann", mail, ""},
 		{"nobody", mail, "550 5.1.1 Sorry, no mailbox here by that name. (#5.1.1)"},
+		{"asleep", mail, "550 5.2.1 Sorry, this mailbox is inactive. (#5.2.1)"},
 		{"broken", mail, "451 4.3.0 Unable to look the user up. (#4.3.0)"},
 		{"ann", looped, "554 5.4.6 This message is looping: it already has my Delivered-To line. (#5.4.6)"},
 		{"ann", notLooped, ""},

@@ -90,7 +90,8 @@ func spool(body *content, n int) (files []*os.File, err error) {
 			files = append(files, other)
 		}
 	}
-	if err := errors.Join(err, os.Remove(f.Name())); err != nil {
+	// Without a name nobody finds it; who runs the program may not be its owner, and may open /dev/stdin.
+	if err := errors.Join(err, os.Remove(f.Name()), f.Chmod(0o644)); err != nil {
 		return files, err
 	}
 	first, err := body.first()
@@ -129,6 +130,11 @@ func (a *attempt) run(ctx context.Context, p instruction, input *os.File) {
 		a.fail(p.line, errSpool.Because(err))
 		return
 	}
+	account, err := programAccount(os.Geteuid(), a.t.domain.Dir)
+	if err != nil {
+		a.fail(p.line, errRoot.Because(err))
+		return
+	}
 	limit := settings.ProgramTimeout.Get(a.view())
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -140,10 +146,10 @@ func (a *attempt) run(ctx context.Context, p instruction, input *os.File) {
 	}
 	said := &head{}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = input, said, said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: account}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = closeTime
-	err := cmd.Run()
+	err = cmd.Run()
 	if errors.Is(err, exec.ErrWaitDelay) {
 		// It is over; something that it left behind keeps its output open.
 		err = nil
@@ -174,8 +180,30 @@ func (a *attempt) run(ctx context.Context, p instruction, input *os.File) {
 	case errors.As(err, &exit):
 		a.fail(p.line, mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "The program of this address crashed. (#4.3.0)").Because(err))
 	default:
-		a.fail(p.line, errSpool.Because(err))
+		a.fail(p.line, errSpool.Because(fmt.Errorf("in %s: %w", cmd.Dir, err)))
 	}
+}
+
+// programAccount gives who programs of a domain's addresses run as where the services run as root: the owner of its directory, who is the
+// user of its line in users/assign to qmail-lspawn (wiki 1473), and as there never root. Otherwise they run as what the services do: nil.
+func programAccount(euid int, dir string) (*syscall.Credential, error) {
+	if euid != 0 {
+		return nil, nil
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || owner.Uid == 0 {
+		return nil, fmt.Errorf("the services run as root and %s is root's: set RUNAS to an account for the services (docs/services.md)", dir)
+	}
+	c := &syscall.Credential{Uid: owner.Uid, Gid: owner.Gid}
+	if c.Gid == 0 {
+		// What is open to root's group is not for them either.
+		c.Gid = c.Uid
+	}
+	return c, nil
 }
 
 // head keeps the beginning of what is written.

@@ -59,6 +59,8 @@ func (b book) User(_ context.Context, a addr.Address) (directory.User, error) {
 	case "staff@here.example", "nobodys@here.example":
 		return directory.User{Name: a.Local, Domain: a.Domain, Gecos: "MailGroup of all"}, nil
 	case "ann@here.example", "postmaster@here.example":
+	case "asleep@here.example", "away@here.example":
+		return directory.User{}, directory.ErrInactive
 	default:
 		return directory.User{}, directory.ErrNoUser
 	}
@@ -71,7 +73,7 @@ func (b book) DomainRoom(context.Context, string, maildir.Use) (bool, error) { r
 // Aliases knows info, staff, a user's, and one that cannot be looked up.
 func (b book) Aliases(_ context.Context, a addr.Address) ([]string, error) {
 	switch a.Key() {
-	case "info@here.example", "staff@here.example", "postmaster@here.example":
+	case "info@here.example", "away@here.example", "staff@here.example", "postmaster@here.example":
 		return []string{"&ann@here.example"}, nil
 	case "gone@here.example":
 		return nil, errors.New("disk on fire")
@@ -119,6 +121,8 @@ func TestRcpt(t *testing.T) {
 	}{
 		{name: "local", to: "Ann@Here.Example", check: "local-user"},
 		{name: "unknown user", to: "bob@here.example", action: Reject, code: 550, check: "local-user"},
+		{name: "inactive user", to: "asleep@here.example", action: Reject, code: 550, check: "local-user"},
+		{name: "inactive user with an alias", to: "away@here.example", check: "local-alias"},
 		{name: "alias", to: "Info@here.example", check: "local-alias"},
 		{name: "alias that cannot be looked up", to: "gone@here.example", action: Defer, code: 451, check: "local-alias"},
 		{name: "group", to: "staff@here.example", check: "local-group"},
@@ -150,6 +154,31 @@ func TestRcpt(t *testing.T) {
 		}
 		if v.Err != nil && strings.Contains(v.Err.Reply(), "fire") {
 			t.Errorf("%s: the client sees the cause: %s", c.name, v.Err.Reply())
+		}
+	}
+}
+
+// caught is a book in which *@here.example has lines.
+type caught struct{ book }
+
+func (c caught) Aliases(ctx context.Context, a addr.Address) ([]string, error) {
+	if a == directory.CatchAll("here.example") {
+		return []string{"&ann@here.example"}, nil
+	}
+	return c.book.Aliases(ctx, a)
+}
+
+// TestInactive: what is for somebody who is marked inactive is not for who gets what is nobody's.
+func TestInactive(t *testing.T) {
+	p := New(Config{Directory: caught{}})
+	s := &Session{Client: netip.MustParseAddrPort("192.0.2.1:9"), Settings: view(t, nil)}
+	for name, want := range map[string]string{"bob": "", "asleep": "550 5.2.1 sorry, this mailbox is inactive (#5.2.1)", "away": ""} {
+		v, got := p.Rcpt(t.Context(), s, addr.Address{}, addr.Address{Local: name, Domain: "here.example"}, 0), ""
+		if v.Err != nil {
+			got = v.Err.Reply()
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
 }

@@ -67,6 +67,7 @@ var (
 	errRecipients = mailerr.New(452, mailerr.Enhanced{4, 5, 3}, "sorry, too many recipients (#4.5.3)")
 	errNoMailbox  = mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "sorry, no mailbox here by that name (#5.1.1)")
 	errNoMembers  = mailerr.New(550, mailerr.Enhanced{5, 2, 4}, "sorry, this group has no members (#5.2.4)")
+	errInactive   = mailerr.New(550, mailerr.Enhanced{5, 2, 1}, "sorry, this mailbox is inactive (#5.2.1)")
 	errDisabled   = mailerr.New(550, mailerr.Enhanced{5, 2, 1}, "sorry, this mailbox takes no mail (#5.2.1)")
 	errDirectory  = mailerr.New(451, mailerr.Enhanced{4, 3, 0}, "sorry, the user directory cannot be asked now (#4.3.0)")
 	errRelay      = mailerr.New(550, mailerr.Enhanced{5, 7, 1}, "sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)")
@@ -310,10 +311,11 @@ func (p *Standard) Rcpt(ctx context.Context, s *Session, from, to addr.Address, 
 		return v
 	}
 	u, err := p.config.Directory.User(ctx, to)
+	inactive := errors.Is(err, directory.ErrInactive)
 	if errors.Is(err, directory.ErrNoUser) {
 		// Whether the domain is local decides between "no such user" and relaying.
 		if _, err = p.config.Directory.Domain(ctx, to.Domain); err == nil {
-			return p.alias(ctx, to)
+			return p.alias(ctx, to, inactive)
 		}
 	}
 	switch {
@@ -361,8 +363,12 @@ func (p *Standard) room(ctx context.Context, s *Session, u directory.User) Verdi
 }
 
 // alias decides on a recipient in a domain of the directory that is no user: by the lines of its own, or those of *@domain.
-func (p *Standard) alias(ctx context.Context, to addr.Address) Verdict {
+func (p *Standard) alias(ctx context.Context, to addr.Address, inactive bool) Verdict {
 	for _, a := range [...]addr.Address{to, directory.CatchAll(to.Domain)} {
+		if inactive && a != to {
+			// He is somebody all the same, whose mail is not for who gets everybody's.
+			return refuse("local-user", to.String()+" marked inactive", errInactive)
+		}
 		_, err := p.config.Directory.Aliases(ctx, a)
 		switch {
 		case err == nil:

@@ -173,23 +173,33 @@ func secretsInClear(data string) (bool, error) {
 }
 
 // OpenVerifier opens the directory of a data directory and what checks passwords with it as the running instance does, for commands; no stored form is
-// renewed. Close the verifier before the directory.
-func OpenVerifier(ctx context.Context, data, who string) (*directory.Store, *auth.Password, error) {
+// renewed. With asks it is a question and no login: who is marked inactive stays so. Close the verifier before the directory.
+func OpenVerifier(ctx context.Context, data, who string, asks bool) (*directory.Store, *auth.Password, error) {
 	store, err := OpenDirectory(ctx, data, who)
 	if err != nil {
 		return nil, nil, err
 	}
 	snapshot, _ := settings.Inspect(data)
-	verifier, err := newVerifier(data, snapshot.View("all"), store, nil, nil, nil)
+	var users auth.Users = store
+	if asks {
+		users = question{store}
+	}
+	verifier, err := newVerifier(data, snapshot.View("all"), users, store, nil, nil, nil)
 	if err != nil {
 		return nil, nil, errors.Join(err, store.Close())
 	}
 	return store, verifier, nil
 }
 
-func newVerifier(data string, all *settings.View, store *directory.Store, saw func(directory.User, auth.Attempt), renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
+// question is a directory that nobody logs in to.
+type question struct{ *directory.Store }
+
+// ActivateUser does nothing.
+func (question) ActivateUser(context.Context, addr.Address) error { return nil }
+
+func newVerifier(data string, all *settings.View, users auth.Users, store *directory.Store, saw func(directory.User, auth.Attempt), renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
 	return auth.NewVerifier(auth.Config{
-		Directory: store, Keys: PasswordKeys(data, all), Denied: store.Denied, Saw: saw, DomainOf: store.DomainOfIP, Renew: renew, DefaultDomain: defaultDomain(all), Now: time.Now, Logger: logger,
+		Directory: users, Keys: PasswordKeys(data, all), Denied: store.Denied, Saw: saw, DomainOf: store.DomainOfIP, Renew: renew, DefaultDomain: defaultDomain(all), Now: time.Now, Logger: logger,
 	})
 }
 

@@ -251,7 +251,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 		return form, err == nil && settings.PasswordRehash.Get(v)
 	}
 	h.logins = directory.NewLogins(h.directory, h.log)
-	if h.verifier, err = newVerifier(h.config.Data, all, h.directory, h.saw, renew, h.log); err != nil {
+	if h.verifier, err = newVerifier(h.config.Data, all, h.directory, h.directory, h.saw, renew, h.log); err != nil {
 		return err
 	}
 	h.passwordPrograms = make(chan struct{}, maxPrograms)
@@ -285,7 +285,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	h.acme = h.newACME()
 	queueView := func() *settings.View { return h.queueView("queue") }
 	h.local = local.New(local.Config{Directory: h.directory, Hostname: me, Settings: queueView, Now: time.Now, Logger: h.serviceLogger("queue"),
-		Onward: onward{func() queue.Submitter { return h.queue }}, Environment: h.programEnvironment()})
+		Onward: onward{func() queue.Submitter { return h.queue }}, Environment: h.programEnvironment(), Memory: filepath.Join(h.config.Data, "queue", "donelines")})
 	if h.remote, err = remote.New(remote.Config{
 		Resolver: h.resolver, Dial: dialer.DialContext, DialFrom: dialFrom, Settings: queueView,
 		Hostname: func() string { return settings.Me.Get(h.view("all")) }, Now: time.Now, Logger: h.serviceLogger("queue"),

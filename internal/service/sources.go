@@ -57,7 +57,7 @@ func (k known) Verify(ctx context.Context, a auth.Attempt) (auth.Identity, error
 	if err != nil {
 		return identity, err
 	}
-	found, err := k.h.accounts.Identify(ctx, auth.Attempt{User: identity.Address.String()})
+	found, err := k.h.accounts.Identify(ctx, auth.Attempt{User: identity.Address.String(), Service: a.Service})
 	switch {
 	case errors.Is(err, directory.ErrNoUser), errors.Is(err, directory.ErrNoDomain):
 		return identity, nil

@@ -1,9 +1,11 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -17,6 +19,7 @@ import (
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/auth/sasl"
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/trace"
 )
@@ -104,7 +107,7 @@ func WhyLogin(ctx context.Context, data, who string, q LoginQuestion) (*LoginAns
 	if doors := slices.DeleteFunc(instances(snapshot), func(name string) bool { return !asksPasswords(kindOf(name)) }); !slices.Contains(doors, q.Service) {
 		return nil, fmt.Errorf("service %q lets nobody log in: one of %s", q.Service, strings.Join(doors, ", "))
 	}
-	store, verifier, err := OpenVerifier(ctx, data, who)
+	store, verifier, err := OpenVerifier(ctx, data, who, true)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +138,7 @@ func WhyLogin(ctx context.Context, data, who string, q LoginQuestion) (*LoginAns
 	if err := w.resolve(ctx); err != nil {
 		return nil, err
 	}
-	w.sources()
+	w.sources(ctx)
 	// A question counts no failures: the running instance's are its own.
 	guard := auth.NewGuard(auth.GuardConfig{Limits: func(string) auth.Limits { return auth.Limits{} }, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
 	house.accounts = auth.NewAccounts(verifier, store.Forms, []byte("only terms are asked for"), guard)
@@ -173,12 +176,16 @@ type whyLogin struct {
 	unreadable error
 	// missing says why the directory does not know the user, locked what is wrong with the stored form, denied what else is in the way.
 	missing, locked, denied string
-	// noPassword is set when nothing is stored that a password could be compared with.
+	// noPassword tells that the user is locked in the directory.
 	noPassword bool
 	// right is set when the password that was given fits.
 	right bool
 	// badToken is set when the token that was given does not.
 	badToken bool
+	// open are the sources that may know the user and say so only when they get a password, down those that cannot be asked now; homes is
+	// set when a source but the directory may name a mailbox.
+	open, down []string
+	homes      bool
 }
 
 func (w *whyLogin) step(format string, args ...any) {
@@ -218,7 +225,14 @@ func (w *whyLogin) resolve(ctx context.Context) error {
 		w.step("%s is another name of the domain %s", a.Domain, real)
 	}
 	w.user, err = w.store.User(ctx, a)
+	if kind := kindOf(w.q.Service); errors.Is(err, directory.ErrInactive) && (kind == "pop3d" || kind == "imapd") {
+		w.step("%s is marked inactive; a login at this service activates", a)
+		w.user, err = w.store.InactiveUser(ctx, a)
+	}
 	switch {
+	case errors.Is(err, directory.ErrInactive):
+		w.missing = "the user is marked inactive: a login by POP3 or IMAP, or `indigo user activate " + a.String() + "`, undoes that"
+		return nil
 	case errors.Is(err, directory.ErrNoUser):
 		w.missing = "there is no user " + a.Local + " in " + real
 		if lines, err := w.store.AliasLines(ctx, addr.Address{Local: a.Local, Domain: real}); err == nil && len(lines) > 0 {
@@ -259,8 +273,15 @@ func (w *whyLogin) resolve(ctx context.Context) error {
 }
 
 // sources walks the chain.
-func (w *whyLogin) sources() {
+func (w *whyLogin) sources(ctx context.Context) {
 	kind := kindOf(w.q.Service)
+	alone := func(s *PasswordSource, who string, home bool) {
+		s.Found = "only " + who + " knows its users: give --password-file to have it asked"
+		if w.q.Password != "" {
+			s.Found = "only " + who + " knows its users: it is asked, see the password"
+		}
+		w.open, w.homes = append(w.open, s.Word), w.homes || home
+	}
 	words, from := moduleWords(kind, w.view)
 	w.answer.Chain = from.Name + " (" + w.view.Source(from).String() + ")"
 	for _, word := range words {
@@ -276,20 +297,43 @@ func (w *whyLogin) sources() {
 			s.Knows, s.Found = systemUser(w.q.User)
 		case isPAM(word):
 			s.Kind, s.Found = "pam", "PAM is asked by the serving process alone, which must have been started as root"
+			w.open, w.homes = append(w.open, word), true
 		case isLDAP(word):
-			s.Kind, s.Found = "ldap", "only the LDAP server knows its users: give --password-file to have it asked"
-			if _, err := w.house.ldapSource(w.view); err != nil {
+			s.Kind = "ldap"
+			source, err := w.house.ldapSource(w.view)
+			if err != nil {
 				s.Kind, s.Found = "none", err.Error()
+				break
+			}
+			dn, err := source.Find(ctx, w.q.User)
+			switch {
+			case err == nil && dn == "":
+				alone(&s, "the LDAP server", source.Home != "")
+			case err == nil:
+				s.Knows, s.Found = true, "entry "+dn
+				w.homes = w.homes || source.Home != ""
+			case mailerr.From(err).Temporary():
+				s.Found = err.Error()
+				w.open, w.down, w.homes = append(w.open, word), append(w.down, word), w.homes || source.Home != ""
+			default:
+				s.Found = cmp.Or(errors.Unwrap(err), err).Error()
 			}
 		case isDovecot(word):
-			s.Kind, s.Found = "dovecot", "only that Dovecot knows its users: give --password-file to have it asked"
+			s.Kind = "dovecot"
+			alone(&s, "that Dovecot", false)
+			if info, err := os.Stat(dovecotSocket(word)); err != nil || info.Mode().Type() != fs.ModeSocket {
+				s.Found = "there is no socket now, or this user may not see it: logins get a temporary error where no other source knows the password"
+				w.down = append(w.down, word)
+			}
 		case later(word):
 			s.Kind, s.Found = "none", "it is not here, and Indigo has nothing for it: passed over"
 		default:
-			s.Kind, s.Found = "program", "only the program knows its users: give --password-file to have it asked"
+			s.Kind = "program"
 			if err := programThere(word); err != nil {
 				s.Kind, s.Found = "none", err.Error()
+				break
 			}
+			alone(&s, "the program", true)
 		}
 		w.answer.Sources = append(w.answer.Sources, s)
 	}
@@ -328,9 +372,23 @@ func (w *whyLogin) has(kind string) bool {
 	return slices.ContainsFunc(w.answer.Sources, func(s PasswordSource) bool { return s.Kind == kind })
 }
 
-// foreign tells whether there are sources that may know users whom only they can tell of.
-func (w *whyLogin) foreign() bool {
-	return w.has("program") || w.has("ldap") || w.has("dovecot") || w.has("pam")
+// elsewhere tells whether a source other than the directory knows the user, or may.
+func (w *whyLogin) elsewhere() bool {
+	return len(w.open) > 0 || slices.ContainsFunc(w.answer.Sources, func(s PasswordSource) bool { return s.Kind != "directory" && s.Knows })
+}
+
+// closed tells what keeps a user of any source but the host's out whatever the password is, "" for nothing.
+func (w *whyLogin) closed() string {
+	system := slices.ContainsFunc(w.answer.Sources, func(s PasswordSource) bool { return s.Kind == "system" && s.Knows })
+	kind := kindOf(w.q.Service)
+	switch {
+	case system:
+	case w.known && w.noPassword && w.elsewhere() && !(w.has("directory") && len(w.answer.AppPasswords) > 0):
+		return w.locked + ": the directory keeps " + w.answer.Address + " out, of other sources too"
+	case !w.known && !w.homes && w.elsewhere() && (kind == "pop3d" || kind == "imapd"):
+		return w.missing + ", so that there is no mailbox, and no other source names one"
+	}
+	return ""
 }
 
 // ways tells of each mechanism whether the user's stored form is enough, and where it is offered.
@@ -343,7 +401,9 @@ func (w *whyLogin) ways(ctx context.Context, kind string, c *auth.Connection) {
 	secrets := w.stored.Secrets(settings.EnableCRAM.Get(w.view))
 	password := func() (bool, string) {
 		switch {
-		case w.foreign() || slices.ContainsFunc(w.answer.Sources, func(s PasswordSource) bool { return s.Kind == "system" && s.Knows }):
+		case w.closed() != "":
+			return false, w.closed()
+		case w.elsewhere():
 			return true, ""
 		case !w.has("directory"):
 			return false, "no source of passwords knows the user"
@@ -486,7 +546,8 @@ func (w *whyLogin) checkToken(ctx context.Context, c *auth.Connection) {
 // conclude says it all in a sentence.
 func (w *whyLogin) conclude() {
 	a := w.answer
-	knows := slices.ContainsFunc(a.Sources, func(s PasswordSource) bool { return s.Knows }) || w.foreign()
+	sure := slices.ContainsFunc(a.Sources, func(s PasswordSource) bool { return s.Knows })
+	knows := sure || len(w.open) > 0
 	var clear, secure []string
 	for _, way := range a.Ways {
 		if way.Fits && way.Clear {
@@ -499,21 +560,36 @@ func (w *whyLogin) conclude() {
 	switch {
 	case w.denied != "":
 		a.Verdict = "cannot log in: " + w.denied
-	case !knows && w.missing != "" && w.has("directory"):
+	case !knows && len(a.Sources) == 1 && w.has("directory"):
 		a.Verdict = "cannot log in: " + w.missing
 	case !knows:
-		a.Verdict = "cannot log in: no source of passwords (" + a.Chain + ") knows the user"
+		var found []string
+		for _, s := range a.Sources {
+			found = append(found, s.Found)
+		}
+		a.Verdict = "cannot log in: no source of passwords (" + a.Chain + ") knows the user: " + strings.Join(found, "; ")
+	case w.closed() != "" && (w.q.Password == "" || !w.right):
+		a.Verdict = "cannot log in at " + a.Service + ": " + w.closed()
 	case a.Denied != "":
 		a.Verdict = "cannot log in at " + a.Service + ": " + a.Denied
 	case len(secure) == 0 && len(clear) == 0:
 		a.Verdict = "cannot log in: no mechanism that is offered works with what is stored (" + w.formText() + ")"
 	case w.q.Password != "" && !w.right:
 		a.Verdict = "cannot log in with this password: " + a.Password
+		for _, s := range a.Sources {
+			if s.Kind == "pam" || s.Kind == "system" && s.Knows {
+				a.Verdict += "; but " + s.Word + " was not asked, which only the serving process may do"
+			}
+		}
 	case w.badToken:
 		a.Verdict = "cannot log in with this token: " + a.Token
 	default:
 		a.Can = true
-		a.Verdict = "can log in, over TLS by " + strings.Join(secure, ", ")
+		a.Verdict = "can log in"
+		if !sure && !w.right {
+			a.Verdict = "can log in if " + strings.Join(w.open, " or ") + " knows the user"
+		}
+		a.Verdict += ", over TLS by " + strings.Join(secure, ", ")
 		if len(clear) > 0 {
 			a.Verdict += "; in clear by " + strings.Join(clear, ", ")
 		} else {
@@ -522,6 +598,9 @@ func (w *whyLogin) conclude() {
 		if i := slices.IndexFunc(a.Ways, func(way LoginWay) bool { return way.TLS }); !a.Ways[i].Fits {
 			// RFC 4422 has clients take the strongest, and many try no other.
 			a.Verdict += "; a program that takes the strongest that is offered, " + a.Ways[i].Mechanism + ", fails: " + a.Ways[i].Why
+		}
+		if len(w.down) > 0 && !w.right {
+			a.Verdict += "; " + strings.Join(w.down, " and ") + " cannot be asked now"
 		}
 		if w.q.Password == "" && w.q.Token == "" {
 			a.Verdict += " (the password itself was not checked: --password-file)"

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"math/big"
@@ -154,6 +155,33 @@ func (s *slapd) stop() {
 	}
 }
 
+// whyLogin compares what `indigo auth why` says of a login with what it should.
+func whyLogin(t *testing.T, program instance.Program, in *instance.Instance, service, user, password string, can bool, verdict string) {
+	t.Helper()
+	args := []string{"auth", "why", user, "--service", service, "--data", in.Ready.Data, "--json"}
+	if password != "" {
+		file := filepath.Join(t.TempDir(), "password")
+		if err := os.WriteFile(file, []byte(password+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--password-file", file)
+	}
+	result, err := program.Run(within(t, time.Minute), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer struct {
+		Can     bool
+		Verdict string
+	}
+	if err := json.Unmarshal([]byte(result.Out), &answer); err != nil {
+		t.Fatalf("auth why: %v: %s%s", err, result.Out, result.Err)
+	}
+	if answer.Can != can || (result.Code == 0) != can || !strings.Contains(answer.Verdict, verdict) {
+		t.Errorf("auth why %s at %s with %q: %t, exit code %d: %s; want %t: %s", user, service, password, answer.Can, result.Code, answer.Verdict, can, verdict)
+	}
+}
+
 // TestPasswordsOfLDAP logs in users whom OpenLDAP's server knows (wiki 3000).
 func TestPasswordsOfLDAP(t *testing.T) {
 	need(t, "swaks", "curl")
@@ -216,6 +244,27 @@ func TestPasswordsOfLDAP(t *testing.T) {
 	} {
 		want("search", c.user, c.password, c.code)
 	}
+	// What `indigo auth why` says is what the door does.
+	for _, c := range []struct {
+		service, user, password string
+		can                     bool
+		verdict                 string
+	}{
+		{"smtpd.587", "ann@indigo.test", "ldap's", true, "can log in, over TLS by PLAIN, LOGIN;"},
+		{"smtpd.587", "ann@indigo.test", "", true, "can log in, over TLS by PLAIN, LOGIN;"},
+		{"smtpd.587", "ann@indigo.test", "wrong", false, `LDAP bind as uid=ann,ou=people,dc=indigo,dc=test: LDAP Result Code 49 "Invalid Credentials": ; no such user`},
+		{"smtpd.587", "nobody@indigo.test", "ldap's", false, "LDAP: no entry fits "},
+		{"smtpd.587", "nobody@indigo.test", "", false, "; there is no user nobody in indigo.test"},
+		{"smtpd.587", "twin@indigo.test", "", false, "LDAP: several entries fit "},
+		{"smtpd.587", "alice@indigo.test", "ldap's", true, "can log in, over TLS by PLAIN, LOGIN;"},
+		{"smtpd.587", "alice@indigo.test", password, true, "can log in, over TLS by PLAIN, LOGIN;"},
+		{"smtpd.587", "nosmtp@indigo.test", "ldap's", false, "NO_SMTP is set for the user"},
+		{"imapd.993", "alice@indigo.test", "ldap's", true, "can log in"},
+		{"imapd.993", "ann@indigo.test", "ldap's", false, "there is no mailbox, and no other source names one"},
+		{"imapd.993", "ann@indigo.test", "", false, "there is no mailbox, and no other source names one"},
+	} {
+		whyLogin(t, indigo, in, c.service, c.user, c.password, c.can, c.verdict)
+	}
 	// A mailbox of the directory by the password of the LDAP server; who has none, has none.
 	for user, want := range map[string]int{"alice@indigo.test": 0, "ann@indigo.test": 67} {
 		code, out := peer(t, "curl", "-sS", "-m", "30", "-k", "--url", "imaps://"+in.Address("imapd.993")+"/", "-u", user+":ldap's")
@@ -231,10 +280,17 @@ func TestPasswordsOfLDAP(t *testing.T) {
 		t.Fatalf("vpasswd: %v: %s", err, out)
 	}
 	want("locked in the directory", "o+b@indigo.test", "ldap's", "535")
+	for _, given := range []string{"ldap's", ""} {
+		whyLogin(t, indigo, in, "smtpd.587", "o+b@indigo.test", given, false, "the directory keeps o+b@indigo.test out, of other sources too")
+	}
 	command(t, in, "user", "remove", "o+b@indigo.test", "--yes")
 	server.stop()
 	want("without a server", "ann@indigo.test", "ldap's", "454")
 	want("without a server", "alice@indigo.test", password, "235")
+	whyLogin(t, indigo, in, "smtpd.587", "ann@indigo.test", "ldap's", false, "454 4.7.0 temporary authentication failure (#4.7.0): LDAP search: LDAP server ldap://127.0.0.1")
+	whyLogin(t, indigo, in, "smtpd.587", "ann@indigo.test", "", true, "can log in if /usr/sbin/ldap-checkpwd knows the user")
+	whyLogin(t, indigo, in, "smtpd.587", "ann@indigo.test", "", true, "; /usr/sbin/ldap-checkpwd cannot be asked now")
+	whyLogin(t, indigo, in, "smtpd.587", "alice@indigo.test", password, true, "can log in, over TLS by PLAIN, LOGIN;")
 	server.start(t)
 	want("with it again", "ann@indigo.test", "ldap's", "235")
 	// TLS in both forms and the socket, and servers in turn.
@@ -264,6 +320,8 @@ func TestPasswordsOfLDAP(t *testing.T) {
 	} {
 		want("LDAP_USER_DN", c.user, c.password, c.code)
 	}
+	whyLogin(t, indigo, in, "smtpd.587", "ann", "", true, "can log in if /usr/sbin/ldap-checkpwd knows the user, over TLS by PLAIN, LOGIN;")
+	whyLogin(t, indigo, in, "smtpd.587", "nobody", "ldap's", false, "LDAP bind as uid=nobody,ou=people,dc=indigo,dc=test")
 	if story := command(t, in, "explain", "ann@indigo.test"); !strings.Contains(story, "auth") {
 		t.Errorf("nobody logged in as ann@indigo.test: %s", story)
 	}

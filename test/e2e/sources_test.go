@@ -181,6 +181,19 @@ service auth {
 			t.Errorf("%s %s: %s, want %s: %s", c.user, c.password, code, c.code, text)
 		}
 	}
+	for _, c := range []struct {
+		service, user, password string
+		can                     bool
+		verdict                 string
+	}{
+		{"smtpd.587", "dan@indigo.test", "dovecot's", true, "can log in, over TLS by PLAIN, LOGIN;"}, {"smtpd.587", "dan@indigo.test", password, true, "can log in, over TLS by PLAIN, LOGIN;"},
+		{"smtpd.587", "dan@indigo.test", "wrong", false, "Dovecot at " + socket + " refused: "}, {"smtpd.587", "far@other.test", "dovecot's", true, "can log in, over TLS by PLAIN, LOGIN;"},
+		{"smtpd.587", "far@other.test", "", true, "can log in if dovecot:" + socket + " knows the user"}, {"smtpd.587", "nobody@other.test", "dovecot's", false, "; no such domain"},
+		{"smtpd.587", "nosmtp@indigo.test", "dovecot's", false, "NO_SMTP is set for the user"}, {"imapd.993", "dan@indigo.test", "dovecot's", true, "can log in"},
+		{"imapd.993", "far@other.test", "dovecot's", false, "there is no mailbox"},
+	} {
+		whyLogin(t, indigo, in, c.service, c.user, c.password, c.can, c.verdict)
+	}
 	mailbox := func(user string) (int, string) {
 		return peer(t, "curl", "-sS", "-m", "30", "-k", "--url", "imaps://"+in.Address("imapd.993")+"/", "-u", user+":dovecot's")
 	}
@@ -199,6 +212,9 @@ service auth {
 	if code, text := swaksAuth(t, in.Address("smtpd.587"), "LOGIN", "alice@indigo.test", password); code != "235" {
 		t.Errorf("without Dovecot: %s", text)
 	}
+	whyLogin(t, indigo, in, "smtpd.587", "far@other.test", "dovecot's", false, "454 4.7.0 temporary authentication failure")
+	whyLogin(t, indigo, in, "smtpd.587", "far@other.test", "", true, "; dovecot:"+down+" cannot be asked now")
+	whyLogin(t, indigo, in, "smtpd.587", "alice@indigo.test", password, true, "can log in, over TLS by PLAIN, LOGIN;")
 	if out := command(t, in, "check"); !strings.Contains(out, "AUTHMODULES: dovecot:"+down) {
 		t.Errorf("check: %s", out)
 	}
@@ -293,6 +309,9 @@ func TestPasswordsOfPAM(t *testing.T) {
 	} {
 		want("PAM", c.user, c.password, c.code)
 	}
+	whyLogin(t, program, in, "smtpd.587", "pamann", "", true, "can log in if /usr/sbin/pam-checkpwd knows the user")
+	whyLogin(t, program, in, "smtpd.587", "pamann", "secret", false, "but /usr/sbin/pam-checkpwd was not asked, which only the serving process may do")
+	whyLogin(t, program, in, "smtpd.587", "alice@indigo.test", password, true, "can log in, over TLS by PLAIN, LOGIN;")
 	// pam-checkpwd is the same check for others, as the account.
 	check := func(user, password string, args ...string) (code int, out string) {
 		t.Helper()
