@@ -54,7 +54,7 @@ func (app *App) withSecrets(ctx context.Context, data string, use func(secrets) 
 	})
 }
 
-// users calls each with the users of domains, or without any with all.
+// users calls each with the users of domains, or without any with all; those who are marked inactive come last.
 func (s secrets) users(ctx context.Context, domains []string, each func(directory.User) error) error {
 	if len(domains) == 0 {
 		all, err := s.store.Domains(ctx)
@@ -78,6 +78,15 @@ func (s secrets) users(ctx context.Context, domains []string, each func(director
 				after = u.Name
 			}
 			more = len(page) == 1000
+		}
+		inactive, err := s.store.InactiveUsers(ctx, domain)
+		if err != nil {
+			return err
+		}
+		for _, u := range inactive {
+			if err := each(u); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -152,12 +152,16 @@ func (s *Store) AppPasswordUsed(ctx context.Context, a addr.Address, name string
 }
 
 // RenewPassword puts another stored form of the same password in the place of u's, if that is still what the database has: a password that
-// was changed meanwhile stays. The time of the password's last change stays too.
+// was changed meanwhile stays. The time of the password's last change stays too. u may be marked inactive.
 func (s *Store) RenewPassword(ctx context.Context, u User, passwd, scram, what string) (renewed bool, err error) {
 	if passwd, scram, err = s.guard(ctx, u.Address(), passwd, scram); err != nil {
 		return false, err
 	}
-	n, err := s.change(ctx, u.Name, u.Domain, what, "UPDATE indimail SET pw_passwd = ?, scram = ?, timestamp = timestamp WHERE pw_name = ? AND pw_domain = ? AND pw_passwd = ? AND coalesce(scram, '') = ?",
+	table := "indimail"
+	if u.Inactive {
+		table = "indibak"
+	}
+	n, err := s.change(ctx, u.Name, u.Domain, what, "UPDATE "+table+" SET pw_passwd = ?, scram = ?, timestamp = timestamp WHERE pw_name = ? AND pw_domain = ? AND pw_passwd = ? AND coalesce(scram, '') = ?",
 		passwd, null(scram), u.Name, u.Domain, u.Password, u.Scram)
 	return n > 0, err
 }
