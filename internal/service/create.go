@@ -142,6 +142,9 @@ func openDirectory(ctx context.Context, data, who string, listen bool) (*directo
 	}
 	config.Who = who
 	config.Listen = listen
+	if !listen {
+		announceByRedis(data, &config)
+	}
 	return directory.Open(ctx, config)
 }
 
