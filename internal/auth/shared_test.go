@@ -303,7 +303,11 @@ func TestSharedOutage(t *testing.T) {
 	want(b, "192.0.2.9", "known@d.example", 454)
 	want(b, "192.0.2.100", "known@d.example", 235)
 
+	// What one has locked, the other knows without a question.
+	lock(a, "192.0.2.7", "l@d.example")
+	b.await(t, "b hears of the lock", func() bool { return b.has("192.0.2.7") })
 	server.Kill()
+	want(b, "192.0.2.7", "m@d.example", 454)
 	for _, h := range []*sharing{a, b} {
 		h.await(t, "it is seen that the server is dead", func() bool { return !h.link.Up() })
 	}
@@ -339,7 +343,7 @@ func TestSharedOutage(t *testing.T) {
 		slices.Sort(all)
 		return all
 	}
-	if got, other := names(a), names(b); !slices.Equal(got, other) || strings.Join(got, " ") != "192.0.2.2 192.0.2.6 known@d.example" {
+	if got, other := names(a), names(b); !slices.Equal(got, other) || strings.Join(got, " ") != "192.0.2.2 192.0.2.6 192.0.2.7 known@d.example" {
 		t.Errorf("%v, %v", got, other)
 	}
 	// Cleared at a while b cannot hear it: b hears it when it is back, and does not bring the lock back.

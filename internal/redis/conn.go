@@ -167,11 +167,14 @@ func (c *Conn) load(ctx context.Context, scripts []*Script) error {
 func (c *Conn) beat(ctx context.Context, host string) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTime)
 	defer cancel()
-	if host == "" {
-		_, err := c.wire.do(ctx, []string{"PING"})
-		return err
+	command := []string{"PING"}
+	if host != "" {
+		command = c.command(presence, []string{host})
 	}
-	_, err := c.Run(ctx, presence, host)
+	_, err := c.wire.do(ctx, command)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("no sign of life within %v: %w", beatTime, err)
+	}
 	return err
 }
 

@@ -77,6 +77,8 @@ var (
 	ErrBusy = errors.New("too many questions to the server that hosts share are under way")
 )
 
+var errChanged = errors.New("the settings have changed")
+
 // Status is how a Link fares.
 type Status struct {
 	// Server is where the server is, without secrets; "" when none is set.
@@ -157,7 +159,7 @@ func (l *Link) Use(o Options) {
 		return
 	}
 	if c := l.current.Load(); c != nil {
-		c.broke(errors.New("the settings have changed"))
+		c.broke(errChanged)
 	}
 	select {
 	case l.wake <- struct{}{}:
@@ -199,6 +201,9 @@ func (l *Link) serve(ctx context.Context) {
 			break
 		}
 		l.fell(err)
+		if errors.Is(err, errChanged) {
+			continue
+		}
 		if l.config.Now().Sub(began) > steady {
 			wait = againFirst
 		}
@@ -219,13 +224,18 @@ func (l *Link) serve(ctx context.Context) {
 func (l *Link) fell(err error) {
 	l.mu.Lock()
 	was, before := l.up, l.err
-	l.up, l.err = false, err
+	if l.up = false; errors.Is(err, errChanged) {
+		// The first failure of the new one is told.
+		l.err = nil
+	} else {
+		l.err = err
+	}
 	if was || before == nil && err != nil {
 		l.since = l.config.Now()
 	}
 	server := l.options.Address
 	l.mu.Unlock()
-	if err != nil && (was || before == nil) {
+	if err != nil && (was || before == nil) && !errors.Is(err, errChanged) {
 		l.config.Logger.Warn("the server that hosts share does not answer: each host counts failed logins by itself until it does", "server", server, "error", err)
 	}
 	if was && l.config.Changed != nil {

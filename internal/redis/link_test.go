@@ -83,7 +83,7 @@ func begin(t *testing.T, c Config, o Options) *Link {
 // TestWays: by TCP, TLS and a Unix socket, with and without user and password, with no more rights than the documentation asks for; and what
 // is said of each that does not work, which has nothing of the password in it.
 func TestWays(t *testing.T) {
-	const rules = "~p:* &p:* -@all +hello +auth +ping +select +client|setname +client|id +script|load +evalsha +publish +subscribe +unsubscribe +time +zadd +zrange +zrangebyscore +zremrangebyscore +expire"
+	const rules = "~p:* &p:* -@all +auth +ping +select +script|load +evalsha +publish +subscribe +time +zadd +zrangebyscore +zremrangebyscore +expire"
 	plain, locked, secure := start(t, redisserver.Config{}), start(t, redisserver.Config{User: "indigo", Password: "pass/word", Rules: rules}), start(t, redisserver.Config{TLS: true, Password: "secret"})
 	ca, err := os.ReadFile(secure.CA)
 	if err != nil {
@@ -243,7 +243,10 @@ func TestDown(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	server := start(t, redisserver.Config{Lines: []string{"replicaof 127.0.0.1 1"}})
 	l := begin(t, config(&text{}), Options{Network: "tcp", Address: "127.0.0.1:" + server.Port})
-	until(t, "it is said why", func() bool { s := l.Stats(); return !s.Up && strings.Contains(s.Error, "READONLY") || strings.Contains(s.Error, "MASTERDOWN") })
+	until(t, "it is said why", func() bool {
+		s := l.Stats()
+		return !s.Up && strings.Contains(s.Error, "READONLY") || strings.Contains(s.Error, "MASTERDOWN")
+	})
 	full := start(t, redisserver.Config{Lines: []string{"maxmemory 1", "maxmemory-policy noeviction"}})
 	l = begin(t, config(&text{}), Options{Network: "tcp", Address: "127.0.0.1:" + full.Port})
 	until(t, "it is said why", func() bool { return strings.Contains(l.Stats().Error, "OOM") })

@@ -82,9 +82,9 @@ func Start(ctx context.Context, config Config) (*Server, error) {
 	s.lines = append(s.lines, "bind 127.0.0.1", port+" "+s.Port, "unixsocket "+s.Socket, "unixsocketperm 777", "dir "+s.Dir, `save ""`, "appendonly no", "daemonize no", "logfile "+filepath.Join(s.Dir, "log"))
 	switch {
 	case config.User != "":
-		s.lines = append(s.lines, "user default off", fmt.Sprintf("user %s on >%s %s", config.User, config.Password, config.Rules))
+		s.lines = append(s.lines, "user default off", fmt.Sprintf("user %s on %q %s", config.User, ">"+config.Password, config.Rules))
 	case config.Password != "":
-		s.lines = append(s.lines, "requirepass "+config.Password)
+		s.lines = append(s.lines, fmt.Sprintf("requirepass %q", config.Password))
 	}
 	s.lines = append(s.lines, config.Lines...)
 	if err := s.Again(ctx); err != nil {
