@@ -189,9 +189,9 @@ func (g *Guard) tellDone(l Limits, client, account string, lease bool, names []s
 // tellBehind brings it along. mu is held.
 func (g *Guard) mirror(client, account string, l Limits, states [2]state, now time.Time) (behind [2]bool) {
 	for i, one := range g.both(client, account, l) {
-		f, there := one.table.get(one.name)
+		_, there := one.table.get(one.name)
 		if s := states[i]; there || s.level > 0 || s.remaining > 0 {
-			f = g.entry(one.table, one.name, now)
+			f := g.entry(one.table, one.name, now)
 			f.fall(one.limit, l, now)
 			f.take(s, now)
 			behind[i] = f.untold
