@@ -49,6 +49,8 @@ type GuardConfig struct {
 type Guard struct {
 	config GuardConfig
 	key    []byte
+	// id is this process's own, for its messages.
+	id string
 	// ownClock has the shared counts go by this host's clock in the place of the server's, for tests.
 	ownClock bool
 	// delays bounds how many replies are kept back at a time.
@@ -62,6 +64,8 @@ type Guard struct {
 	stats GuardStats
 	// cleared are names that were cleared while Shared was down, "" for all.
 	cleared map[string]bool
+	// clearings counts those: an answer that was on its way meanwhile must not bring back what was cleared.
+	clearings uint64
 	// downSince is when Shared went down; zero before it was up.
 	downSince time.Time
 }
@@ -101,7 +105,7 @@ func NewGuard(config GuardConfig) *Guard {
 	}
 	mac := hmac.New(sha256.New, key)
 	mac.Write([]byte("failed logins"))
-	g := &Guard{config: config, key: mac.Sum(nil), delays: make(chan struct{}, maxDelays), cleared: map[string]bool{}}
+	g := &Guard{config: config, key: mac.Sum(nil), id: rand.Text(), delays: make(chan struct{}, maxDelays), cleared: map[string]bool{}}
 	locked := func(f *failures) bool { return f.until.After(config.Now()) || f.running > 0 }
 	g.clients, g.accounts = newRecent[string](maxFailing, locked), newRecent[string](maxFailing, locked)
 	g.known = newRecent[uint64](maxKnown, func(int64) bool { return false })
@@ -142,6 +146,7 @@ func (g *Guard) before(ctx context.Context, a Attempt, account string) (known bo
 	limits, client, now := g.config.Limits(a.Service), clientName(a.Client), g.config.Now()
 	g.mu.Lock()
 	at, seen := g.known.get(g.hash(account, client))
+	clearings := g.clearings
 	g.mu.Unlock()
 	known = seen && now.Sub(time.Unix(at, 0)) < KnownTime
 	if client == "" || known || limits.exempt(a.Client) {
@@ -159,8 +164,10 @@ func (g *Guard) before(ctx context.Context, a Attempt, account string) (known bo
 		return true, nil
 	}
 	if shared {
-		behind := g.mirror(client, account, limits, said.states, now)
-		g.tellBehind(client, account, behind, limits, now)
+		if clearings == g.clearings {
+			behind := g.mirror(client, account, limits, said.states, now)
+			g.tellBehind(client, account, behind, limits, now)
+		}
 		if said.refused != "" {
 			return refuse(said.refused)
 		}
@@ -259,6 +266,7 @@ func (g *Guard) count(ctx context.Context, a Attempt, known bool, account string
 		return 0
 	}
 	g.stats.Failed++
+	clearings := g.clearings
 	g.mu.Unlock()
 	var locks []string
 	if counts {
@@ -269,7 +277,7 @@ func (g *Guard) count(ctx context.Context, a Attempt, known bool, account string
 		said, shared := g.askFailed(ctx, limits, client, account, lease, wrong)
 		g.mu.Lock()
 		var behind [2]bool
-		if shared {
+		if shared && clearings == g.clearings {
 			behind = g.mirror(client, account, limits, said.states, now)
 		}
 		level, repeated := 0.0, false
@@ -413,6 +421,7 @@ func (g *Guard) clear(name string, l Limits) (n int) {
 	now := g.config.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.clearings++
 	for _, one := range g.both("", "", l) {
 		one.table.all(func(k string, f *failures) {
 			if name != "" && k != name {

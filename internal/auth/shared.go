@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	_ "embed" // shared.lua
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -217,7 +218,7 @@ func (g *Guard) tellBehind(client, account string, behind [2]bool, l Limits, now
 			continue
 		}
 		f.fall(one.limit, l, now)
-		g.config.Shared.Tell(sharedScript, append(g.args("join", l), f.brought(one.what, one.name, now)...)...)
+		g.config.Shared.Tell(sharedScript, append(g.args("join", l, ""), f.brought(one.what, one.name, now)...)...)
 		f.untold = false
 	}
 }
@@ -285,7 +286,7 @@ func (g *Guard) askClear(ctx context.Context, l Limits, name string) (n int, ok 
 	if !ok {
 		return 0, false
 	}
-	answer, err := link.AskLong(ctx, sharedScript, g.args("clear", l, name, hexHash(g.hash("here")))...)
+	answer, err := link.AskLong(ctx, sharedScript, g.args("clear", l, name, g.id)...)
 	if err != nil || len(answer) != 1 {
 		return 0, false
 	}
@@ -295,7 +296,7 @@ func (g *Guard) askClear(ctx context.Context, l Limits, name string) (n int, ok 
 
 // Cleared is what to do with a message of ClearedChannel: who says so, a blank, and a name or nothing for all.
 func (g *Guard) Cleared(text string) {
-	if _, name, ok := strings.Cut(text, " "); ok {
+	if who, name, ok := strings.Cut(text, " "); ok && who != g.id {
 		g.clear(name, g.config.Limits("all"))
 	}
 }
@@ -354,20 +355,28 @@ func (g *Guard) Join(ctx context.Context, c *redis.Conn, again bool) error {
 	down := g.downSince
 	g.mu.Unlock()
 	for _, name := range names {
-		if _, err := c.Run(ctx, sharedScript, g.args("clear", limits, name, hexHash(g.hash("here")))...); err != nil {
+		if _, err := c.Run(ctx, sharedScript, g.args("clear", limits, name, g.id)...); err != nil {
 			return err
 		}
 		g.mu.Lock()
 		delete(g.cleared, name)
 		g.mu.Unlock()
 	}
-	if !down.IsZero() {
+	missed := time.Duration(0)
+	if !down.IsZero() && !again {
 		// Some seconds more, for a connection that was dead before anybody saw it.
-		elsewhere, err := c.Run(ctx, sharedScript, g.args("cleared", limits, micros(g.config.Now().Sub(down)+10*time.Second))...)
-		if err != nil {
-			return err
-		}
-		for _, name := range elsewhere {
+		missed = g.config.Now().Sub(down) + 10*time.Second
+	}
+	elsewhere, err := c.Run(ctx, sharedScript, g.args("cleared", limits, micros(missed))...)
+	if err != nil {
+		return err
+	}
+	if len(elsewhere) == 0 {
+		return errors.New("the server's answer is none")
+	}
+	read := elsewhere[0]
+	if missed > 0 {
+		for _, name := range elsewhere[1:] {
 			g.clear(name, limits)
 		}
 	}
@@ -387,7 +396,7 @@ func (g *Guard) Join(ctx context.Context, c *redis.Conn, again bool) error {
 	g.mu.Unlock()
 	for len(entries) > 0 {
 		n := min(joinBatch, len(entries))
-		args := g.args("join", limits)
+		args := g.args("join", limits, read)
 		for _, e := range entries[:n] {
 			args = append(args, e...)
 		}
@@ -401,9 +410,14 @@ func (g *Guard) Join(ctx context.Context, c *redis.Conn, again bool) error {
 	}
 	// What others locked before this host could hear of it.
 	ask := func(args ...string) ([]string, error) { return c.Run(ctx, sharedScript, args...) }
+	g.mu.Lock()
+	clearings := g.clearings
+	g.mu.Unlock()
 	return g.eachShared(limits, ask, func(kind, name string, s state) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		g.keepLock(limits, kind, name, s, now)
+		if clearings == g.clearings {
+			g.keepLock(limits, kind, name, s, now)
+		}
 	})
 }

@@ -165,20 +165,28 @@ if op == 'done' then
 end
 
 if op == 'join' then
-  -- What a host counted while it could not ask: kind, name, level, microseconds that a lock still lasts and since it began, wrong passwords.
-  for i = 7, #ARGV, 6 do
-    local f = load(ARGV[i], ARGV[i + 1])
-    f.level = math.max(f.level, tonumber(ARGV[i + 2]))
-    local ends = now + tonumber(ARGV[i + 3])
-    if ends > now and ends > f.ends then
-      if f.ends <= now then f.since, f.refused = now - tonumber(ARGV[i + 4]), 0 end
-      f.ends = ends
+  -- What a host counted while it could not ask: when it had read what was cleared, or ''; then kind, name, level, microseconds that a lock still
+  -- lasts and since it began, wrong passwords. What was cleared since is not brought back: the host hears of it as all do.
+  local function cleared(name)
+    local at = redis.call('ZSCORE', prefix .. 'cleared', name)
+    return at and tonumber(at) >= tonumber(ARGV[7])
+  end
+  local all = ARGV[7] ~= '' and cleared('')
+  for i = 8, #ARGV, 6 do
+    if not all and (ARGV[7] == '' or not cleared(ARGV[i + 1])) then
+      local f = load(ARGV[i], ARGV[i + 1])
+      f.level = math.max(f.level, tonumber(ARGV[i + 2]))
+      local ends = now + tonumber(ARGV[i + 3])
+      if ends > now and ends > f.ends then
+        if f.ends <= now then f.since, f.refused = now - tonumber(ARGV[i + 4]), 0 end
+        f.ends = ends
+      end
+      for k = 1, #ARGV[i + 5], 16 do
+        local one = ARGV[i + 5]:sub(k, k + 15)
+        if not had(f.wrong, one) then note(f, one) end
+      end
+      save(f)
     end
-    for k = 1, #ARGV[i + 5], 16 do
-      local one = ARGV[i + 5]:sub(k, k + 15)
-      if not had(f.wrong, one) then note(f, one) end
-    end
-    save(f)
   end
   return {}
 end
@@ -208,8 +216,10 @@ if op == 'clear' then
 end
 
 if op == 'cleared' then
-  -- What was cleared within so many microseconds.
-  return redis.call('ZRANGEBYSCORE', prefix .. 'cleared', num(now - tonumber(ARGV[7])), '+inf')
+  -- The time, and what was cleared within so many microseconds before it.
+  local out = redis.call('ZRANGEBYSCORE', prefix .. 'cleared', num(now - tonumber(ARGV[7])), '+inf')
+  table.insert(out, 1, num(now))
+  return out
 end
 
 if op == 'list' then

@@ -116,6 +116,13 @@ func (h *sharing) has(name string) (found bool) {
 	return found
 }
 
+// cleared counts what this host heard of clearing, and did.
+func (h *sharing) cleared() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.clearings
+}
+
 // asks tells whether a question is asked, and not left out for now.
 func (h *sharing) asks(t *testing.T) bool {
 	_, ok := h.askList(t.Context(), h.config.Limits("all"), h.config.Now())
@@ -172,11 +179,12 @@ func TestSharedModel(t *testing.T) {
 			switch random.IntN(20) {
 			case 0:
 				name := []string{"", a.User, a.Client.String()}[random.IntN(3)]
+				other := hosts[1-i]
+				before := other.cleared()
 				if got, want := h.Unlock(t.Context(), name), one.Unlock(t.Context(), name); got != want {
 					t.Fatalf("%s: %d cleared, want %d", what, got, want)
 				}
-				other := hosts[1-i]
-				other.await(t, what+": the other host hears of it", func() bool { return !other.has(name) })
+				other.await(t, what+": the other host hears of it", func() bool { return other.cleared() > before })
 			case 1:
 				got, want := h.Locks(t.Context(), true), one.Locks(t.Context(), true)
 				round := func(all []Lock) (text []string) {
@@ -334,6 +342,7 @@ func TestSharedOutage(t *testing.T) {
 	}
 	// The server knew nothing: what is locked came from the hosts, and what b cleared is.
 	want(b, "192.0.2.6", "u@d.example", 454)
+	a.await(t, "a hears what b cleared", func() bool { return !a.has("192.0.2.1") })
 	want(a, "192.0.2.1", "u@d.example", 235)
 	want(b, "192.0.2.2", "u@d.example", 454)
 	names := func(h *sharing) (all []string) {
