@@ -376,6 +376,7 @@ func (g *Guard) Locks(ctx context.Context, all bool) []Lock {
 	limits, now := g.config.Limits("all"), g.config.Now()
 	found, shared := g.askList(ctx, limits, now)
 	if !shared {
+		found = []Lock{}
 		g.mu.Lock()
 		for _, one := range g.both("", "", limits) {
 			one.table.all(func(name string, f *failures) {

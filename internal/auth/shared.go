@@ -271,6 +271,7 @@ func (g *Guard) askList(ctx context.Context, l Limits, now time.Time) (found []L
 	if !ok {
 		return nil, false
 	}
+	found = []Lock{}
 	ask := func(args ...string) ([]string, error) { return link.AskLong(ctx, sharedScript, args...) }
 	err := g.eachShared(l, ask, func(kind, name string, s state) {
 		var f failures
