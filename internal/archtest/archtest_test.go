@@ -16,7 +16,7 @@ const module = "github.com/indigomail/indigo/internal/"
 // floors is the plan of docs/architecture.md.
 var floors = map[string]int{
 	"addr": 1, "message": 1, "netstring": 1, "compose": 1, "maildir": 1, "bounce": 1, "wire": 1, "mailerr": 1, "cdb": 1, "instruct": 1, "dovecot": 1,
-	"settings": 2, "directory": 2, "auth": 2, "auth/sasl": 2, "auth/oauth": 2, "dnsx": 2, "tlsx": 2, "trace": 2, "door": 2, "queue/seglog": 2, "lists": 2, "acme": 2,
+	"settings": 2, "directory": 2, "auth": 2, "auth/sasl": 2, "auth/oauth": 2, "dnsx": 2, "tlsx": 2, "trace": 2, "door": 2, "queue/seglog": 2, "lists": 2, "acme": 2, "redis": 2,
 	"policy": 3, "probe": 3, "queue": 3, "route": 3, "local": 3, "remote": 3, "turn": 3,
 	"smtpd": 4, "inject": 4, "pop3d": 4, "imapd": 4, "authd": 4,
 	"service": 5, "cli": 6, "lab": 6, "archtest": 6,

@@ -71,7 +71,7 @@ func (a *Accounts) account(ctx context.Context, attempt Attempt) string {
 
 // Before is Authority's.
 func (a *Accounts) Before(ctx context.Context, attempt Attempt) (known bool, err error) {
-	return a.guard.before(attempt, a.account(ctx, attempt))
+	return a.guard.before(ctx, attempt, a.account(ctx, attempt))
 }
 
 // After is Authority's.

@@ -585,7 +585,7 @@ func TestTokens(t *testing.T) {
 			t.Errorf("%s", got)
 		}
 	}
-	if all := a.guard.Locks(true); len(all) != 1 || all[0].By != "client" {
+	if all := a.guard.Locks(t.Context(), true); len(all) != 1 || all[0].By != "client" {
 		t.Errorf("%+v", all)
 	}
 	for n := range 2 {
@@ -599,10 +599,10 @@ func TestTokens(t *testing.T) {
 	if got, _ := say("", "for-plain@d.example"); got != "" {
 		t.Error(got)
 	}
-	if known, _ := a.guard.before(Attempt{Client: netip.MustParseAddr("192.0.2.7")}, ""); known {
+	if known, _ := a.guard.before(t.Context(), Attempt{Client: netip.MustParseAddr("192.0.2.7")}, ""); known {
 		t.Error("nobody is known")
 	}
-	if known, _ := a.guard.before(Attempt{Client: netip.MustParseAddr("192.0.2.7")}, "plain@d.example"); !known {
+	if known, _ := a.guard.before(t.Context(), Attempt{Client: netip.MustParseAddr("192.0.2.7")}, "plain@d.example"); !known {
 		t.Error("the user is not known")
 	}
 }

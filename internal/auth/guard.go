@@ -2,11 +2,13 @@ package auth
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"log/slog"
-	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/redis"
 )
 
 // Limits are what a Guard bears of failed logins.
@@ -34,14 +37,22 @@ type GuardConfig struct {
 	Limits func(service string) Limits
 	Now    func() time.Time
 	Logger *slog.Logger
+	// Key is what passwords and addresses are hashed with; hosts that share counts have the same one. Nil has one made for this process.
+	Key []byte
+	// Shared is where hosts share their counts; nil, and a Link without a server, for nowhere. It must know SharedScripts.
+	Shared *redis.Link
 }
 
 // Guard keeps count of failed logins: it has their clients wait ever longer for the reply, and then refuses logins without a look at the
-// password. Who logged in lately to the same account from the same address is never refused. What it keeps is bounded, in memory, and this
-// process's own. Safe for concurrent use.
+// password. Who logged in lately to the same account from the same address is never refused. What it keeps is bounded, in memory, and shared
+// with other hosts where Shared is up; while it is not, this process's own. Safe for concurrent use.
 type Guard struct {
 	config GuardConfig
-	seed   maphash.Seed
+	key    []byte
+	// id is this process's own, for its messages.
+	id string
+	// ownClock has the shared counts go by this host's clock in the place of the server's, for tests.
+	ownClock bool
 	// delays bounds how many replies are kept back at a time.
 	delays chan struct{}
 
@@ -51,6 +62,12 @@ type Guard struct {
 	// known has pairs of account and client, hashed, with the seconds of their last login.
 	known *recent[uint64, int64]
 	stats GuardStats
+	// cleared are names that were cleared while Shared was down, "" for all.
+	cleared map[string]bool
+	// clearings counts those: an answer that was on its way meanwhile must not bring back what was cleared.
+	clearings uint64
+	// downSince is when Shared went down; zero before it was up.
+	downSince time.Time
 }
 
 // GuardStats are what metrics tell of a Guard.
@@ -60,20 +77,6 @@ type GuardStats struct {
 	Failed, Repeated, Refused, Locks uint64
 	// Delayed is how many replies are kept back now, Clients, Accounts and Known what is kept in memory.
 	Delayed, Clients, Accounts, Known int
-}
-
-// failures are those of an address or account. level falls by limit/Time.
-type failures struct {
-	level float64
-	last  time.Time
-	until time.Time
-	since time.Time
-	// running counts checks under way; refused those since the lock began.
-	running int
-	refused uint64
-	// wrong are the last wrong passwords, hashed with a key of this process.
-	wrong [8]uint64
-	next  int
 }
 
 const (
@@ -95,7 +98,14 @@ var errLocked = mailerr.New(454, mailerr.Enhanced{4, 7, 0}, "too many failed log
 
 // NewGuard makes a Guard.
 func NewGuard(config GuardConfig) *Guard {
-	g := &Guard{config: config, seed: maphash.MakeSeed(), delays: make(chan struct{}, maxDelays)}
+	key := config.Key
+	if key == nil {
+		key = make([]byte, 32)
+		rand.Read(key)
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte("failed logins"))
+	g := &Guard{config: config, key: mac.Sum(nil), id: rand.Text(), delays: make(chan struct{}, maxDelays), cleared: map[string]bool{}}
 	locked := func(f *failures) bool { return f.until.After(config.Now()) || f.running > 0 }
 	g.clients, g.accounts = newRecent[string](maxFailing, locked), newRecent[string](maxFailing, locked)
 	g.known = newRecent[uint64](maxKnown, func(int64) bool { return false })
@@ -120,70 +130,89 @@ func (l Limits) exempt(a netip.Addr) bool {
 	return slices.ContainsFunc(l.Exempt, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
+// hash gives 64 bits that only who has the key can find out what they are of: words are passwords, and who logs in from where.
 func (g *Guard) hash(words ...string) uint64 {
-	var h maphash.Hash
-	h.SetSeed(g.seed)
+	mac := hmac.New(sha256.New, g.key)
 	for _, w := range words {
-		h.WriteString(w)
-		h.WriteByte(0)
+		mac.Write([]byte(w))
+		mac.Write([]byte{0})
 	}
-	return h.Sum64()
-}
-
-// fall gives f its level at a time.
-func (f *failures) fall(limit int, l Limits, now time.Time) {
-	if l.Time <= 0 || limit <= 0 {
-		limit, l.Time = 1, time.Minute
-	}
-	if passed := now.Sub(f.last); passed > 0 {
-		f.level = max(0, f.level-float64(limit)*passed.Seconds()/l.Time.Seconds())
-	}
-	f.last = now
+	return binary.BigEndian.Uint64(mac.Sum(nil))
 }
 
 // before tells whether a login may be tried, and whether its client is known for the account. One with a password is under way until
 // after.
-func (g *Guard) before(a Attempt, account string) (known bool, err error) {
+func (g *Guard) before(ctx context.Context, a Attempt, account string) (known bool, err error) {
 	limits, client, now := g.config.Limits(a.Service), clientName(a.Client), g.config.Now()
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	at, seen := g.known.get(g.hash(account, client))
+	clearings := g.clearings
+	g.mu.Unlock()
 	known = account != "" && seen && now.Sub(time.Unix(at, 0)) < KnownTime
 	if client == "" || known || limits.exempt(a.Client) {
 		return known, nil
 	}
-	for _, one := range []struct {
-		table *recent[string, *failures]
-		name  string
-		limit int
-		what  string
-	}{{g.clients, client, limits.Client, "client"}, {g.accounts, account, limits.Account, "account"}} {
-		f, ok := one.table.get(one.name)
-		if !ok || one.limit == 0 || one.name == "" {
-			continue
+	said, shared := g.askBefore(ctx, a, limits, client, account)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	refuse := func(what string) (bool, error) {
+		g.stats.Refused++
+		return false, errLocked.Because(fmt.Errorf("%w: too many failed logins by the %s", ErrLocked, what))
+	}
+	if shared && said.known {
+		g.known.put(g.hash(account, client), said.at)
+		return true, nil
+	}
+	if shared {
+		if clearings == g.clearings {
+			behind := g.mirror(client, account, limits, said.states, now)
+			g.tellBehind(client, account, behind, limits, now)
 		}
-		f.fall(one.limit, limits, now)
-		// Many at once are not let in before the first has failed.
-		if f.until.After(now) || f.running > 0 && f.level+float64(f.running)/2 >= float64(one.limit) {
+		if said.refused != "" {
+			return refuse(said.refused)
+		}
+	}
+	for _, one := range g.each(client, account, limits) {
+		if f, ok := one.table.get(one.name); ok && f.refuses(one.limit, limits, now) {
+			if shared && a.Password != "" {
+				// The server let it in, not knowing of all that is under way here.
+				g.tellDone(limits, client, account, true, nil)
+			}
 			f.refused++
-			g.stats.Refused++
-			return false, errLocked.Because(fmt.Errorf("%w: too many failed logins by the %s", ErrLocked, one.what))
+			return refuse(one.what)
 		}
 	}
 	if a.Password != "" {
-		for _, f := range g.both(client, account, now) {
-			f.running++
+		for _, one := range g.each(client, account, limits) {
+			f := g.entry(one.table, one.name, now)
+			f.running, f.ran = f.running+1, now
+			if shared {
+				f.leases++
+			}
 		}
 	}
 	return false, nil
 }
 
-// both gives the entries of a client and of an account. Where the client gave no name, as tokens need none, there is the first alone.
-func (g *Guard) both(client, account string, now time.Time) []*failures {
+// counted is one of the two that a login counts for.
+type counted struct {
+	table *recent[string, *failures]
+	name  string
+	limit int
+	what  string
+}
+
+// each gives what a login counts for. Where the client gave no name, as tokens need none, that is its address alone.
+func (g *Guard) each(client, account string, l Limits) []counted {
+	both := g.both(client, account, l)
 	if account == "" {
-		return []*failures{g.entry(g.clients, client, now)}
+		return both[:1]
 	}
-	return []*failures{g.entry(g.clients, client, now), g.entry(g.accounts, account, now)}
+	return both[:]
+}
+
+func (g *Guard) both(client, account string, l Limits) [2]counted {
+	return [2]counted{{g.clients, client, l.Client, "client"}, {g.accounts, account, l.Account, "account"}}
 }
 
 func (g *Guard) entry(table *recent[string, *failures], name string, now time.Time) *failures {
@@ -198,7 +227,7 @@ func (g *Guard) entry(table *recent[string, *failures], name string, now time.Ti
 // after is told what came of a login that before let through with the same attempt, and keeps the reply back that it is to get. As long as
 // that lasts no worker is held.
 func (g *Guard) after(ctx context.Context, a Attempt, known bool, account string, identity Identity, err error) {
-	wait := g.count(a, known, account, identity, err)
+	wait := g.count(ctx, a, known, account, identity, err)
 	if wait == 0 {
 		return
 	}
@@ -211,54 +240,88 @@ func (g *Guard) after(ctx context.Context, a Attempt, known bool, account string
 	nap(ctx, wait)
 }
 
-func (g *Guard) count(a Attempt, known bool, account string, identity Identity, err error) (wait time.Duration) {
+func (g *Guard) count(ctx context.Context, a Attempt, known bool, account string, identity Identity, err error) (wait time.Duration) {
 	limits, client, now := g.config.Limits(a.Service), clientName(a.Client), g.config.Now()
-	counted := client != "" && !limits.exempt(a.Client)
+	counts := client != "" && !limits.exempt(a.Client)
+	ended, lease := a.Password != "" && counts && !known, false
 	g.mu.Lock()
-	if a.Password != "" && counted && !known {
-		for _, f := range g.both(client, account, now) {
+	if ended {
+		for _, one := range g.each(client, account, limits) {
+			f := g.entry(one.table, one.name, now)
 			f.running = max(0, f.running-1)
+			if f.leases > 0 {
+				f.leases, lease = f.leases-1, true
+			}
 		}
 	}
+	names := []string{identity.Address.Key()}
+	if account != "" && account != names[0] {
+		names = append(names, account)
+	}
 	if err == nil && client != "" {
-		if account != "" {
-			g.known.put(g.hash(account, client), now.Unix())
+		for _, name := range names {
+			g.known.put(g.hash(name, client), now.Unix())
 		}
-		g.known.put(g.hash(identity.Address.Key(), client), now.Unix())
 	}
 	// The right password for a service that is switched off is no wrong one.
 	if err == nil || mailerr.From(err).Code != errFailed.Code || errors.Is(err, errSwitchedOff) {
-		g.forget(client, account)
+		if err == nil || ended {
+			g.forget(client, account, limits, now)
+		}
 		g.mu.Unlock()
+		if client != "" && (err == nil || lease) {
+			if err != nil {
+				names = nil
+			}
+			g.tellDone(limits, client, account, lease, names)
+		}
 		return 0
 	}
 	g.stats.Failed++
-	var locks []string
-	repeated := false
-	if counted {
-		byClient := g.entry(g.clients, client, now)
-		repeated = byClient.add(g.hash(account, a.Password), a.Password != "", limits.Client, limits, now)
-		if byClient.lock(limits.Client, limits, now) {
-			locks = append(locks, "client")
-		}
-		level := byClient.level
-		if account != "" {
-			byAccount := g.entry(g.accounts, account, now)
-			byAccount.add(g.hash(a.Password), a.Password != "", limits.Account, limits, now)
-			if byAccount.lock(limits.Account, limits, now) {
-				locks = append(locks, "account")
-			}
-			if !known {
-				level = max(level, byAccount.level)
-			}
-		}
-		wait = delay(level, limits.Delay)
-	}
-	if repeated {
-		g.stats.Repeated++
-	}
-	g.stats.Locks += uint64(len(locks))
+	clearings := g.clearings
 	g.mu.Unlock()
+	var locks []string
+	if counts {
+		wrong := g.hash("wrong", account, a.Password)
+		if a.Password == "" {
+			wrong = 0
+		}
+		said, shared := g.askFailed(ctx, limits, client, account, lease, wrong)
+		g.mu.Lock()
+		var behind [2]bool
+		if shared && clearings == g.clearings {
+			behind = g.mirror(client, account, limits, said.states, now)
+		}
+		level, repeated := 0.0, false
+		for i, one := range g.each(client, account, limits) {
+			f := g.entry(one.table, one.name, now)
+			again, locked := false, false
+			if shared {
+				f.remember(wrong)
+				again, locked = said.repeated[i], said.locked[i] || behind[i] && f.lock(one.limit, limits, now)
+			} else {
+				again = f.add(wrong, one.limit, limits, now)
+				locked = f.lock(one.limit, limits, now)
+				f.untold = true
+			}
+			if locked {
+				locks = append(locks, one.what)
+			}
+			if i == 0 {
+				repeated = again
+			}
+			if i == 0 || !known {
+				level = max(level, f.level)
+			}
+		}
+		g.tellBehind(client, account, behind, limits, now)
+		wait = delay(level, limits.Delay)
+		if repeated {
+			g.stats.Repeated++
+		}
+		g.stats.Locks += uint64(len(locks))
+		g.mu.Unlock()
+	}
 	// The address goes first: what follows a name that a client chose is not to be believed.
 	address := ""
 	if a.Client.IsValid() {
@@ -273,44 +336,19 @@ func (g *Guard) count(a Attempt, known bool, account string, identity Identity, 
 }
 
 // forget drops the entries of an address and account that tell nothing.
-func (g *Guard) forget(client, account string) {
-	if f, ok := g.clients.get(client); ok && f.idle() {
-		g.clients.remove(client)
-	}
-	if f, ok := g.accounts.get(account); ok && f.idle() {
-		g.accounts.remove(account)
-	}
-}
-
-func (f *failures) idle() bool { return f.running == 0 && f.level == 0 && f.until.IsZero() }
-
-// add counts a failure, unless the same wrong password failed before.
-func (f *failures) add(wrong uint64, isPassword bool, limit int, l Limits, now time.Time) (repeated bool) {
-	f.fall(limit, l, now)
-	if isPassword {
-		if slices.Contains(f.wrong[:], wrong) {
-			return true
+func (g *Guard) forget(client, account string, l Limits, now time.Time) {
+	for _, one := range g.each(client, account, l) {
+		if f, ok := one.table.get(one.name); ok {
+			if f.fall(one.limit, l, now); f.idle() {
+				one.table.remove(one.name)
+			}
 		}
-		f.wrong[f.next] = wrong
-		f.next = (f.next + 1) % len(f.wrong)
 	}
-	f.level++
-	return false
-}
-
-// lock locks when the limit is reached.
-func (f *failures) lock(limit int, l Limits, now time.Time) bool {
-	// The level falls while replies are kept back: the last one counts as begun.
-	if limit == 0 || f.until.After(now) || f.level <= float64(limit)-0.99 {
-		return false
-	}
-	f.since, f.until, f.refused = now, now.Add(l.Time), 0
-	return true
 }
 
 // delay is nothing for the first failure, then a second, twice as long for each further one.
 func delay(level float64, most time.Duration) time.Duration {
-	n := int(math.Ceil(level - 0.01))
+	n := whole(level)
 	if n < 2 {
 		return 0
 	}
@@ -349,26 +387,22 @@ type Lock struct {
 	Refused uint64 `json:"refused"`
 }
 
-// Locks gives what is locked, and with all also those that have failed and are not, the latest first.
-func (g *Guard) Locks(all bool) []Lock {
+// Locks gives what is locked, on all hosts that share their counts, and with all also those that have failed and are not, the latest first.
+func (g *Guard) Locks(ctx context.Context, all bool) []Lock {
 	limits, now := g.config.Limits("all"), g.config.Now()
-	found := []Lock{}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	list := func(by string, limit int, table *recent[string, *failures]) {
-		table.all(func(name string, f *failures) {
-			f.fall(limit, limits, now)
-			one := Lock{By: by, Name: name, Failures: int(math.Ceil(f.level))}
-			if f.until.After(now) {
-				one.Since, one.Until, one.Refused = f.since, f.until, f.refused
-			} else if !all || one.Failures == 0 {
-				return
-			}
-			found = append(found, one)
-		})
+	found, shared := g.askList(ctx, limits, now)
+	if !shared {
+		found = []Lock{}
+		g.mu.Lock()
+		for _, one := range g.both("", "", limits) {
+			one.table.all(func(name string, f *failures) {
+				f.fall(one.limit, limits, now)
+				found = append(found, f.shown(one.what, name, now))
+			})
+		}
+		g.mu.Unlock()
 	}
-	list("client", limits.Client, g.clients)
-	list("account", limits.Account, g.accounts)
+	found = slices.DeleteFunc(found, func(l Lock) bool { return l.Until.IsZero() && (!all || l.Failures == 0) })
 	slices.SortFunc(found, func(a, b Lock) int {
 		if c := b.Since.Compare(a.Since); c != 0 {
 			return c
@@ -378,20 +412,42 @@ func (g *Guard) Locks(all bool) []Lock {
 	return found
 }
 
-// Unlock forgets the failures of an address, network or account, or with "" of all, and tells how many that were.
-func (g *Guard) Unlock(name string) (n int) {
+// Unlock forgets the failures of an address, network or account, or with "" of all, on all hosts that share their counts, and tells how many
+// that were. While Shared is down it is done here at once, and there when it is up again.
+func (g *Guard) Unlock(ctx context.Context, name string) (n int) {
 	if a, err := netip.ParseAddr(name); err == nil {
 		name = clientName(a)
 	}
 	name = strings.ToLower(name)
+	limits := g.config.Limits("all")
+	n, shared := g.askClear(ctx, limits, name)
+	here := g.clear(name, limits)
+	if !shared {
+		n = here
+		g.mu.Lock()
+		if g.config.Shared != nil && g.config.Shared.Set() && len(g.cleared) < maxCleared {
+			g.cleared[name] = true
+		}
+		g.mu.Unlock()
+	}
+	return n
+}
+
+// clear is Unlock for this process.
+func (g *Guard) clear(name string, l Limits) (n int) {
+	now := g.config.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, table := range []*recent[string, *failures]{g.clients, g.accounts} {
-		table.all(func(k string, f *failures) {
-			if (name == "" || k == name) && (f.level > 0 || !f.until.IsZero()) {
-				f.level, f.until, f.wrong = 0, time.Time{}, [8]uint64{}
+	g.clearings++
+	for _, one := range g.both("", "", l) {
+		one.table.all(func(k string, f *failures) {
+			if name != "" && k != name {
+				return
+			}
+			if f.fall(one.limit, l, now); whole(f.level) > 0 || f.until.After(now) {
 				n++
 			}
+			f.level, f.until, f.wrong = 0, time.Time{}, [8]uint64{}
 		})
 	}
 	return n

@@ -39,7 +39,7 @@ var usual = Limits{Client: 10, Account: 30, Time: 15 * time.Minute, Delay: 8 * t
 func (g *gate) login(ctx context.Context, client, user, password string) (code int, waited time.Duration) {
 	began := time.Now()
 	a := Attempt{User: user, Password: password, Client: netip.MustParseAddr(client), Service: "imapd.143", Mechanism: "PLAIN"}
-	known, err := g.before(a, user)
+	known, err := g.before(ctx, a, user)
 	if err != nil {
 		return mailerr.From(err).Code, time.Since(began)
 	}
@@ -73,7 +73,7 @@ func TestBackOff(t *testing.T) {
 		if code, _ := g.login(ctx, "192.0.2.2", "u@d.example", "right"); code != 235 || g.checked != 11 {
 			t.Errorf("another address: %d, %d checked", code, g.checked)
 		}
-		locks := g.Locks(false)
+		locks := g.Locks(t.Context(), false)
 		if len(locks) != 1 || locks[0].By != "client" || locks[0].Name != "192.0.2.1" || locks[0].Refused != 3 || !locks[0].Until.After(locked.Add(14*time.Minute)) {
 			t.Errorf("%+v", locks)
 		}
@@ -120,14 +120,14 @@ func TestKnown(t *testing.T) {
 				t.Fatalf("typo %d: %d after %v", i, code, waited)
 			}
 		}
-		if n := g.Unlock("2001:db8::5"); n != 1 {
+		if n := g.Unlock(t.Context(), "2001:db8::5"); n != 1 {
 			t.Errorf("%d cleared", n)
 		}
 		if code, _ := g.login(ctx, "2001:db8::1", "old@d.example", "right"); code != 235 {
 			t.Error(code)
 		}
-		if g.Unlock(""); len(g.Locks(true)) != 0 {
-			t.Errorf("%+v", g.Locks(true))
+		if g.Unlock(t.Context(), ""); len(g.Locks(t.Context(), true)) != 0 {
+			t.Errorf("%+v", g.Locks(t.Context(), true))
 		}
 	})
 }
@@ -170,7 +170,7 @@ func TestAtOnce(t *testing.T) {
 	in := 0
 	for i := range 500 {
 		a := Attempt{User: fmt.Sprintf("u%d@d.example", i), Password: "guess", Client: netip.MustParseAddr("192.0.2.1"), Service: "imapd.143"}
-		if _, err := g.before(a, a.User); err == nil {
+		if _, err := g.before(t.Context(), a, a.User); err == nil {
 			in++
 		}
 	}
@@ -192,7 +192,7 @@ func TestTenThousand(t *testing.T) {
 			all.Go(func() {
 				a := Attempt{User: fmt.Sprintf("u%d@d.example", i/2), Password: fmt.Sprint("guess", i), Client: netip.AddrFrom4([4]byte{192, 0, 2, byte(i % 100)}), Service: "imapd.143"}
 				began := time.Now()
-				known, err := g.before(a, a.User)
+				known, err := g.before(t.Context(), a, a.User)
 				if err == nil {
 					err = errFailed
 					g.after(t.Context(), a, known, a.User, Identity{}, err)
@@ -209,8 +209,8 @@ func TestTenThousand(t *testing.T) {
 		}
 		all.Wait()
 		// Of each address between 10 and 20, which were under way at once, failed.
-		if codes[535] < 1000 || codes[535] > 2000 || codes[535]+codes[454] != 10000 || most > usual.Delay || len(g.Locks(false)) != 100 {
-			t.Errorf("%v, at most %v, %d locks", codes, most, len(g.Locks(false)))
+		if codes[535] < 1000 || codes[535] > 2000 || codes[535]+codes[454] != 10000 || most > usual.Delay || len(g.Locks(t.Context(), false)) != 100 {
+			t.Errorf("%v, at most %v, %d locks", codes, most, len(g.Locks(t.Context(), false)))
 		}
 	})
 	g := newGate(Limits{Client: 10, Account: 30, Time: time.Hour})

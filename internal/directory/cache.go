@@ -40,7 +40,8 @@ type cache struct {
 	// searching is held by the one search for forms that goes on; mu is never held when it is taken.
 	searching sync.Mutex
 	stats     CacheStats
-	listening bool
+	// listening: PostgreSQL's notices come; told: others tell by another way.
+	listening, told bool
 }
 
 // CacheStats counts what the directory's cache did since it was opened.
@@ -75,7 +76,7 @@ func (s *Store) CacheStats() CacheStats {
 	v.Users, v.Domains, v.Limits = len(c.users.found), len(c.domains.found), len(c.limits.found)
 	v.Apps = len(c.apps.found)
 	v.Missing = len(c.users.missing) + len(c.domains.missing) + len(c.limits.missing)
-	v.Listening = c.listening
+	v.Listening = c.listening || c.told && c.stale > 0
 	if !c.good.IsZero() {
 		v.Age = max(0, c.now().Sub(c.good))
 		v.Stale = c.checked.After(c.good)

@@ -86,6 +86,18 @@ func (c *cache) hears(on bool) {
 	c.recheck()
 }
 
+// OthersTell says whether other hosts tell of their changes (Config.Changed) by some way outside of the database, and so calls Recheck.
+func (s *Store) OthersTell(on bool) {
+	s.cache.mu.Lock()
+	s.cache.told = on
+	s.cache.mu.Unlock()
+	s.cache.recheck()
+}
+
+// Recheck says that another host may have changed something: the next look-up looks at the database's version, and what is kept is
+// forgotten if that has moved.
+func (s *Store) Recheck() { s.cache.recheck() }
+
 // recheck makes the next look-up look at the version.
 func (c *cache) recheck() {
 	c.mu.Lock()

@@ -34,6 +34,9 @@ type Config struct {
 	Secrets Secrets
 	// Listen keeps a connection for the notices of other hosts' changes, which PostgreSQL gives; for processes that stay.
 	Listen bool
+	// Changed is told of each change that was committed to a server, to pass it on to other hosts, and must not wait; Closing is called when the
+	// Store closes. Nil is not called.
+	Changed, Closing func()
 }
 
 // Store is the directory on SQLite, MariaDB or MySQL, or PostgreSQL. It is safe for concurrent use, and several processes
@@ -85,6 +88,9 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 
 // Close closes the database.
 func (s *Store) Close() error {
+	if s.config.Closing != nil {
+		s.config.Closing()
+	}
 	if s.stopListening != nil {
 		s.stopListening()
 		s.listening.Wait()
@@ -240,7 +246,13 @@ func (s *Store) transaction(ctx context.Context, run func(*sql.Tx) error) error 
 			return err
 		}
 	}
-	return tx.Commit()
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	if s.engine != sqLite && s.config.Changed != nil {
+		s.config.Changed()
+	}
+	return nil
 }
 
 // Domain finds a domain by its name, or that of one of its aliases, in any case. ErrNoDomain if there is none.

@@ -40,6 +40,11 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 		return settings.Problem{File: file, Line: source.Line, Text: s.Name + ": " + fmt.Sprintf(format, a...)}
 	}
 	all := snapshot.View("all")
+	if options, fault := redisOptions(data, snapshot); fault != nil {
+		wrong = append(wrong, *fault)
+	} else if options.Network == "tcp" && options.Password != "" && !options.TLS && !loopback(options.Address) {
+		warnings = append(warnings, at(all, settings.RedisURL.Setting, "the password and all that is shared go over the network in clear: write rediss://"))
+	}
 	store, err := tlsx.NewStore(certificatePath(data, all))
 	if err != nil {
 		wrong = append(wrong, at(all, settings.TLSCert.Setting, "%v", err))

@@ -19,6 +19,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/redis"
 	"github.com/indigomail/indigo/internal/remote"
 	"github.com/indigomail/indigo/internal/settings"
 )
@@ -98,8 +99,13 @@ func startControl(h *House) (*controlServer, error) {
 	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, h.verifier.IssueToken(r.FormValue("user"), 2*time.Minute), nil)
 	})
-	mux.HandleFunc("GET /auth/locks", func(w http.ResponseWriter, r *http.Request) { reply(w, h.guard.Locks(r.FormValue("all") != ""), nil) })
-	mux.HandleFunc("DELETE /auth/locks", func(w http.ResponseWriter, r *http.Request) { reply(w, h.guard.Unlock(r.FormValue("name")), nil) })
+	mux.HandleFunc("GET /auth/locks", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, h.guard.Locks(r.Context(), r.FormValue("all") != ""), nil)
+	})
+	mux.HandleFunc("DELETE /auth/locks", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, h.guard.Unlock(r.Context(), r.FormValue("name")), nil)
+	})
+	mux.HandleFunc("GET /auth/shared", func(w http.ResponseWriter, r *http.Request) { reply(w, h.redis.Status(r.Context()), nil) })
 	mux.HandleFunc("POST /auth/check", func(w http.ResponseWriter, r *http.Request) {
 		var a attempt
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAttempt)).Decode(&a); err != nil {
@@ -246,6 +252,11 @@ func (c *Control) Locks(ctx context.Context, all bool) (locks []auth.Lock, err e
 // Unlock forgets the failed logins of an address, network or account, or with "" of all, and tells how many those were.
 func (c *Control) Unlock(ctx context.Context, name string) (n int, err error) {
 	return n, c.ask(ctx, http.MethodDelete, "/auth/locks", url.Values{"name": {name}}, &n)
+}
+
+// Shared tells how the server fares by which hosts share failed logins.
+func (c *Control) Shared(ctx context.Context) (s redis.Status, err error) {
+	return s, c.ask(ctx, http.MethodGet, "/auth/shared", nil, &s)
 }
 
 // DeadHosts gives the addresses that did not answer.

@@ -142,6 +142,9 @@ func openDirectory(ctx context.Context, data, who string, listen bool) (*directo
 	}
 	config.Who = who
 	config.Listen = listen
+	if !listen {
+		announceByRedis(data, &config)
+	}
 	snapshot, _ := settings.Inspect(data)
 	secrets := &auth.Secrets{Keys: PasswordKeys(data, snapshot.View("all")), Clear: func() (bool, error) { return secretsInClear(data) }}
 	config.Secrets = secrets

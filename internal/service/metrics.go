@@ -197,6 +197,12 @@ func (m *moment) Collect(out chan<- prometheus.Metric) {
 	for kind, n := range map[string]int{"client": logins.Clients, "account": logins.Accounts, "known": logins.Known} {
 		gauge("indigo_auth_entries", "Addresses and accounts with failed logins, and pairs of both that are known, in memory.", float64(n), "kind", kind)
 	}
+	if shared := m.h.redis.Stats(); shared.Server != "" {
+		gauge("indigo_auth_shared_up", "1 while the server answers by which hosts share failed logins.", flag(shared.Up))
+		for result, n := range map[string]uint64{"answered": shared.Answered, "failed": shared.Failed, "skipped": shared.Skipped} {
+			count("indigo_auth_shared_questions_total", "Questions to the server by which hosts share failed logins: answered, failed, and not asked because it was down or too many were under way.", n, "result", result)
+		}
+	}
 	gauge("indigo_trace_dropped", "Events that the trace had no room for.", float64(m.h.trace.Dropped()))
 	gauge("indigo_started_seconds", "When this process started, in seconds since 1970.", float64(m.h.started.Unix()))
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/indigomail/indigo/internal/local"
 	"github.com/indigomail/indigo/internal/policy"
 	"github.com/indigomail/indigo/internal/queue"
+	"github.com/indigomail/indigo/internal/redis"
 	"github.com/indigomail/indigo/internal/remote"
 	"github.com/indigomail/indigo/internal/route"
 	"github.com/indigomail/indigo/internal/settings"
@@ -72,6 +73,8 @@ type House struct {
 	verifier  *auth.Password
 	accounts  *auth.Accounts
 	guard     *auth.Guard
+	// redis is what hosts share; it is there without a server too.
+	redis *redis.Link
 	// system is the host's users; nil when nobody could ask for them.
 	system *systemUsers
 	// pam is those whom PAM knows.
@@ -158,6 +161,9 @@ func (h *House) check() error {
 	} else {
 		h.settings.Store(snapshot)
 		h.logWarnings(snapshot)
+		if _, wrong := redisOptions(h.config.Data, snapshot); wrong != nil {
+			faults = append(faults, settings.Problems{*wrong})
+		}
 	}
 	if _, err := h.store("all"); err != nil {
 		faults = append(faults, fmt.Errorf("certificate: %w", err))
@@ -242,7 +248,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	}); err != nil {
 		return fmt.Errorf("trace: %w", err)
 	}
-	if h.directory, err = openDirectory(ctx, h.config.Data, "indigo", true); err != nil {
+	if h.directory, err = h.openDirectory(ctx); err != nil {
 		return fmt.Errorf("directory: %w", err)
 	}
 	renew := func() (auth.Form, bool) {
@@ -270,12 +276,13 @@ func (h *House) openStations(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("key for made-up salts: %w", err)
 	}
-	h.guard = auth.NewGuard(auth.GuardConfig{Limits: h.loginLimits, Now: time.Now, Logger: h.log})
+	h.guard = auth.NewGuard(auth.GuardConfig{Limits: h.loginLimits, Now: time.Now, Logger: h.log, Key: key, Shared: h.redis})
 	// Without them nobody is known, and the next round of keepHouse asks again.
 	if err := h.rememberLogins(ctx); err != nil {
 		h.log.Warn("where users logged in from is not known yet", "error", err)
 	}
 	h.accounts = auth.NewAccounts(h.verifier, h.directory.Forms, key, h.guard)
+	h.redis.Start()
 	dialer := &net.Dialer{}
 	if h.resolver, err = dnsx.New(dnsx.Config{Servers: settings.DNSServers.Get(all), Dial: dialer.DialContext, Now: time.Now, Observe: h.observeDNS}); err != nil {
 		return fmt.Errorf("resolver: %w", err)
@@ -377,6 +384,10 @@ func (h *House) Reload() error {
 	if err != nil {
 		return fmt.Errorf("settings unchanged: %w", err)
 	}
+	shared, wrong := redisOptions(h.config.Data, snapshot)
+	if wrong != nil {
+		return fmt.Errorf("settings unchanged: %w", settings.Problems{*wrong})
+	}
 	h.unitsMu.Lock()
 	stores := maps.Clone(h.stores)
 	h.unitsMu.Unlock()
@@ -388,6 +399,7 @@ func (h *House) Reload() error {
 	h.settings.Store(snapshot)
 	h.tokens.Reload()
 	h.logWarnings(snapshot)
+	h.redis.Use(shared)
 	h.reconcile(h.background)
 	return h.publishNames()
 }
@@ -484,6 +496,9 @@ func (h *House) closeStations() {
 	}
 	if h.tokens != nil {
 		h.tokens.Close()
+	}
+	if h.redis != nil {
+		h.redis.Close()
 	}
 	if h.directory != nil {
 		h.directory.Close()

@@ -206,6 +206,9 @@ var (
 	LockTime     = seconds("AUTH_LOCK_TIME", "auth_lock_time", "900", 1, 86400, "all", "seconds that failed logins count, and that logins are refused", 0)
 	LockDelay    = seconds("AUTH_DELAY", "auth_delay", "8", 0, 60, "all", "longest time in seconds that the reply to a failed login is kept back: none for the first, one second for the second, twice as long for each further one; 0 keeps none back", 0)
 	LockExempt   = text("AUTH_EXEMPT", "auth_exempt", "127.0.0.0/8 ::1", "all", "addresses and networks in CIDR form, with spaces between, whose failed logins are not counted, such as a webmail's; none exempts nobody", 0, valid(networks))
+	RedisURL     = text("REDIS_URL", "redisurl", "", "all", "server of Redis's protocol by which hosts share failed logins, locks and known addresses, and tell each other of changes of the directory: redis://USER:PASSWORD@HOST:PORT/DATABASE, rediss:// for TLS, or unix:///PATH; empty means that each host counts by itself", 0, secret, valid(redisURL))
+	RedisCA      = text("REDIS_CA", "redisca", "", "all", "file of authorities in PEM that REDIS_URL's server is verified by with rediss://; empty means the system's", 0, valid(absolutePath))
+	RedisPrefix  = text("REDIS_PREFIX", "redisprefix", "indigo:", "all", "what the names of keys and channels begin with at REDIS_URL's server; the same on all hosts of a platform, another for each platform that uses the server", 0, valid(redisPrefix))
 	OldAuth      = boolean("BROKEN_SASL_AUTH_CLIENTS", "broken_sasl_auth_clients", "0", "smtpd", "announce AUTH a second time as AUTH=, for clients older than RFC 2554", 0)
 	DisableAPOP  = boolean("DISABLE_APOP", "", "0", "pop3d", "do not offer APOP", 0)
 	// DisableMechanism has a setting for each SASL mechanism that can be switched off alone.
@@ -448,6 +451,9 @@ func built() []*Setting {
 		LockTime.Setting,
 		LockDelay.Setting,
 		LockExempt.Setting,
+		RedisURL.Setting,
+		RedisCA.Setting,
+		RedisPrefix.Setting,
 		OldAuth.Setting,
 		OAuthIssuer.Setting,
 		OAuthAudience.Setting,

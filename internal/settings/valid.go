@@ -3,6 +3,7 @@ package settings
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"path/filepath"
@@ -246,6 +247,86 @@ func atrnLine(s string) error {
 		if err := hostName(name); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// RedisServer is what REDIS_URL says.
+type RedisServer struct {
+	// Network is "tcp" or "unix", Address host:port or a path; "" for no server.
+	Network, Address string
+	User, Password   string
+	// DB is the database's number, TLS whether it is rediss://.
+	DB  int
+	TLS bool
+}
+
+// Redis reads redis://USER:PASSWORD@HOST:PORT/DB, rediss:// for TLS, and unix://USER:PASSWORD@/PATH?db=DB; valkey:// and valkeys:// are the
+// same as the first two. The errors quote nothing: of a malformed URL any part may be of the password.
+func Redis(text string) (r RedisServer, err error) {
+	if text == "" {
+		return r, nil
+	}
+	const form = "want redis://USER:PASSWORD@HOST:PORT/DATABASE, rediss://… for TLS, or unix://USER:PASSWORD@/PATH?db=DATABASE, with all but letters, digits and -._~ of user and password as %XX"
+	u, err := url.Parse(text)
+	if err != nil {
+		// The error would quote the password.
+		return r, errors.New("is no URL: " + form)
+	}
+	r.User = u.User.Username()
+	r.Password, _ = u.User.Password()
+	if r.User != "" && r.Password == "" {
+		return r, errors.New("has a user without a password: " + form)
+	}
+	database := strings.TrimPrefix(u.Path, "/")
+	options := u.Query()
+	switch u.Scheme {
+	case "redis", "valkey", "rediss", "valkeys":
+		r.TLS = u.Scheme == "rediss" || u.Scheme == "valkeys"
+		port := u.Port()
+		if port == "" {
+			port = "6379"
+		}
+		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+			return r, errors.New("has a port that is none: " + form)
+		}
+		if err := listenAddress(u.Hostname()); u.Hostname() == "" || err != nil {
+			return r, errors.New("names neither an IP address nor a host name: " + form)
+		}
+		r.Network, r.Address = "tcp", net.JoinHostPort(u.Hostname(), port)
+	case "unix":
+		if u.Host != "" || len(u.Path) < 2 {
+			return r, errors.New("names no socket by its absolute path: " + form)
+		}
+		if socketPath(u.Path) != nil {
+			return r, errors.New("names a socket by more than 100 bytes: " + form)
+		}
+		r.Network, r.Address = "unix", u.Path
+		database = options.Get("db")
+		options.Del("db")
+	default:
+		return r, errors.New("does not begin with redis://, rediss:// or unix://: " + form)
+	}
+	if len(options) > 0 || u.Fragment != "" {
+		return r, errors.New("has what is not understood behind ? or #: " + form)
+	}
+	if database != "" {
+		if r.DB, err = strconv.Atoi(database); err != nil || r.DB < 0 || r.DB > 1<<16 {
+			return r, errors.New("has a database that is no number: " + form)
+		}
+	}
+	return r, nil
+}
+
+func redisURL(s string) error {
+	_, err := Redis(s)
+	return err
+}
+
+// redisPrefix takes what may begin the names of keys.
+func redisPrefix(s string) error {
+	if len(s) > 64 || strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:_-") != "" {
+		return fmt.Errorf("%q is no prefix: at most 64 letters, digits, dots, colons, hyphens and underscores", s)
 	}
 	return nil
 }
