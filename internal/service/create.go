@@ -145,6 +145,11 @@ func openDirectory(ctx context.Context, data, who string, listen bool) (*directo
 	if !listen {
 		announceByRedis(data, &config)
 	}
+	return openGuarded(ctx, data, config)
+}
+
+// openGuarded opens a directory that keeps passwords as PASSWORD_SECRETS says.
+func openGuarded(ctx context.Context, data string, config directory.Config) (*directory.Store, error) {
 	snapshot, _ := settings.Inspect(data)
 	secrets := &auth.Secrets{Keys: PasswordKeys(data, snapshot.View("all")), Clear: func() (bool, error) { return secretsInClear(data) }}
 	config.Secrets = secrets

@@ -106,7 +106,7 @@ func (h *House) openDirectory(ctx context.Context) (*directory.Store, error) {
 	h.redis = h.newRedis()
 	config.Who, config.Listen = "indigo", true
 	config.Changed = func() { h.redis.Announce(changedChannel, h.hostname()) }
-	return directory.Open(ctx, config)
+	return openGuarded(ctx, h.config.Data, config)
 }
 
 // announceByRedis has what a command changes told to the hosts that share REDIS_URL, by a connection that is made with the first change.
