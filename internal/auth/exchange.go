@@ -63,7 +63,7 @@ func (c *Connection) Terms(ctx context.Context) Terms {
 	t := Terms{
 		SecureAuth: settings.SecureAuth.Get(c.Settings), ForceTLS: settings.ForceTLS.Get(c.Settings), EnableCRAM: settings.EnableCRAM.Get(c.Settings),
 		External: settings.AuthExternal.Get(c.Settings), TLS: c.TLS != nil, Bindable: len(sasl.Bindings(c.TLS, c.Certificate)) > 0,
-		Certified: len(sasl.Addresses(c.TLS)) > 0, Tokens: c.Authority.Tokens(),
+		Certified: len(sasl.Addresses(c.TLS)) > 0, Tokens: c.Authority.Tokens(), Anonymous: c.anonymous() != "",
 		Disabled: func(name string) bool {
 			key, ok := settings.DisableMechanism[name]
 			return ok && key.Get(c.Settings)
@@ -73,6 +73,14 @@ func (c *Connection) Terms(ctx context.Context) Terms {
 		t.Clear, t.SCRAM = forms.Clear, forms.SCRAM
 	}
 	return t
+}
+
+// anonymous gives the user as whom anybody may log in, "" for none. It is never one of SMTP's, where a login lets mail through to anywhere.
+func (c *Connection) anonymous() string {
+	if c.Protocol != "imap" && c.Protocol != "pop" {
+		return ""
+	}
+	return settings.AuthAnonymous.Get(c.Settings)
 }
 
 // Offer gives the mechanisms to announce.
@@ -103,7 +111,7 @@ func (c *Connection) Begin(ctx context.Context, mechanism string) (*Exchange, er
 	e := &Exchange{connection: c, mechanism: mechanism}
 	e.Server = sasl.New(mechanism, sasl.Config{
 		Store: e, Host: c.Host, Service: c.Protocol, TLS: c.TLS, Certificate: c.Certificate, Offered: offered, Token: e.token,
-		KeysOnly: t.keysOnly(),
+		Anonymous: e.anonymous, KeysOnly: t.keysOnly(),
 	})
 	if e.Server == nil {
 		return nil, ErrMechanism
@@ -135,6 +143,8 @@ type Exchange struct {
 	// User is the name as the client gave it, once it has; Identity is who logged in, once the exchange has succeeded.
 	User     string
 	Identity Identity
+	// Trace is what an anonymous client says about itself (RFC 4505): nobody knows whether it is true.
+	Trace string
 	// Refused is why a token is not taken, once the client has been told by a challenge: what it says to that, if it stays, changes nothing.
 	Refused error
 }
@@ -197,6 +207,12 @@ func (e *Exchange) token(ctx context.Context, user, token string) (err error) {
 	}
 	e.Identity, e.User = identity, identity.Address.String()
 	return nil
+}
+
+// anonymous is sasl.Config's.
+func (e *Exchange) anonymous(ctx context.Context, trace string) error {
+	e.Trace = trace
+	return e.Admit(ctx, e.connection.anonymous())
 }
 
 // Admit is sasl.Store's.

@@ -15,6 +15,8 @@ type Terms struct {
 	// TLS is true inside TLS, Bindable when a login can be bound to it, Certified when the client showed a verified certificate
 	// with a mail address.
 	TLS, Bindable, Certified bool
+	// Anonymous is true where anybody is let in as a user that AUTH_ANONYMOUS names.
+	Anonymous bool
 	// Tokens is true when somebody can tell whose a token is.
 	Tokens bool
 	// Clear is true when a user's password is kept in clear, SCRAM has the mechanisms for which a user has keys, without -PLUS.
@@ -25,13 +27,15 @@ type Terms struct {
 // Offer gives the mechanisms that may be used on these terms, the strongest first. What no user could log in by is left out: a
 // client that takes the strongest has no second try.
 func Offer(t Terms) []string {
-	return slices.DeleteFunc(sasl.Names(), func(name string) bool {
+	return slices.DeleteFunc(append(sasl.Names(), "ANONYMOUS"), func(name string) bool {
 		base, plus := strings.CutSuffix(name, "-PLUS")
 		switch {
 		case t.Disabled != nil && t.Disabled(name), t.ForceTLS && !t.TLS, t.SecureAuth && !t.TLS && sasl.NeedsTLS(name), plus && !t.Bindable:
 			return true
 		case name == "EXTERNAL":
 			return !t.External || !t.Certified
+		case name == "ANONYMOUS":
+			return !t.Anonymous
 		case name == "OAUTHBEARER", name == "XOAUTH2":
 			return !t.Tokens
 		case strings.HasPrefix(name, "CRAM-"), name == "DIGEST-MD5":

@@ -421,7 +421,7 @@ func (c *session) login(tag, mechanism string, exchange *auth.Exchange, err erro
 	if c.quota, err = maildir.ParseQuota(exchange.Identity.Quota); err != nil {
 		c.config.Logger.Warn(fmt.Sprintf("%s: %s: %v", c.config.Service, c.user, err))
 	}
-	c.record("auth", "accept", mechanism)
+	c.record("auth", "accept", strings.TrimSpace(mechanism+" "+exchange.Trace))
 	c.say(tag, "OK", "[CAPABILITY %s] logged in", c.capabilities())
 }
 

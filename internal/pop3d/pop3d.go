@@ -444,7 +444,7 @@ func (c *session) login(mechanism string, exchange *auth.Exchange, err error) {
 		return
 	}
 	c.path, c.messages, c.user = path, messages, identity.Address.String()
-	c.record("auth", "accept", mechanism)
+	c.record("auth", "accept", strings.TrimSpace(mechanism+" "+exchange.Trace))
 	c.ok("%d messages", len(messages))
 }
 

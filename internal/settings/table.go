@@ -197,20 +197,21 @@ var (
 	MySQLDatabase  = text("MYSQL_DATABASE", "mysqldatabase", "indimail", "all", "name of the database that host.mysql means; read at start", 4114)
 	UDPLogDir      = text("UDPLOG_DIR", "udplogdir", "log/udplogger", "udplogger", "directory that udplogger writes what it receives to, as multilog would", 707)
 
-	ForceTLS     = boolean("FORCE_TLS", "force_tls", "0", "smtpd,pop3d,imapd", "offer and take logins only over TLS, by whatever mechanism", 4665)
-	EnableCRAM   = boolean("ENABLE_CRAM", "enable_cram", "0", "smtpd,pop3d,imapd", "offer the CRAM mechanisms, DIGEST-MD5 and APOP whatever the directory is seen to keep, and let a password that stands alone in pw_passwd, in clear text or hashed by the client, serve them", 2591)
-	HashSecret   = boolean("ENABLE_CRAM_HASH", "enable_cram_hash", "0", "smtpd,pop3d,imapd", "with ENABLE_CRAM, let a client answer challenges with the hash that stands in pw_passwd as its password: who has seen the hash can log in", 2653)
-	AuthExternal = boolean("AUTH_EXTERNAL", "auth_external", "0", "smtpd,pop3d,imapd", "offer EXTERNAL to clients whose certificate, by an authority of CLIENTCA, has a mail address: it logs in the user of that address", 0)
-	LockClient   = number("AUTH_LOCK_CLIENT", "auth_lock_client", "10", 0, 1000000, "all", "failed logins of one client address (IPv6: of one /64) within AUTH_LOCK_TIME, the same wrong password counting once, after which its logins are refused for AUTH_LOCK_TIME; 0 refuses none", 0)
-	LockAccount  = number("AUTH_LOCK_ACCOUNT", "auth_lock_account", "30", 0, 1000000, "all", "failed logins to one account within AUTH_LOCK_TIME, from all addresses, after which its logins are refused for AUTH_LOCK_TIME but from addresses where the user logged in within 30 days; 0 refuses none", 0)
-	LockTime     = seconds("AUTH_LOCK_TIME", "auth_lock_time", "900", 1, 86400, "all", "seconds that failed logins count, and that logins are refused", 0)
-	LockDelay    = seconds("AUTH_DELAY", "auth_delay", "8", 0, 60, "all", "longest time in seconds that the reply to a failed login is kept back: none for the first, one second for the second, twice as long for each further one; 0 keeps none back", 0)
-	LockExempt   = text("AUTH_EXEMPT", "auth_exempt", "127.0.0.0/8 ::1", "all", "addresses and networks in CIDR form, with spaces between, whose failed logins are not counted, such as a webmail's; none exempts nobody", 0, valid(networks))
-	RedisURL     = text("REDIS_URL", "redisurl", "", "all", "server of Redis's protocol by which hosts share failed logins, locks and known addresses, and tell each other of changes of the directory: redis://USER:PASSWORD@HOST:PORT/DATABASE, rediss:// for TLS, or unix:///PATH; empty means that each host counts by itself", 0, secret, valid(redisURL))
-	RedisCA      = text("REDIS_CA", "redisca", "", "all", "file of authorities in PEM that REDIS_URL's server is verified by with rediss://; empty means the system's", 0, valid(absolutePath))
-	RedisPrefix  = text("REDIS_PREFIX", "redisprefix", "indigo:", "all", "what the names of keys and channels begin with at REDIS_URL's server; the same on all hosts of a platform, another for each platform that uses the server", 0, valid(redisPrefix))
-	OldAuth      = boolean("BROKEN_SASL_AUTH_CLIENTS", "broken_sasl_auth_clients", "0", "smtpd", "announce AUTH a second time as AUTH=, for clients older than RFC 2554", 0)
-	DisableAPOP  = boolean("DISABLE_APOP", "", "0", "pop3d", "do not offer APOP", 0)
+	ForceTLS      = boolean("FORCE_TLS", "force_tls", "0", "smtpd,pop3d,imapd", "offer and take logins only over TLS, by whatever mechanism", 4665)
+	EnableCRAM    = boolean("ENABLE_CRAM", "enable_cram", "0", "smtpd,pop3d,imapd", "offer the CRAM mechanisms, DIGEST-MD5 and APOP whatever the directory is seen to keep, and let a password that stands alone in pw_passwd, in clear text or hashed by the client, serve them", 2591)
+	HashSecret    = boolean("ENABLE_CRAM_HASH", "enable_cram_hash", "0", "smtpd,pop3d,imapd", "with ENABLE_CRAM, let a client answer challenges with the hash that stands in pw_passwd as its password: who has seen the hash can log in", 2653)
+	AuthExternal  = boolean("AUTH_EXTERNAL", "auth_external", "0", "smtpd,pop3d,imapd", "offer EXTERNAL to clients whose certificate, by an authority of CLIENTCA, has a mail address: it logs in the user of that address", 0)
+	AuthAnonymous = text("AUTH_ANONYMOUS", "auth_anonymous", "", "pop3d,imapd", "user as whom ANONYMOUS (RFC 4505) logs anybody in: a public mailbox, of which everybody may do all that its user may; empty does not offer it", 0, valid(userAddress))
+	LockClient    = number("AUTH_LOCK_CLIENT", "auth_lock_client", "10", 0, 1000000, "all", "failed logins of one client address (IPv6: of one /64) within AUTH_LOCK_TIME, the same wrong password counting once, after which its logins are refused for AUTH_LOCK_TIME; 0 refuses none", 0)
+	LockAccount   = number("AUTH_LOCK_ACCOUNT", "auth_lock_account", "30", 0, 1000000, "all", "failed logins to one account within AUTH_LOCK_TIME, from all addresses, after which its logins are refused for AUTH_LOCK_TIME but from addresses where the user logged in within 30 days; 0 refuses none", 0)
+	LockTime      = seconds("AUTH_LOCK_TIME", "auth_lock_time", "900", 1, 86400, "all", "seconds that failed logins count, and that logins are refused", 0)
+	LockDelay     = seconds("AUTH_DELAY", "auth_delay", "8", 0, 60, "all", "longest time in seconds that the reply to a failed login is kept back: none for the first, one second for the second, twice as long for each further one; 0 keeps none back", 0)
+	LockExempt    = text("AUTH_EXEMPT", "auth_exempt", "127.0.0.0/8 ::1", "all", "addresses and networks in CIDR form, with spaces between, whose failed logins are not counted, such as a webmail's; none exempts nobody", 0, valid(networks))
+	RedisURL      = text("REDIS_URL", "redisurl", "", "all", "server of Redis's protocol by which hosts share failed logins, locks and known addresses, and tell each other of changes of the directory: redis://USER:PASSWORD@HOST:PORT/DATABASE, rediss:// for TLS, or unix:///PATH; empty means that each host counts by itself", 0, secret, valid(redisURL))
+	RedisCA       = text("REDIS_CA", "redisca", "", "all", "file of authorities in PEM that REDIS_URL's server is verified by with rediss://; empty means the system's", 0, valid(absolutePath))
+	RedisPrefix   = text("REDIS_PREFIX", "redisprefix", "indigo:", "all", "what the names of keys and channels begin with at REDIS_URL's server; the same on all hosts of a platform, another for each platform that uses the server", 0, valid(redisPrefix))
+	OldAuth       = boolean("BROKEN_SASL_AUTH_CLIENTS", "broken_sasl_auth_clients", "0", "smtpd", "announce AUTH a second time as AUTH=, for clients older than RFC 2554", 0)
+	DisableAPOP   = boolean("DISABLE_APOP", "", "0", "pop3d", "do not offer APOP", 0)
 	// DisableMechanism has a setting for each SASL mechanism that can be switched off alone.
 	DisableMechanism = disableMechanisms()
 
@@ -446,6 +447,7 @@ func built() []*Setting {
 		UDPLogDir.Setting,
 		ForceTLS.Setting,
 		AuthExternal.Setting,
+		AuthAnonymous.Setting,
 		LockClient.Setting,
 		LockAccount.Setting,
 		LockTime.Setting,

@@ -46,6 +46,15 @@ func hostName(s string) error {
 	return nil
 }
 
+// userAddress takes a local part and a domain.
+func userAddress(s string) error {
+	local, domain, ok := strings.Cut(s, "@")
+	if !ok || local == "" || hostName(domain) != nil {
+		return fmt.Errorf("%q is not of the form user@domain", s)
+	}
+	return nil
+}
+
 // ipAddress takes an IPv4 or IPv6 address.
 func ipAddress(s string) error {
 	if _, err := netip.ParseAddr(s); err != nil {
