@@ -39,12 +39,12 @@ func TestToldByRedis(t *testing.T) {
 	hears := link(map[string]func(string){"directory": func(string) { s.Recheck() }}, func(up bool) { s.OthersTell(up) })
 	tells := link(nil, nil)
 	// The clock stands still.
-	s, err = Open(ctx, Config{DSN: dsn, Path: filepath.Join(dir, "db"), MailRoot: filepath.Join(dir, "domains"), Now: func() time.Time { return now }})
+	s, err = Open(ctx, Config{DSN: dsn, Path: filepath.Join(dir, "db"), MailRoot: filepath.Join(dir, "domains"), Now: func() time.Time { return now }, Secrets: asGiven{}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	other, err := Open(ctx, Config{DSN: dsn, Path: filepath.Join(dir, "db"), MailRoot: filepath.Join(dir, "domains"), Now: time.Now, Changed: func() { tells.Announce("directory", "other") }})
+	other, err := Open(ctx, Config{DSN: dsn, Path: filepath.Join(dir, "db"), MailRoot: filepath.Join(dir, "domains"), Now: time.Now, Secrets: asGiven{}, Changed: func() { tells.Announce("directory", "other") }})
 	if err != nil {
 		t.Fatal(err)
 	}
