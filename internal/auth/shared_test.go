@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -20,22 +19,6 @@ import (
 	"github.com/indigomail/indigo/internal/redis"
 	"github.com/indigomail/indigo/test/redisserver"
 )
-
-// redisServer starts a server, or skips.
-func redisServer(t *testing.T, config redisserver.Config) *redisserver.Server {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	s, err := redisserver.Start(ctx, config)
-	if errors.Is(err, redisserver.ErrMissing) && os.Getenv("INDIGO_REQUIRE_PEERS") == "" {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Remove)
-	return s
-}
 
 // sharing is a host: a Guard on a Link, with a clock that the test moves.
 type sharing struct {
@@ -149,7 +132,7 @@ type begun struct {
 // TestSharedModel: two hosts that share their counts decide as one that has them in memory, step by step: refusals, delays, repeated wrong
 // passwords, locks, who is known, checks at once, clearing and the passing of time.
 func TestSharedModel(t *testing.T) {
-	server := redisServer(t, redisserver.Config{})
+	server := redisserver.For(t, redisserver.Config{})
 	for seed := range uint64(60) {
 		random := rand.New(rand.NewPCG(seed, 7))
 		if _, err := server.Do(t.Context(), "FLUSHALL"); err != nil {
@@ -284,7 +267,7 @@ func threeFive(string) Limits { return Limits{Client: 3, Account: 5, Time: 15 * 
 // TestSharedOutage: a server that dies, or stops answering, changes nothing of what is locked, holds up nobody for longer than is said, and
 // gets back what it forgot; what is cleared meanwhile at one host is cleared at all.
 func TestSharedOutage(t *testing.T) {
-	server := redisServer(t, redisserver.Config{})
+	server := redisserver.For(t, redisserver.Config{})
 	a, b := newSharing(t, server, "a", threeFive, nil), newSharing(t, server, "b", threeFive, nil)
 	wrong := 0
 	lock := func(h *sharing, client, user string) {
@@ -400,7 +383,7 @@ func TestSharedOutage(t *testing.T) {
 // TestSharedFlood: 10,000 wrong logins at once at two hosts let no more through than the limits say, within a bounded number of questions at a
 // time, and what the server keeps is bounded.
 func TestSharedFlood(t *testing.T) {
-	server := redisServer(t, redisserver.Config{})
+	server := redisserver.For(t, redisserver.Config{})
 	limits := func(string) Limits { return Limits{Client: 10, Account: 30, Time: time.Hour} }
 	a, b := newSharing(t, server, "a", limits, nil), newSharing(t, server, "b", limits, nil)
 	var all sync.WaitGroup
@@ -444,7 +427,7 @@ func TestSharedFlood(t *testing.T) {
 
 // TestSharedSecrets: nothing that the server keeps or is sent has a password in it, or tells who logs in from where.
 func TestSharedSecrets(t *testing.T) {
-	server := redisServer(t, redisserver.Config{})
+	server := redisserver.For(t, redisserver.Config{})
 	a := newSharing(t, server, "a", threeFive, nil)
 	a.attempt(t, "192.0.2.1", "ann@d.example", "right")
 	a.attempt(t, "192.0.2.2", "bob@d.example", "hunter2")
@@ -475,7 +458,7 @@ func TestSharedSecrets(t *testing.T) {
 
 // TestSharedNonsense: a server on which somebody else wrote, or that answers with what is none of ours, leaves each host to itself.
 func TestSharedNonsense(t *testing.T) {
-	server := redisServer(t, redisserver.Config{})
+	server := redisserver.For(t, redisserver.Config{})
 	a := newSharing(t, server, "a", threeFive, nil)
 	for _, command := range [][]string{
 		{"SET", "test:client:192.0.2.1", "nonsense"}, {"HSET", "test:client:192.0.2.2", "level", "nan", "last", "0", "ends", "0"},

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -20,14 +19,7 @@ import (
 func TestToldByRedis(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 	defer cancel()
-	bus, err := redisserver.Start(ctx, redisserver.Config{})
-	if errors.Is(err, redisserver.ErrMissing) && os.Getenv("INDIGO_REQUIRE_PEERS") == "" {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(bus.Remove)
+	bus := redisserver.For(t, redisserver.Config{})
 	dsn, dir := server(t, "mariadb").DSN(), t.TempDir()
 	now := time.Now()
 	var s *Store
@@ -39,6 +31,7 @@ func TestToldByRedis(t *testing.T) {
 	hears := link(map[string]func(string){"directory": func(string) { s.Recheck() }}, func(up bool) { s.OthersTell(up) })
 	tells := link(nil, nil)
 	// The clock stands still.
+	var err error
 	s, err = Open(ctx, Config{DSN: dsn, Path: filepath.Join(dir, "db"), MailRoot: filepath.Join(dir, "domains"), Now: func() time.Time { return now }, Secrets: asGiven{}})
 	if err != nil {
 		t.Fatal(err)

@@ -17,21 +17,6 @@ import (
 	"github.com/indigomail/indigo/test/redisserver"
 )
 
-func start(t *testing.T, config redisserver.Config) *redisserver.Server {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	s, err := redisserver.Start(ctx, config)
-	if errors.Is(err, redisserver.ErrMissing) && os.Getenv("INDIGO_REQUIRE_PEERS") == "" {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Remove)
-	return s
-}
-
 func until(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	end := time.Now().Add(20 * time.Second)
@@ -84,7 +69,7 @@ func begin(t *testing.T, c Config, o Options) *Link {
 // is said of each that does not work, which has nothing of the password in it.
 func TestWays(t *testing.T) {
 	const rules = "~p:* &p:* -@all +auth +ping +select +script|load +evalsha +publish +subscribe +time +zadd +zrangebyscore +zremrangebyscore +expire"
-	plain, locked, secure := start(t, redisserver.Config{}), start(t, redisserver.Config{User: "indigo", Password: "pass/word", Rules: rules}), start(t, redisserver.Config{TLS: true, Password: "secret"})
+	plain, locked, secure := redisserver.For(t, redisserver.Config{}), redisserver.For(t, redisserver.Config{User: "indigo", Password: "pass/word", Rules: rules}), redisserver.For(t, redisserver.Config{TLS: true, Password: "secret"})
 	ca, err := os.ReadFile(secure.CA)
 	if err != nil {
 		t.Fatal(err)
@@ -149,7 +134,7 @@ func TestWays(t *testing.T) {
 
 // TestDown: what the server does wrong takes the Link down at once, nobody waits for it, the log says it once, and it comes back by itself.
 func TestDown(t *testing.T) {
-	server := start(t, redisserver.Config{})
+	server := redisserver.For(t, redisserver.Config{})
 	log := &text{}
 	l := begin(t, config(log), Options{Network: "tcp", Address: "127.0.0.1:" + server.Port})
 	until(t, "it is up", l.Up)
@@ -241,13 +226,13 @@ func TestDown(t *testing.T) {
 
 // TestReadOnly: a server that lets nothing be written is none.
 func TestReadOnly(t *testing.T) {
-	server := start(t, redisserver.Config{Lines: []string{"replicaof 127.0.0.1 1"}})
+	server := redisserver.For(t, redisserver.Config{Lines: []string{"replicaof 127.0.0.1 1"}})
 	l := begin(t, config(&text{}), Options{Network: "tcp", Address: "127.0.0.1:" + server.Port})
 	until(t, "it is said why", func() bool {
 		s := l.Stats()
 		return !s.Up && strings.Contains(s.Error, "READONLY") || strings.Contains(s.Error, "MASTERDOWN")
 	})
-	full := start(t, redisserver.Config{Lines: []string{"maxmemory 1", "maxmemory-policy noeviction"}})
+	full := redisserver.For(t, redisserver.Config{Lines: []string{"maxmemory 1", "maxmemory-policy noeviction"}})
 	l = begin(t, config(&text{}), Options{Network: "tcp", Address: "127.0.0.1:" + full.Port})
 	until(t, "it is said why", func() bool { return strings.Contains(l.Stats().Error, "OOM") })
 }

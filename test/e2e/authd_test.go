@@ -63,23 +63,12 @@ func TestPasswordsForOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := postfix.Start(within(t, time.Minute), postfix.Config{
+	p := startPostfix(t, postfix.Config{
 		Dir: place, Port: port, Users: []string{"bob@postfix.test"}, Settings: []string{
 			"smtpd_sasl_type = dovecot", "smtpd_sasl_path = private/auth", "smtpd_sasl_auth_enable = yes",
 			"smtpd_tls_security_level = may", "smtpd_tls_auth_only = yes", "smtpd_tls_cert_file = " + certificate, "smtpd_tls_key_file = " + certificate,
 			"smtpd_relay_restrictions = permit_sasl_authenticated, reject",
 		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("end of postfix's log:\n%s", p.Log())
-		}
-		if err := p.Stop(); err != nil {
-			t.Error(err)
-		}
 	})
 	socket, userdb := filepath.Join(place, "spool", "private", "auth"), filepath.Join(place, "userdb")
 	control(t, in, "runas", "nobody\n")

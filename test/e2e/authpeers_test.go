@@ -48,18 +48,9 @@ service auth {
 `, users, mailOwner, mailOwner, dir, socket))
 	start := func(settings ...string) *postfix.Instance {
 		t.Helper()
-		p, err := postfix.Start(within(t, time.Minute), postfix.Config{Dir: folder(t), Port: freePort(t), Users: []string{"ann@postfix.test"}, Settings: append([]string{
+		return startPostfix(t, postfix.Config{Dir: folder(t), Port: freePort(t), Users: []string{"ann@postfix.test"}, Settings: append([]string{
 			"myhostname = mx.postfix.test", "smtpd_sasl_type = dovecot", "smtpd_sasl_path = " + socket, "smtpd_sasl_auth_enable = yes", "broken_sasl_auth_clients = yes",
 		}, settings...)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := p.Stop(); err != nil {
-				t.Error(err)
-			}
-		})
-		return p
 	}
 	closed := []string{"mynetworks = 192.0.2.0/24", "smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination"}
 	file := passwordFile(t)

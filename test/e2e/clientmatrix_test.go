@@ -552,17 +552,9 @@ func postfixLogin(t *testing.T, attempts []attempt) func(attempt) (bool, string)
 		senders = append(senders, fmt.Sprintf("%s@postfix.test=%[1]s:[%s]:%s", name(a), a.host, a.port))
 	}
 	dir := folder(t)
-	p, err := postfix.Start(within(t, time.Minute), postfix.Config{
+	p := startPostfix(t, postfix.Config{
 		Dir: dir, Port: freePort(t), Users: []string{"bob@postfix.test"}, Services: services,
 		Settings: []string{"sender_dependent_default_transport_maps = inline:{" + strings.Join(senders, ", ") + "}", "smtpd_recipient_restrictions = permit_mynetworks, reject"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := p.Stop(); err != nil {
-			t.Error(err)
-		}
 	})
 	return func(a attempt) (bool, string) {
 		if err := send(t, p.Address(), name(a)+"@postfix.test", []string{"alice@indigo.test"}, "Subject: by postfix\n\ntext\n"); err != nil {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/test/instance"
+	"github.com/indigomail/indigo/test/postfix"
 )
 
 var (
@@ -157,6 +158,24 @@ func control(t *testing.T, in *instance.Instance, name, value string) {
 	if err := os.WriteFile(filepath.Join(in.Ready.Data, "control", name), []byte(value), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// startPostfix starts a Postfix of the test's own, which must be installed (postfix.Missing).
+func startPostfix(t *testing.T, config postfix.Config) *postfix.Instance {
+	t.Helper()
+	p, err := postfix.Start(within(t, time.Minute), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("end of postfix's log:\n%s", p.Log())
+		}
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
 }
 
 // peer runs a program of somebody else and gives its exit code and all that it prints.

@@ -327,22 +327,10 @@ func TestTokensWithPostfix(t *testing.T) {
 	}
 	start := func(socket string) *postfix.Instance {
 		t.Helper()
-		p, err := postfix.Start(within(t, time.Minute), postfix.Config{Dir: folder(t), Port: freePort(t), Users: []string{"bob@postfix.test"}, Settings: []string{
+		return startPostfix(t, postfix.Config{Dir: folder(t), Port: freePort(t), Users: []string{"bob@postfix.test"}, Settings: []string{
 			"smtpd_sasl_auth_enable = yes", "smtpd_sasl_type = dovecot", "smtpd_sasl_path = " + socket, "smtpd_sasl_security_options = noanonymous", "smtpd_tls_security_level = may",
 			"smtpd_tls_cert_file = " + certificate, "smtpd_tls_key_file = " + certificate, "smtpd_recipient_restrictions = permit_sasl_authenticated, reject", "mynetworks = 192.0.2.1/32",
 		}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if t.Failed() {
-				t.Logf("end of postfix's log:\n%s", p.Log())
-			}
-			if err := p.Stop(); err != nil {
-				t.Error(err)
-			}
-		})
-		return p
 	}
 	// Dovecot asks as programs ask for a user's own data: with the token itself.
 	i.Answer(func(w http.ResponseWriter, r *http.Request) bool {

@@ -137,20 +137,9 @@ func TestPostfix(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := postfix.Start(within(t, time.Minute), postfix.Config{
+	p := startPostfix(t, postfix.Config{
 		Dir: folder(t), Port: freePort(t), Users: []string{"bob@postfix.test"},
 		Transport: map[string]string{"indigo.test": "smtp:[127.0.0.1]:" + indigoPort},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("end of postfix's log:\n%s", p.Log())
-		}
-		if err := p.Stop(); err != nil {
-			t.Error(err)
-		}
 	})
 	control(t, in, "smtproutes", "postfix.test:"+p.Address()+"\n")
 	control(t, in, "relayclients", "127.0.0.1:\n")

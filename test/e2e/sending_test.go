@@ -142,7 +142,7 @@ service auth {
 }
 `, strings.ToLower(strings.Join(mechanisms, " ")), passwd, socket))
 	implicit := freePort(t)
-	p, err := postfix.Start(within(t, time.Minute), postfix.Config{
+	p := startPostfix(t, postfix.Config{
 		Dir: peerDir, Port: freePort(t), Users: []string{"bob@postfix.test"},
 		Services: []string{fmt.Sprintf("127.0.0.1:%d inet n - n - 200 smtpd -o smtpd_tls_wrappermode=yes", implicit)},
 		Settings: []string{
@@ -150,17 +150,6 @@ service auth {
 			"smtpd_tls_security_level = may", "smtpd_tls_cert_file = " + certificate, "smtpd_tls_key_file = " + certificate, "smtpd_recipient_restrictions = permit_sasl_authenticated, reject",
 			"mynetworks = 192.0.2.1/32",
 		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("end of postfix's log:\n%s", p.Log())
-		}
-		if err := p.Stop(); err != nil {
-			t.Error(err)
-		}
 	})
 	route := func(mechanism, security, password string) string {
 		_, port, _ := net.SplitHostPort(p.Address())
@@ -299,23 +288,12 @@ func TestSendingByCertificate(t *testing.T) {
 	if err := os.WriteFile(known, []byte(strings.ToUpper(tlsx.Colons(tlsx.Fingerprints(pair.Leaf)[0]))+" near\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	p, err := postfix.Start(within(t, time.Minute), postfix.Config{
+	p := startPostfix(t, postfix.Config{
 		Dir: peerDir, Port: freePort(t), Users: []string{"bob@postfix.test"},
 		Settings: []string{
 			"smtpd_tls_security_level = may", "smtpd_tls_cert_file = " + pairs["postfix"], "smtpd_tls_key_file = " + pairs["postfix"], "smtpd_tls_ask_ccert = yes",
 			"smtpd_tls_fingerprint_digest = sha256", "relay_clientcerts = texthash:" + known, "smtpd_recipient_restrictions = permit_tls_clientcerts, reject", "mynetworks = 192.0.2.1/32",
 		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("end of postfix's log:\n%s", p.Log())
-		}
-		if err := p.Stop(); err != nil {
-			t.Error(err)
-		}
 	})
 	for _, tc := range []struct{ name, own, host, want, shown string }{
 		{"listed", "listed", "", "", ""},

@@ -13,20 +13,6 @@ import (
 	"github.com/indigomail/indigo/test/redisserver"
 )
 
-// redisServer starts a server of Redis's protocol, or skips.
-func redisServer(t *testing.T, config redisserver.Config) *redisserver.Server {
-	t.Helper()
-	s, err := redisserver.Start(within(t, time.Minute), config)
-	if errors.Is(err, redisserver.ErrMissing) {
-		missing(t, err.Error())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Remove)
-	return s
-}
-
 // sharingHosts starts two hosts, a.test and b.test, each with its own directory and alice in it, that share failed logins.
 func sharingHosts(t *testing.T, url string, more map[string]string) (hosts [2]*instance.Instance) {
 	t.Helper()
@@ -97,7 +83,7 @@ const (
 // TestSharedLogins: two hosts that share failed logins by a server of Redis's protocol; what becomes of them when it dies, stops, comes back
 // empty, and does not let them in.
 func TestSharedLogins(t *testing.T) {
-	server := redisServer(t, redisserver.Config{Password: "a secret"})
+	server := redisserver.For(t, redisserver.Config{Password: "a secret"})
 	hosts := sharingHosts(t, server.URL(), nil)
 	a, b := hosts[0], hosts[1]
 	shared(t, a, "by a.test, b.test")
@@ -226,7 +212,7 @@ func TestSharedLogins(t *testing.T) {
 
 // TestSharedLoginsTLS: over TLS, as a user who has no more rights than docs/auth.md gives him; started while the server is down.
 func TestSharedLoginsTLS(t *testing.T) {
-	server := redisServer(t, redisserver.Config{TLS: true, User: "indigo", Password: "a secret", Rules: documentedRules(t)})
+	server := redisserver.For(t, redisserver.Config{TLS: true, User: "indigo", Password: "a secret", Rules: documentedRules(t)})
 	ca := filepath.Join(folder(t), "ca.pem")
 	text, err := os.ReadFile(server.CA)
 	if err == nil {
@@ -272,7 +258,7 @@ func documentedRules(t *testing.T) string {
 
 // TestDirectoryToldToHosts: with the directory in MariaDB, a user whom a command adds at one host is known at the other at once.
 func TestDirectoryToldToHosts(t *testing.T) {
-	db, server := server(t, "mariadb"), redisServer(t, redisserver.Config{})
+	db, server := server(t, "mariadb"), redisserver.For(t, redisserver.Config{})
 	var hosts []*instance.Instance
 	for range 2 {
 		data := filepath.Join(folder(t), "data")

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -47,6 +48,22 @@ type Config struct {
 	User, Password, Rules string
 	// Lines are added to its configuration.
 	Lines []string
+}
+
+// For starts a server for one test, or skips; where INDIGO_REQUIRE_PEERS is set, a missing one is a failure.
+func For(t testing.TB, config Config) *Server {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	s, err := Start(ctx, config)
+	if errors.Is(err, ErrMissing) && os.Getenv("INDIGO_REQUIRE_PEERS") == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Remove)
+	return s
 }
 
 // Start makes a server and waits until it answers.
