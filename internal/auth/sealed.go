@@ -64,6 +64,17 @@ func (c columns) join() (passwd, scram string, err error) {
 	return passwd, scram, nil
 }
 
+// joinIf is join, or what was there before when nothing is to change; nothing with an error.
+func (c columns) joinIf(changed bool, passwd, scram string, err error) (string, string, error) {
+	switch {
+	case err != nil:
+		return "", "", err
+	case !changed:
+		return passwd, scram, nil
+	}
+	return c.join()
+}
+
 // KeepsPassword tells whether the columns keep a password itself beside a hash, in clear or encrypted. One that stands alone in pw_passwd is none.
 func KeepsPassword(passwd, scram string) bool {
 	_, kept, err := splitColumns(passwd, scram)
@@ -91,32 +102,26 @@ func (k *Keyring) Encrypt(user addr.Address, passwd, scram string) (string, stri
 	return c.join()
 }
 
+// opened takes the columns apart and decrypts the password, which sealed tells was encrypted.
+func (k *Keyring) opened(user addr.Address, passwd, scram string) (c columns, kept, sealed bool, err error) {
+	if c, kept, err = splitColumns(passwd, scram); err != nil || !kept || c.sealed == "" {
+		return c, kept, false, err
+	}
+	c.clear, err = k.Open(user, c.sealed)
+	c.sealed = ""
+	return c, true, true, err
+}
+
 // Decrypt gives the columns with the password in clear, in the wiki's forms (2627, 2700).
 func (k *Keyring) Decrypt(user addr.Address, passwd, scram string) (string, string, error) {
-	c, kept, err := splitColumns(passwd, scram)
-	if err != nil || !kept || c.sealed == "" {
-		return passwd, scram, err
-	}
-	if c.clear, err = k.Open(user, c.sealed); err != nil {
-		return "", "", err
-	}
-	c.sealed = ""
-	return c.join()
+	c, _, sealed, err := k.opened(user, passwd, scram)
+	return c.joinIf(sealed, passwd, scram, err)
 }
 
 // Reveal gives the columns as Decrypt does, and with what is kept in scram whichever it was in, so that two can be compared.
 func (k *Keyring) Reveal(user addr.Address, passwd, scram string) (string, string, error) {
-	c, kept, err := splitColumns(passwd, scram)
-	if err != nil || !kept {
-		return passwd, scram, err
-	}
-	if c.sealed != "" {
-		if c.clear, err = k.Open(user, c.sealed); err != nil {
-			return "", "", err
-		}
-		c.sealed = ""
-	}
-	return c.join()
+	c, kept, _, err := k.opened(user, passwd, scram)
+	return c.joinIf(kept, passwd, scram, err)
 }
 
 // Move gives the columns of a user who gets another address, which an encrypted password is bound to.
