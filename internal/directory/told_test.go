@@ -2,14 +2,12 @@ package directory
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/redis"
 	"github.com/indigomail/indigo/test/redisserver"
 )
@@ -42,58 +40,27 @@ func TestToldByRedis(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	until := func(what string, holds func() bool) (took time.Duration) {
-		t.Helper()
-		began := time.Now()
-		for !holds() {
-			select {
-			case <-ctx.Done():
-				t.Fatal("in vain: ", what)
-			case <-time.After(100 * time.Microsecond):
-			}
-		}
-		return time.Since(began)
-	}
+	w := hearing{t, ctx, s, other}
 	hears.Start()
 	tells.Start()
-	until("it hears", func() bool { return s.CacheStats().Listening && tells.Up() })
+	w.until("it hears", func() bool { return s.CacheStats().Listening && tells.Up() })
 	if err := other.AddDomain(ctx, "example.org"); err != nil {
 		t.Fatal(err)
 	}
-	seen := func(name string) func() bool {
-		a := addr.Address{Local: name, Domain: "example.org"}
-		return func() bool {
-			_, err := s.User(ctx, a)
-			if err != nil && !errors.Is(err, ErrNoUser) && !errors.Is(err, ErrNoDomain) {
-				t.Fatal(err)
-			}
-			return err == nil
-		}
-	}
-	change := func(name string) {
-		t.Helper()
-		seen(name)()
-		if err := other.AddUser(ctx, NewUser{Name: name, Domain: "example.org", Password: "x"}); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, name := range []string{"a", "b", "c"} {
-		change(name)
-		t.Logf("%s seen after %v", name, until(name, seen(name)))
+		w.change(name)
 	}
 	bus.Kill()
-	until("nobody tells", func() bool { return !s.CacheStats().Listening && !tells.Up() })
-	seen("d")()
-	change("d")
-	if seen("d")() {
+	w.until("nobody tells", func() bool { return !s.CacheStats().Listening && !tells.Up() })
+	w.add("d")
+	if w.sees("d") {
 		t.Error("d is seen although nobody told and the clock stands still")
 	}
 	now = now.Add(checkServer)
-	until("d", seen("d"))
+	w.until("d", func() bool { return w.sees("d") })
 	if err := bus.Again(ctx); err != nil {
 		t.Fatal(err)
 	}
-	until("it hears again", func() bool { return s.CacheStats().Listening && tells.Up() })
-	change("e")
-	t.Logf("e seen after %v", until("e", seen("e")))
+	w.until("it hears again", func() bool { return s.CacheStats().Listening && tells.Up() })
+	w.change("e")
 }
