@@ -312,9 +312,11 @@ func TestTurns(t *testing.T) {
 			})
 		}
 		synctest.Wait()
+		mu.Lock()
 		if failed != 50 {
 			t.Errorf("%d refused at once", failed)
 		}
+		mu.Unlock()
 		all.Wait()
 		if failed != maxWaiting+50 || more.waiting[1].Len() != 0 {
 			t.Errorf("%d refused, %d wait", failed, more.waiting[1].Len())
