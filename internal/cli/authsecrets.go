@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -370,7 +371,7 @@ decrypted afterwards. To undo, put them back from a copy of the file.`,
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(app.Out, "%d keys taken out%s\n", len(gone), strings.Join(append([]string{""}, gone...), " "))
+			_, err = fmt.Fprintf(app.Out, "keys taken out: %s\n", cmp.Or(strings.Join(gone, " "), "none"))
 			return err
 		})
 	}

@@ -433,7 +433,7 @@ func (w *whyLogin) ways(ctx context.Context, kind string, c *auth.Connection) {
 		case scram != "":
 			return false, "no keys for " + scram + " are kept: `indigo user passwd --scram " + scram + "`"
 		}
-		return false, "the password is not kept in clear, which it needs: `indigo user passwd --keep-clear`"
+		return false, "the password itself is not kept, which it needs: `indigo user passwd --keep-clear`"
 	}
 	for _, name := range sasl.Names() {
 		way := LoginWay{Mechanism: name, Clear: slices.Contains(clear, name), TLS: slices.Contains(secure, name)}
