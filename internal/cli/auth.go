@@ -486,7 +486,11 @@ func (app *App) tellWhy(_ context.Context, a *service.LoginAnswer) error {
 		if !m.Fits && !m.Clear && !m.TLS && strings.HasPrefix(m.Why, "needs a") {
 			continue
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", m.Mechanism, yes[m.Fits], yes[m.Clear], yes[m.TLS], m.Why)
+		why := m.Why
+		if why != "" && strings.HasPrefix(a.Verdict, "cannot log in: "+why) {
+			why = "" // it is true for all, and was said first
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", m.Mechanism, yes[m.Fits], yes[m.Clear], yes[m.TLS], why)
 	}
 	if err := w.Flush(); err != nil {
 		return err
