@@ -228,6 +228,9 @@ users. Users without a hash or keys beside are left alone, and named. With --unr
 				if len(args) > 0 {
 					whose = strings.Join(args, ", ")
 				}
+				if unreadable {
+					whose += " that cannot be decrypted"
+				}
 				if err := app.confirm(yes, fmt.Sprintf(one.question, whose)); err != nil {
 					return err
 				}
