@@ -97,7 +97,7 @@ func (a *Accounts) Tokens() bool { return false }
 
 // Token is Authority's.
 func (a *Accounts) Token(context.Context, Attempt) (Identity, error) {
-	return Identity{}, Refused(errors.New("no tokens are taken here"))
+	return Identity{}, Refused(errors.New("no tokens are taken here: no issuer is set (OAUTH_ISSUER)"))
 }
 
 // AdmitNamed lets in the user whom a token names, if the name that the client gave, when it gave one, means the same user.

@@ -53,7 +53,7 @@ some services; one that got lost is revoked and the others stay. A user's flags 
 		_, err := fmt.Fprintf(app.Out, "%s\n", password)
 		return err
 	})
-	add.Flags().StringSliceVar(&services, "services", nil, "services that take it: smtp, imap, pop3 (default: all)")
+	add.Flags().StringSliceVar(&services, "services", nil, "`SERVICES` that take it: smtp, imap, pop3 (default: all)")
 	list := &cobra.Command{Use: "list USER@DOMAIN", Short: "List a user's app passwords and when they were used last", Example: "  indigo user app-password list alice@example.org", Args: cobra.ExactArgs(1)}
 	sub(list, func(cmd *cobra.Command, s *directory.Store, a addr.Address, _ []string) error {
 		all, err := s.AppPasswords(cmd.Context(), a)

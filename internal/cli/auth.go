@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -66,7 +67,7 @@ server's first message give the final one; with the server's final message as we
 	f := cmd.Flags()
 	f.StringVar(&file, "password-file", "", "file with the password, - for standard input (default: it is asked for)")
 	f.StringVar(&token, "token-file", "", "file with the token of OAUTHBEARER or XOAUTH2")
-	f.StringArrayVar(&challenges, "challenge", nil, "what the server said, in base64; again for its next message")
+	f.StringArrayVar(&challenges, "challenge", nil, "what the server said, in `BASE64`; again for its next message")
 	f.StringVar(&c.Authorization, "authzid", "", "whom to act for (default: the user)")
 	f.StringVar(&c.Nonce, "nonce", "", "the client's nonce (default: made up)")
 	f.StringVar(&c.Realm, "realm", "", "realm of DIGEST-MD5 (default: the server's first)")
@@ -198,6 +199,19 @@ standard input: arguments are seen by every user of the host.`,
 	return cmd
 }
 
+// trusting adds to an error of a certificate by which flag it could be taken.
+func trusting(err error) error {
+	var authority x509.UnknownAuthorityError
+	var name x509.HostnameError
+	switch {
+	case errors.As(err, &authority):
+		return fmt.Errorf("%w; --ca FILE names an authority to trust (of an Indigo's own certificate DATA/certs/servercert.pem), --insecure takes any", err)
+	case errors.As(err, &name):
+		return fmt.Errorf("%w; --tls-name NAME is the name that it must be for", err)
+	}
+	return err
+}
+
 // sayer prints lines of a dialogue with what they mean.
 func (app *App) sayer(show, asJSON bool) func(probe.Line) error {
 	return func(l probe.Line) error {
@@ -320,6 +334,7 @@ Exit codes: 0 logged in by all that was tried, 1 refused, 2 there was no talk (c
 			name = "all"
 		}
 		attempts, err := probe.Logins(cmd.Context(), t, name, who)
+		err = trusting(err)
 		result.Attempts = append(result.Attempts, attempts...)
 		if err != nil {
 			result.Error = err.Error()
@@ -471,7 +486,11 @@ func (app *App) tellWhy(_ context.Context, a *service.LoginAnswer) error {
 		if !m.Fits && !m.Clear && !m.TLS && strings.HasPrefix(m.Why, "needs a") {
 			continue
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", m.Mechanism, yes[m.Fits], yes[m.Clear], yes[m.TLS], m.Why)
+		why := m.Why
+		if why != "" && strings.HasPrefix(a.Verdict, "cannot log in: "+why) {
+			why = "" // it is true for all, and was said first
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", m.Mechanism, yes[m.Fits], yes[m.Clear], yes[m.TLS], why)
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -227,6 +228,9 @@ users. Users without a hash or keys beside are left alone, and named. With --unr
 				if len(args) > 0 {
 					whose = strings.Join(args, ", ")
 				}
+				if unreadable {
+					whose += " that cannot be decrypted"
+				}
 				if err := app.confirm(yes, fmt.Sprintf(one.question, whose)); err != nil {
 					return err
 				}
@@ -370,7 +374,7 @@ decrypted afterwards. To undo, put them back from a copy of the file.`,
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(app.Out, "%d keys taken out%s\n", len(gone), strings.Join(append([]string{""}, gone...), " "))
+			_, err = fmt.Fprintf(app.Out, "keys taken out: %s\n", cmp.Or(strings.Join(gone, " "), "none"))
 			return err
 		})
 	}

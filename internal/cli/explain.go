@@ -41,7 +41,7 @@ are those on the disk; a running instance has them after its next reload.`,
 	q := service.Question{}
 	var ip string
 	cmd.Flags().StringVar(&q.From, "from", "", "sender of a message that was not sent; empty for a bounce")
-	cmd.Flags().StringSliceVar(&q.To, "to", nil, "recipient of a message that was not sent; may be given again")
+	cmd.Flags().StringSliceVar(&q.To, "to", nil, "`ADDRESS` of a recipient of a message that was not sent; may be given again")
 	cmd.Flags().StringVar(&ip, "ip", "192.0.2.1", "address of the client that would send it")
 	cmd.Flags().StringVar(&q.Helo, "helo", "client.example", "name that the client would give")
 	cmd.Flags().StringVar(&q.User, "user", "", "user that would have logged in")

@@ -108,7 +108,7 @@ leave the quota. Users may be logged in meanwhile.`,
 	}
 	data := app.dataFlag(cmd)
 	f := cmd.Flags()
-	f.StringSliceVar(&e.folders, "folder", []string{"INBOX"}, "folder; once more for another")
+	f.StringSliceVar(&e.folders, "folder", []string{"INBOX"}, "`FOLDER`; once more for another")
 	f.IntVar(&e.days, "days", -1, "days that a message must have lain there")
 	f.BoolVar(&e.unread, "unread", false, "only what was never read")
 	f.BoolVar(&e.dry, "dry-run", false, "only tell")

@@ -233,7 +233,7 @@ they are removed; to undo, indigo trash restore. Groups are never among them eit
 	cmd.Flags().BoolVar(&choice.remove, "remove", false, "remove them")
 	cmd.Flags().BoolVar(&choice.mark, "deactivate", false, "mark them inactive")
 	cmd.Flags().BoolVar(&marked, "marked", false, "list who is marked inactive")
-	cmd.Flags().StringArrayVar(&choice.except, "except-name", nil, "pass users with this name (gecos) over; once more for another")
+	cmd.Flags().StringArrayVar(&choice.except, "except-name", nil, "pass users with this `NAME` (gecos) over; once more for another")
 	cmd.MarkFlagsMutuallyExclusive("deactivate", "remove", "marked")
 	cmd.Flags().BoolVar(&choice.fast, "no-mailbox", false, "do not look at the mailboxes")
 	cmd.Flags().BoolVar(&choice.yes, "yes", false, "do not ask")

@@ -243,8 +243,8 @@ instance sees a change at once. To undo, clear what was set.`,
 		Example: "  indigo user flags alice@example.org\n  indigo user flags alice@example.org --set NO_POP,NO_IMAP --clear NO_RELAY", Args: cobra.ExactArgs(1),
 	}
 	data := app.dataFlag(cmd)
-	cmd.Flags().StringSliceVar(&set, "set", nil, "flags to set")
-	cmd.Flags().StringSliceVar(&clear, "clear", nil, "flags to clear")
+	cmd.Flags().StringSliceVar(&set, "set", nil, "`FLAGS` to set")
+	cmd.Flags().StringSliceVar(&clear, "clear", nil, "`FLAGS` to clear")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		a, err := addr.Parse(args[0])

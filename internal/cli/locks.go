@@ -49,7 +49,7 @@ then each host counts by itself, and they go on together when it is back.`,
 			_, err = fmt.Fprintln(app.Out, sharedLine(s))
 		}
 		if err == nil && s.Server != "" && !s.Up {
-			err = errors.New("the server that hosts share does not answer; see REDIS_URL and docs/auth.md")
+			err = errors.New("the server that hosts share does not answer; see REDIS_URL and docs/several-hosts.md")
 		}
 		return err
 	}

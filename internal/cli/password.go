@@ -248,7 +248,7 @@ func passwordFlags(cmd *cobra.Command, p *password) {
 	f.StringVar(&p.hash, "hash", "", "ARGON2ID, BCRYPT, SHA512, SHA256 or MD5 (default: PASSWORD_HASH)")
 	f.StringVar(&p.scram, "scram", "", "also keep keys for SCRAM-SHA-1, SCRAM-SHA-256 or SCRAM-SHA-512, or none (default: PASSWORD_SCRAM)")
 	f.IntVar(&p.iterations, "iterations", 0, "iterations of SCRAM's keys (default 4096)")
-	f.BoolVar(&p.keepClear, "keep-clear", false, "also keep the password itself, which CRAM needs: who gets at the database has it")
+	f.BoolVar(&p.keepClear, "keep-clear", false, "also keep the password itself, for CRAM, DIGEST-MD5 and APOP, encrypted unless PASSWORD_SECRETS is clear")
 	f.BoolVar(&p.force, "force", false, "set a password that the policy refuses")
 }
 

@@ -235,7 +235,15 @@ func (app *App) grantATRN(ctx context.Context, data, domain, user string) error 
 		if err == nil && !isAutoturn(data, d) {
 			return fmt.Errorf("the mail of %s does not wait for a host; `indigo domain add DOMAIN --etrn` makes a domain whose mail does", d.Name)
 		}
-		return s.GrantATRN(ctx, a, domain)
+		if err := s.GrantATRN(ctx, a, domain); err != nil {
+			return err
+		}
+		// Users of the host have no row (odmr@localhost).
+		if _, err := s.User(ctx, a); a.Domain != "localhost" && (errors.Is(err, directory.ErrNoUser) || errors.Is(err, directory.ErrNoDomain)) {
+			_, err = fmt.Fprintf(app.Err, "%s: %v in the directory now; the grant holds for who logs in by that name\n", a, err)
+			return err
+		}
+		return nil
 	})
 }
 

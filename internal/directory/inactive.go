@@ -12,7 +12,15 @@ import (
 
 // ErrInactive is ErrNoUser of one whose row waits in the table indibak: nobody to mail and logins, until somebody activates him or he logs
 // in by POP3 or IMAP.
-var ErrInactive = fmt.Errorf("the user is marked inactive: %w", ErrNoUser)
+var ErrInactive error = noUser("the user is marked inactive")
+
+// noUser is ErrNoUser that says more, and does not say that there is no such user.
+type noUser string
+
+func (e noUser) Error() string { return string(e) }
+
+// Unwrap gives ErrNoUser.
+func (noUser) Unwrap() error { return ErrNoUser }
 
 // DeactivateUser marks a user inactive, as IndiMail does: the row goes from indimail to indibak. Mail stays where it is, and aliases
 // hold. ErrNoUser, ErrNoDomain; ErrInactive when it was done before.
@@ -30,6 +38,11 @@ func (s *Store) DeactivateUser(ctx context.Context, a addr.Address) error {
 // ActivateUser undoes DeactivateUser. ErrNoUser when nobody of that name is inactive.
 func (s *Store) ActivateUser(ctx context.Context, a addr.Address) error {
 	u, err := s.InactiveUser(ctx, a)
+	if errors.Is(err, ErrNoUser) {
+		if _, active := s.User(ctx, a); active == nil {
+			err = noUser("the user is not marked inactive")
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", a, err)
 	}

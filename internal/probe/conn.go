@@ -14,6 +14,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/indigomail/indigo/internal/auth/sasl"
@@ -95,7 +96,7 @@ func Connect(ctx context.Context, t Target) (*Conn, error) {
 func open(ctx context.Context, t Target) (*Conn, error) {
 	raw, err := t.Dial(ctx, "tcp", t.Address)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", t.Address, err)
+		return nil, fmt.Errorf("connect to %s: %w", t.Address, plain(err))
 	}
 	c := &Conn{target: t, conn: raw}
 	if t.Mode == TLS {
@@ -116,6 +117,21 @@ func open(ctx context.Context, t Target) (*Conn, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// plain takes from an error of the network what its reader knows already, and says what may be the matter.
+func plain(err error) error {
+	var name *net.DNSError
+	var code syscall.Errno
+	switch {
+	case errors.As(err, &name) && name.IsNotFound:
+		return fmt.Errorf("the name %s is not in the DNS", name.Name)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w: nothing listens there", syscall.ECONNREFUSED)
+	case errors.As(err, &code):
+		return code
+	}
+	return err
 }
 
 // goodbyeTime is how long a server has to close the connection after QUIT: one of POP3 keeps its mailbox locked till then.

@@ -75,6 +75,10 @@ func (r *Reader) Captured(line string) Line {
 	if _, ok := decode(text); ok && text != "" && !strings.Contains(text, " ") && len(text) >= 8 {
 		return r.Line("", text)
 	}
+	token := strings.TrimSpace(text)
+	if m, ok := sasl.ExplainToken(token); ok {
+		return Line{Text: token, Message: &m, secret: token}
+	}
 	return Line{Text: line}
 }
 

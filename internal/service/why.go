@@ -433,7 +433,7 @@ func (w *whyLogin) ways(ctx context.Context, kind string, c *auth.Connection) {
 		case scram != "":
 			return false, "no keys for " + scram + " are kept: `indigo user passwd --scram " + scram + "`"
 		}
-		return false, "the password is not kept in clear, which it needs: `indigo user passwd --keep-clear`"
+		return false, "the password itself is not kept, which it needs: `indigo user passwd --keep-clear`"
 	}
 	for _, name := range sasl.Names() {
 		way := LoginWay{Mechanism: name, Clear: slices.Contains(clear, name), TLS: slices.Contains(secure, name)}
@@ -441,7 +441,9 @@ func (w *whyLogin) ways(ctx context.Context, kind string, c *auth.Connection) {
 		case name == "PLAIN" || name == "LOGIN":
 			way.Fits, way.Why = password()
 		case name == "EXTERNAL":
-			way.Why = "needs a client certificate with the address (AUTH_EXTERNAL)"
+			// Whether the certificate is good is not known before a client shows one.
+			way.TLS = settings.AuthExternal.Get(w.view)
+			way.Fits, way.Why = w.external()
 		case name == "OAUTHBEARER" || name == "XOAUTH2":
 			way.Fits, way.Why = w.token()
 		case strings.HasPrefix(name, "SCRAM-"):
@@ -466,18 +468,38 @@ func (w *whyLogin) ways(ctx context.Context, kind string, c *auth.Connection) {
 	}
 }
 
-// token tells whether a token of the user would do.
-func (w *whyLogin) token() (bool, string) {
-	issuer := settings.OAuthIssuer.Get(w.view)
+// named tells whether a user whom something else than a password names would be let in.
+func (w *whyLogin) named() (bool, string) {
 	switch {
-	case issuer == "":
-		return false, "needs a token, and no issuer is set (OAUTH_ISSUER)"
 	case !w.has("directory"):
 		return false, "it asks the directory alone, which is none of the sources"
 	case !w.known:
 		return false, w.missing
 	case w.noPassword:
 		return false, w.locked
+	}
+	return true, ""
+}
+
+// external tells whether a certificate of the user would do.
+func (w *whyLogin) external() (bool, string) {
+	if !settings.AuthExternal.Get(w.view) {
+		return false, "needs a client certificate with the address (AUTH_EXTERNAL)"
+	}
+	if fits, why := w.named(); !fits {
+		return false, why
+	}
+	return true, "with a certificate by an authority of CLIENTCA that has the address"
+}
+
+// token tells whether a token of the user would do.
+func (w *whyLogin) token() (bool, string) {
+	issuer := settings.OAuthIssuer.Get(w.view)
+	if issuer == "" {
+		return false, "needs a token, and no issuer is set (OAUTH_ISSUER)"
+	}
+	if fits, why := w.named(); !fits {
+		return false, why
 	}
 	if _, err := tokenConfig(w.view); err != nil {
 		return false, err.Error()

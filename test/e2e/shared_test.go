@@ -210,7 +210,7 @@ func TestSharedLogins(t *testing.T) {
 	}
 }
 
-// TestSharedLoginsTLS: over TLS, as a user who has no more rights than docs/auth.md gives him; started while the server is down.
+// TestSharedLoginsTLS: over TLS, as a user who has no more rights than docs/several-hosts.md gives him; started while the server is down.
 func TestSharedLoginsTLS(t *testing.T) {
 	server := redisserver.For(t, redisserver.Config{TLS: true, User: "indigo", Password: "a secret", Rules: documentedRules(t)})
 	ca := filepath.Join(folder(t), "ca.pem")
@@ -240,10 +240,10 @@ func TestSharedLoginsTLS(t *testing.T) {
 	shared(t, a, "up since ")
 }
 
-// documentedRules gives the rights of the user in docs/auth.md's `ACL SETUSER indigo …`.
+// documentedRules gives the rights of the user in docs/several-hosts.md's `ACL SETUSER indigo …`.
 func documentedRules(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile("../../docs/auth.md")
+	text, err := os.ReadFile("../../docs/several-hosts.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +252,7 @@ func documentedRules(t *testing.T) string {
 			return rest
 		}
 	}
-	t.Fatal("docs/auth.md has no ACL")
+	t.Fatal("docs/several-hosts.md has no ACL")
 	return ""
 }
 

@@ -155,10 +155,19 @@ func (s *issuer) discover(ctx context.Context) error {
 		err = checkURL(found.Keys, s.config.Loopback)
 	}
 	if err != nil {
-		return errors.New(clip(fmt.Sprintf("the issuer's description %s: %v", s.config.Configuration(), err)))
+		return errors.New(clip(fmt.Sprintf("the issuer's description %s: %v", s.config.Configuration(), unnamed(err))))
 	}
 	s.keysURL, s.discovered = found.Keys, now
 	return nil
+}
+
+// unnamed takes the URL out of an error, before which it stands already.
+func unnamed(err error) error {
+	var question *url.Error
+	if errors.As(err, &question) {
+		return question.Err
+	}
+	return err
 }
 
 // fetch asks the issuer for its keys.
@@ -172,7 +181,7 @@ func (s *issuer) fetch(ctx context.Context) ([]jose.JSONWebKey, error) {
 	}
 	response, err := s.client.Load().Do(request)
 	if err != nil {
-		return fail(err)
+		return fail(unnamed(err))
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {

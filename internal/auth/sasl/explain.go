@@ -186,6 +186,13 @@ func (m *Message) explainToken(s string, challenge bool) {
 	}
 }
 
+// ExplainToken tells what is in a token that stands alone, and false when it is no JWT.
+func ExplainToken(s string) (Message, bool) {
+	m := Message{Kind: "token", Parts: []Part{{Name: "token", Text: printable(s), Secret: true}}}
+	m.explainJWT("Bearer " + s)
+	return m, len(m.Parts) > 1
+}
+
 // explainJWT tells what is in a token that is a JWT (RFC 7519): all of it but the signature, without which it is good for nothing.
 func (m *Message) explainJWT(value string) {
 	_, token, _ := strings.Cut(value, " ")
