@@ -74,8 +74,9 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			wrong = append(wrong, at(v, settings.Port.Setting, "service %s has port %d already", other, spec.port))
 		}
 		ports[spec.port] = name
+		store := store
 		if path := certificatePath(data, v); path != certificatePath(data, all) {
-			if _, err := tlsx.NewStore(path); err != nil {
+			if store, err = tlsx.NewStore(path); err != nil {
 				wrong = append(wrong, at(v, settings.CertDir.Setting, "%v", err))
 			}
 		}
@@ -86,7 +87,7 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			}
 			p := at(v, setting, "%v", err)
 			if !v.IsSet(setting) {
-				p.File = filepath.Join(filepath.Dir(settings.TLSCert.Get(all)), file)
+				p.File, p.Line = relativeTo(data, filepath.Join(certificateDirectory(data, v), file)), 1
 			}
 			if !slices.Contains(wrong, p) {
 				wrong = append(wrong, p)
@@ -204,10 +205,7 @@ func checkDeliveryTLS(data string, v *settings.View, at func(*settings.View, *se
 	dir := certificateDirectory(data, v)
 	there := func(file string, err error) {
 		if err != nil {
-			if relative, outside := filepath.Rel(data, file); outside == nil {
-				file = relative
-			}
-			wrong = append(wrong, settings.Problem{File: file, Line: 1, Text: err.Error() + ": mail waits until that is put right"})
+			wrong = append(wrong, settings.Problem{File: relativeTo(data, file), Line: 1, Text: err.Error() + ": mail waits until that is put right"})
 		}
 	}
 	if file := settings.ClientCert.Get(v); file != "" {
@@ -224,6 +222,14 @@ func checkDeliveryTLS(data string, v *settings.View, at func(*settings.View, *se
 		there(file, err)
 	}
 	return wrong
+}
+
+// relativeTo gives a file's name within the data directory; one outside keeps its whole path.
+func relativeTo(data, file string) string {
+	if name, err := filepath.Rel(data, file); err == nil && filepath.IsLocal(name) {
+		return name
+	}
+	return file
 }
 
 func exists(file string) bool {
