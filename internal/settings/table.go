@@ -49,7 +49,7 @@ var (
 	DoubleBounceTo     = text("DOUBLEBOUNCETO", "doublebounceto", "postmaster", "queue", "local part or address that gets double bounces; empty means nobody", 0)
 	DoubleBounceHost   = text("DOUBLEBOUNCEHOST", "doublebouncehost", "", "queue", "domain for doublebounceto; empty means DEFAULT_DOMAIN, or else the host name", 0, valid(hostName))
 	HeloHost           = text("HELOHOST", "helohost", "", "queue", "name that deliveries give in EHLO; empty means the host name", 0, valid(hostName))
-	SMTPRoutes         = routes("SMTPROUTES", "smtproutes", "queue", "static routes, domain:relay:port:penalty:tolerance user password NAME=value,NAME=value a line; an empty domain is the wildcard", 2748)
+	SMTPRoutes         = routes("SMTPROUTES", "smtproutes", "queue", "static routes, domain:relay:port:penalty:tolerance, user password or not, NAME=value,NAME=value or not, a line; an empty domain is the wildcard", 2748)
 	TimeoutConnect     = seconds("TIMEOUTCONNECT", "timeoutconnect", "60", 1, 3600, "queue", "seconds to wait for a remote host to accept a connection", 0)
 	TimeoutRemote      = seconds("TIMEOUTREMOTE", "timeoutremote", "300", 1, 86400, "queue", "seconds to wait for a remote host's reply", 0)
 	PermitPlainAuth    = boolean("REMOTE_PLAIN_AUTH", "remote_plain_auth", "0", "queue", "log in at relays by PLAIN, LOGIN and tokens without TLS, too", 0)
