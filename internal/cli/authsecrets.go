@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/service"
@@ -35,6 +36,8 @@ type secretsStatus struct {
 	Unreadable []string `json:"unreadable"`
 	Locked     int      `json:"locked"`
 	Malformed  int      `json:"malformed"`
+	// Trash counts those in clear beside a hash that are in the trash.
+	Trash int `json:"trash_clear"`
 }
 
 // secrets is what the commands of `indigo auth secrets` work on.
@@ -153,6 +156,15 @@ func (s secrets) encrypt(ctx context.Context, domains []string) (int, error) {
 	})
 }
 
+// encryptTrash encrypts what is in clear in the trash, so that a restore does not bring it back.
+func (s secrets) encryptTrash(ctx context.Context, domains []string) error {
+	n, err := s.store.GuardTrash(ctx, domains)
+	if n > 0 {
+		fmt.Fprintf(s.app.Out, "%d encrypted in the trash\n", n)
+	}
+	return err
+}
+
 // want checks that PASSWORD_SECRETS says what a command is to do, for what is set later follows the setting.
 func (s secrets) want(value string) error {
 	if got := settings.PasswordKept.Get(s.view); got != value {
@@ -176,14 +188,15 @@ func (app *App) authSecretsCommand() *cobra.Command {
 	}{
 		{use: "encrypt", short: "Encrypt passwords that are kept in clear, and anew those of an older key",
 			long: `Encrypt the passwords that are kept in clear beside a hash, {CRAM} and behind keys of SCRAM, and those that an older key has encrypted, with the first key
-of PASSWORD_KEYS. An IndiMail or another program on the same database cannot read them afterwards. Passwords that stand alone in pw_passwd stay.
+of PASSWORD_KEYS, and those in clear in the trash. An IndiMail or another program on the same database cannot read them afterwards. Passwords that stand alone in pw_passwd stay.
 To undo: indigo settings set PASSWORD_SECRETS clear, then indigo auth secrets decrypt.`,
 			question: "Encrypt the kept passwords of %s?", done: "%d encrypted\n",
 			run: func(ctx context.Context, s secrets, domains []string, _ bool) (int, error) {
 				if err := s.want("encrypted"); err != nil {
 					return 0, err
 				}
-				return s.encrypt(ctx, domains)
+				n, err := s.encrypt(ctx, domains)
+				return n, errors.Join(err, s.encryptTrash(ctx, domains))
 			}},
 		{use: "decrypt", short: "Put passwords that are kept encrypted into the database in clear",
 			long: `Decrypt kept passwords to the forms of IndiMail: who gets at the database has them. To undo: indigo settings set PASSWORD_SECRETS encrypted, then
@@ -288,6 +301,15 @@ func (app *App) secretsStatusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			err = s.store.TrashPasswords(func(user addr.Address, passwd, scram string) {
+				stored, _ := auth.ParseStored(strings.TrimLeft(passwd, "!*"), scram)
+				if !stored.Bare && stored.Clear != "" && (len(args) == 0 || slices.ContainsFunc(args, func(d string) bool { return strings.EqualFold(d, user.Domain) })) {
+					status.Trash++
+				}
+			})
+			if err != nil {
+				return err
+			}
 			err = app.table(asJSON, status, 0, func(w io.Writer) {
 				fmt.Fprintf(w, "PASSWORD_SECRETS\t%s\nkeys\t%s\n", status.Setting, strings.Join(append([]string{status.File}, ids...), " "))
 				fmt.Fprintf(w, "a hash alone\t%d\nkeys of SCRAM\t%d\n", status.Hash, status.SCRAM)
@@ -295,6 +317,9 @@ func (app *App) secretsStatusCommand() *cobra.Command {
 					fmt.Fprintf(w, "kept, encrypted with %s\t%d\n", id, status.Encrypted[id])
 				}
 				fmt.Fprintf(w, "kept in clear beside a hash\t%d\nin clear alone in pw_passwd\t%d\nlocked or none\t%d\nmalformed\t%d\n", status.Clear, status.Alone, status.Locked, status.Malformed)
+				if status.Trash > 0 {
+					fmt.Fprintf(w, "in the trash in clear beside a hash\t%d\n", status.Trash)
+				}
 				for _, user := range status.Unreadable {
 					fmt.Fprintf(w, "cannot be decrypted\t%s\n", user)
 				}
