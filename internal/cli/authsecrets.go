@@ -105,33 +105,62 @@ func (s secrets) readable(u directory.User, stored auth.Stored) error {
 	return err
 }
 
+// atOnce is how many users one transaction changes: enough that the disk is not what it waits for, few enough that others who write do not wait long.
+const atOnce = 500
+
 // rewrite changes the stored form of each user for whom form gives another, and counts them. What cannot be changed is named, and makes an error at
 // the end.
 func (s secrets) rewrite(ctx context.Context, domains []string, what string, form func(directory.User) (passwd, scram string, changed bool, err error)) (n int, err error) {
 	failed := 0
-	err = s.users(ctx, domains, func(u directory.User) error {
-		passwd, scram, changed, err := form(u)
-		if err == nil && !changed {
+	fail := func(u directory.User, err error) {
+		failed++
+		fmt.Fprintf(s.app.Err, "%s: %v\n", u.Address(), err)
+	}
+	// renew changes some at once; where the transaction fails, each by itself, so that one keeps no others.
+	var renew func(some []directory.Renewal) error
+	renew = func(some []directory.Renewal) error {
+		if len(some) == 0 {
 			return nil
 		}
-		renewed := false
-		if err == nil {
-			renewed, err = s.store.RenewPassword(ctx, u, passwd, scram, what)
+		left, err := s.store.RenewPasswords(ctx, some, what)
+		for i, r := range some {
+			switch {
+			case err != nil && ctx.Err() != nil:
+			case err != nil && len(some) == 1:
+				fail(r.User, err)
+			case err != nil:
+				if err := renew(some[i : i+1]); err != nil {
+					return err
+				}
+			case left[i] != nil:
+				fail(r.User, left[i])
+			default:
+				n++
+			}
 		}
-		switch {
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return fmt.Errorf("interrupted: %d were changed; the same command goes on: %w", n, ctx.Err())
-		case err != nil:
-			failed++
-			fmt.Fprintf(s.app.Err, "%s: %v\n", u.Address(), err)
-		case !renewed:
-			failed++
-			fmt.Fprintf(s.app.Err, "%s: was changed meanwhile\n", u.Address())
-		default:
-			n++
 		}
 		return nil
+	}
+	var some []directory.Renewal
+	err = s.users(ctx, domains, func(u directory.User) error {
+		passwd, scram, changed, err := form(u)
+		switch {
+		case err != nil:
+			fail(u, err)
+		case changed:
+			some = append(some, directory.Renewal{User: u, Password: passwd, Scram: scram})
+		}
+		if len(some) < atOnce {
+			return nil
+		}
+		err, some = renew(some), nil
+		return err
 	})
+	if err == nil {
+		err = renew(some)
+	}
 	if n > 0 {
 		err = errors.Join(err, s.store.Scrub(context.WithoutCancel(ctx)))
 	}
