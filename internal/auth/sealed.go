@@ -205,6 +205,14 @@ func (s *Secrets) Guard(ctx context.Context, user addr.Address, passwd, scram st
 	return s.Keys.Encrypt(user, passwd, scram)
 }
 
+// Restore implements directory.Secrets.
+func (s *Secrets) Restore(ctx context.Context, user addr.Address, passwd, scram string) (string, string, error) {
+	if c, kept, err := splitColumns(passwd, scram); err != nil || !kept || c.sealed != "" {
+		return passwd, scram, nil
+	}
+	return s.Guard(ctx, user, passwd, scram)
+}
+
 // Move implements directory.Secrets.
 func (s *Secrets) Move(from, to addr.Address, passwd, scram string) (string, string, error) {
 	return s.Keys.Move(from, to, passwd, scram)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/service"
@@ -35,6 +36,8 @@ type secretsStatus struct {
 	Unreadable []string `json:"unreadable"`
 	Locked     int      `json:"locked"`
 	Malformed  int      `json:"malformed"`
+	// Trash counts those in clear beside a hash that are in the trash.
+	Trash int `json:"trash_clear"`
 }
 
 // secrets is what the commands of `indigo auth secrets` work on.
@@ -102,33 +105,62 @@ func (s secrets) readable(u directory.User, stored auth.Stored) error {
 	return err
 }
 
+// atOnce is how many users one transaction changes: enough that the disk is not what it waits for, few enough that others who write do not wait long.
+const atOnce = 500
+
 // rewrite changes the stored form of each user for whom form gives another, and counts them. What cannot be changed is named, and makes an error at
 // the end.
 func (s secrets) rewrite(ctx context.Context, domains []string, what string, form func(directory.User) (passwd, scram string, changed bool, err error)) (n int, err error) {
 	failed := 0
-	err = s.users(ctx, domains, func(u directory.User) error {
-		passwd, scram, changed, err := form(u)
-		if err == nil && !changed {
+	fail := func(u directory.User, err error) {
+		failed++
+		fmt.Fprintf(s.app.Err, "%s: %v\n", u.Address(), err)
+	}
+	// renew changes some at once; where the transaction fails, each by itself, so that one keeps no others.
+	var renew func(some []directory.Renewal) error
+	renew = func(some []directory.Renewal) error {
+		if len(some) == 0 {
 			return nil
 		}
-		renewed := false
-		if err == nil {
-			renewed, err = s.store.RenewPassword(ctx, u, passwd, scram, what)
+		left, err := s.store.RenewPasswords(ctx, some, what)
+		for i, r := range some {
+			switch {
+			case err != nil && ctx.Err() != nil:
+			case err != nil && len(some) == 1:
+				fail(r.User, err)
+			case err != nil:
+				if err := renew(some[i : i+1]); err != nil {
+					return err
+				}
+			case left[i] != nil:
+				fail(r.User, left[i])
+			default:
+				n++
+			}
 		}
-		switch {
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return fmt.Errorf("interrupted: %d were changed; the same command goes on: %w", n, ctx.Err())
-		case err != nil:
-			failed++
-			fmt.Fprintf(s.app.Err, "%s: %v\n", u.Address(), err)
-		case !renewed:
-			failed++
-			fmt.Fprintf(s.app.Err, "%s: was changed meanwhile\n", u.Address())
-		default:
-			n++
 		}
 		return nil
+	}
+	var some []directory.Renewal
+	err = s.users(ctx, domains, func(u directory.User) error {
+		passwd, scram, changed, err := form(u)
+		switch {
+		case err != nil:
+			fail(u, err)
+		case changed:
+			some = append(some, directory.Renewal{User: u, Password: passwd, Scram: scram})
+		}
+		if len(some) < atOnce {
+			return nil
+		}
+		err, some = renew(some), nil
+		return err
 	})
+	if err == nil {
+		err = renew(some)
+	}
 	if n > 0 {
 		err = errors.Join(err, s.store.Scrub(context.WithoutCancel(ctx)))
 	}
@@ -151,6 +183,15 @@ func (s secrets) encrypt(ctx context.Context, domains []string) (int, error) {
 		}
 		return u.Password, u.Scram, true, nil
 	})
+}
+
+// encryptTrash encrypts what is in clear in the trash, so that a restore does not bring it back.
+func (s secrets) encryptTrash(ctx context.Context, domains []string) error {
+	n, err := s.store.GuardTrash(ctx, domains)
+	if n > 0 {
+		fmt.Fprintf(s.app.Out, "%d encrypted in the trash\n", n)
+	}
+	return err
 }
 
 // want checks that PASSWORD_SECRETS says what a command is to do, for what is set later follows the setting.
@@ -176,14 +217,15 @@ func (app *App) authSecretsCommand() *cobra.Command {
 	}{
 		{use: "encrypt", short: "Encrypt passwords that are kept in clear, and anew those of an older key",
 			long: `Encrypt the passwords that are kept in clear beside a hash, {CRAM} and behind keys of SCRAM, and those that an older key has encrypted, with the first key
-of PASSWORD_KEYS. An IndiMail or another program on the same database cannot read them afterwards. Passwords that stand alone in pw_passwd stay.
+of PASSWORD_KEYS, and those in clear in the trash. An IndiMail or another program on the same database cannot read them afterwards. Passwords that stand alone in pw_passwd stay.
 To undo: indigo settings set PASSWORD_SECRETS clear, then indigo auth secrets decrypt.`,
 			question: "Encrypt the kept passwords of %s?", done: "%d encrypted\n",
 			run: func(ctx context.Context, s secrets, domains []string, _ bool) (int, error) {
 				if err := s.want("encrypted"); err != nil {
 					return 0, err
 				}
-				return s.encrypt(ctx, domains)
+				n, err := s.encrypt(ctx, domains)
+				return n, errors.Join(err, s.encryptTrash(ctx, domains))
 			}},
 		{use: "decrypt", short: "Put passwords that are kept encrypted into the database in clear",
 			long: `Decrypt kept passwords to the forms of IndiMail: who gets at the database has them. To undo: indigo settings set PASSWORD_SECRETS encrypted, then
@@ -288,6 +330,15 @@ func (app *App) secretsStatusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			err = s.store.TrashPasswords(func(user addr.Address, passwd, scram string) {
+				stored, _ := auth.ParseStored(strings.TrimLeft(passwd, "!*"), scram)
+				if !stored.Bare && stored.Clear != "" && (len(args) == 0 || slices.ContainsFunc(args, func(d string) bool { return strings.EqualFold(d, user.Domain) })) {
+					status.Trash++
+				}
+			})
+			if err != nil {
+				return err
+			}
 			err = app.table(asJSON, status, 0, func(w io.Writer) {
 				fmt.Fprintf(w, "PASSWORD_SECRETS\t%s\nkeys\t%s\n", status.Setting, strings.Join(append([]string{status.File}, ids...), " "))
 				fmt.Fprintf(w, "a hash alone\t%d\nkeys of SCRAM\t%d\n", status.Hash, status.SCRAM)
@@ -295,6 +346,9 @@ func (app *App) secretsStatusCommand() *cobra.Command {
 					fmt.Fprintf(w, "kept, encrypted with %s\t%d\n", id, status.Encrypted[id])
 				}
 				fmt.Fprintf(w, "kept in clear beside a hash\t%d\nin clear alone in pw_passwd\t%d\nlocked or none\t%d\nmalformed\t%d\n", status.Clear, status.Alone, status.Locked, status.Malformed)
+				if status.Trash > 0 {
+					fmt.Fprintf(w, "in the trash in clear beside a hash\t%d\n", status.Trash)
+				}
 				for _, user := range status.Unreadable {
 					fmt.Fprintf(w, "cannot be decrypted\t%s\n", user)
 				}

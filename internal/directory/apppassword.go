@@ -154,16 +154,63 @@ func (s *Store) AppPasswordUsed(ctx context.Context, a addr.Address, name string
 // RenewPassword puts another stored form of the same password in the place of u's, if that is still what the database has: a password that
 // was changed meanwhile stays. The time of the password's last change stays too. u may be marked inactive.
 func (s *Store) RenewPassword(ctx context.Context, u User, passwd, scram, what string) (renewed bool, err error) {
-	if passwd, scram, err = s.guard(ctx, u.Address(), passwd, scram); err != nil {
+	left, err := s.RenewPasswords(ctx, []Renewal{{u, passwd, scram}}, what)
+	switch {
+	case err != nil:
 		return false, err
+	case errors.Is(left[0], ErrChanged):
+		return false, nil
 	}
-	table := "indimail"
-	if u.Inactive {
-		table = "indibak"
+	return left[0] == nil, left[0]
+}
+
+// Renewal is another stored form of the password that a user has.
+type Renewal struct {
+	User            User
+	Password, Scram string
+}
+
+// ErrChanged says that a user has another password by now.
+var ErrChanged = errors.New("was changed meanwhile")
+
+// RenewPasswords does for some users, in one transaction, what RenewPassword does for one. left has for each what kept it from being done, nil where it was
+// done. With an error none was.
+func (s *Store) RenewPasswords(ctx context.Context, all []Renewal, what string) (left []error, err error) {
+	left = make([]error, len(all))
+	guarded := slices.Clone(all)
+	for i, r := range all {
+		guarded[i].Password, guarded[i].Scram, left[i] = s.guard(ctx, r.User.Address(), r.Password, r.Scram)
 	}
-	n, err := s.change(ctx, u.Name, u.Domain, what, "UPDATE "+table+" SET pw_passwd = ?, scram = ?, timestamp = timestamp WHERE pw_name = ? AND pw_domain = ? AND pw_passwd = ? AND coalesce(scram, '') = ?",
-		passwd, null(scram), u.Name, u.Domain, u.Password, u.Scram)
-	return n > 0, err
+	if !slices.Contains(left, nil) {
+		return left, nil
+	}
+	err = s.transaction(ctx, func(tx *sql.Tx) error {
+		for i, r := range guarded {
+			if left[i] != nil {
+				continue
+			}
+			u, table := r.User, "indimail"
+			if u.Inactive {
+				table = "indibak"
+			}
+			result, err := tx.ExecContext(ctx, s.engine.rebind("UPDATE "+table+" SET pw_passwd = ?, scram = ?, timestamp = timestamp WHERE pw_name = ? AND pw_domain = ? AND pw_passwd = ? AND coalesce(scram, '') = ?"),
+				r.Password, null(r.Scram), u.Name, u.Domain, u.Password, u.Scram)
+			if err != nil {
+				return fmt.Errorf("user %s: %w", u.Address(), err)
+			}
+			n, err := result.RowsAffected()
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				left[i] = ErrChanged
+			} else if err := s.record(ctx, tx, u.Name, u.Domain, what); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return left, err
 }
 
 // null gives NULL for "": IndiMail puts a column scram that is not NULL before the hash, even an empty one.

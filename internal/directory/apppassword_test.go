@@ -156,6 +156,30 @@ func testStoredColumns(t *testing.T, dsn string) {
 	if err := s.SetPassword(ctx, a, strings.Repeat("x", 129), ""); err == nil {
 		t.Error("129 bytes")
 	}
+	// Many at once: each is done or not by itself.
+	must(s.AddUser(ctx, NewUser{Name: "bob", Domain: "example.org", Password: "b1"}))
+	must(s.AddUser(ctx, NewUser{Name: "carl", Domain: "example.org", Password: "c1"}))
+	u, err = s.User(ctx, a)
+	must(err)
+	bob, err := s.User(ctx, addr.Address{Local: "bob", Domain: "example.org"})
+	must(err)
+	changes, _, err := s.Changes(ctx, "", "example.org", 0, 100)
+	must(err)
+	left, err := s.RenewPasswords(ctx, []Renewal{{u, "many", "keys3"}, {User{Name: "carl", Domain: "example.org", Password: "other"}, "c2", ""}, {bob, strings.Repeat("x", 129), ""}, {bob, "b2", ""}}, "renewed")
+	must(err)
+	if left[0] != nil || !errors.Is(left[1], ErrChanged) || left[2] == nil || errors.Is(left[2], ErrChanged) || left[3] != nil {
+		t.Error(left)
+	}
+	for name, want := range map[string]string{"alice": "many keys3", "bob": "b2 ", "carl": "c1 "} {
+		if u, err := s.User(ctx, addr.Address{Local: name, Domain: "example.org"}); err != nil || u.Password+" "+u.Scram != want {
+			t.Errorf("%s has %q %q, %v", name, u.Password, u.Scram, err)
+		}
+	}
+	if after, _, err := s.Changes(ctx, "", "example.org", 0, 100); err != nil || len(after) != len(changes)+2 || after[0].What != "renewed" {
+		t.Errorf("%+v %v", after, err)
+	}
+	_, err = s.write.ExecContext(ctx, "DELETE FROM indimail WHERE pw_name <> 'alice'")
+	must(err)
 	// A new hash takes keys of the password before along.
 	must(s.UpdateUser(ctx, NewUser{Name: "alice", Domain: "example.org", Password: "third"}))
 	columns("third", "")

@@ -2,7 +2,9 @@ package directory
 
 import (
 	"errors"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,6 +24,28 @@ func testATRN(t *testing.T, dsn string) {
 	}
 	must(s.MakeDomain(ctx, NewDomain{Name: "one.dom", Autoturn: "one.dom"}))
 	must(s.MakeDomain(ctx, NewDomain{Name: "two.dom", Autoturn: "192.0.2.7"}))
+	for _, name := range []string{"up.one.dom", "x.up.one.dom", "a_one.dom"} {
+		must(s.MakeDomain(ctx, NewDomain{Name: name, Autoturn: name}))
+	}
+	must(s.AddDomain(ctx, "users.one.dom"))
+	root := filepath.Join(filepath.Dir(s.config.MailRoot), "autoturn")
+	for _, c := range []struct {
+		name  string
+		limit int
+		want  string
+	}{
+		{"One.dom", 10, "one.dom up.one.dom x.up.one.dom"}, {"dom", 10, "a_one.dom one.dom two.dom up.one.dom x.up.one.dom"}, {"dom", 2, "a_one.dom one.dom"}, {"ne.dom", 10, ""}, {"_.dom", 10, ""},
+		{"users.one.dom", 10, ""},
+	} {
+		below, err := s.DomainsBelow(ctx, c.name, root, c.limit)
+		var names []string
+		for _, d := range below {
+			names = append(names, d.Name)
+		}
+		if got := strings.Join(names, " "); got != c.want || err != nil {
+			t.Errorf("below %s: %s, want %s, %v", c.name, got, c.want, err)
+		}
+	}
 	odmr := addr.Address{Local: "ODMR", Domain: "Localhost"}
 	has := func(want ...string) {
 		t.Helper()

@@ -1,13 +1,16 @@
 package directory
 
 import (
+	"bufio"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/indigomail/indigo/internal/addr"
@@ -17,6 +20,9 @@ import (
 type Secrets interface {
 	// Guard gives what the columns pw_passwd and scram are to hold of a user's new stored form.
 	Guard(ctx context.Context, user addr.Address, passwd, scram string) (newPasswd, newScram string, err error)
+	// Restore gives what they are to hold when they come back from the trash: as Guard, but what is encrypted already stays as it is, and so does what
+	// is malformed.
+	Restore(ctx context.Context, user addr.Address, passwd, scram string) (newPasswd, newScram string, err error)
 	// Move gives what they are to hold when the user gets another address.
 	Move(from, to addr.Address, passwd, scram string) (newPasswd, newScram string, err error)
 }
@@ -94,6 +100,114 @@ func (s *Store) SealedForms(ctx context.Context, each func(form string)) error {
 		}
 	}
 	return nil
+}
+
+// passwordsOf gives a row's user and stored forms; ok is false for one of another table.
+func (r trashRow) passwordsOf() (user addr.Address, passwd, scram string, ok bool) {
+	if r.Table != "indimail" && r.Table != "indibak" {
+		return user, "", "", false
+	}
+	text := func(column string) string { s, _ := r.Row[column].(string); return s }
+	return addr.Address{Local: text("pw_name"), Domain: text("pw_domain")}, text("pw_passwd"), text("scram"), true
+}
+
+// restoreSecrets makes a row of the trash keep passwords as the directory does; changed tells whether it did not.
+func (s *Store) restoreSecrets(ctx context.Context, r trashRow) (changed bool, err error) {
+	user, passwd, scram, ok := r.passwordsOf()
+	if !ok {
+		return false, nil
+	}
+	newPasswd, newScram, err := s.config.Secrets.Restore(ctx, user, passwd, scram)
+	if err != nil {
+		return false, fmt.Errorf("user %s: %w", user, err)
+	}
+	if newPasswd == passwd && newScram == scram {
+		return false, nil
+	}
+	r.Row["pw_passwd"] = newPasswd
+	if r.Row["scram"] = newScram; newScram == "" {
+		delete(r.Row, "scram")
+	}
+	return true, nil
+}
+
+// TrashPasswords calls each with the stored forms of users who are in the trash.
+func (s *Store) TrashPasswords(each func(user addr.Address, passwd, scram string)) error {
+	all, err := s.TrashContents()
+	for _, t := range all {
+		err = errors.Join(err, ignoreGone(readRows(filepath.Join(t.Path, rowsFile), func(trashHead) error { return nil }, func(r trashRow) error {
+			if user, passwd, scram, ok := r.passwordsOf(); ok {
+				each(user, passwd, scram)
+			}
+			return nil
+		})))
+	}
+	return err
+}
+
+// ignoreGone takes what was restored or purged meanwhile, or was removed without its rows, for no error.
+func ignoreGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// GuardTrash encrypts passwords that users who are in the trash keep in clear, of domains, or of all without any, and counts them. A file of rows is written anew
+// and put in the place of the old one. The error names those that were left as they are.
+func (s *Store) GuardTrash(ctx context.Context, domains []string) (n int, err error) {
+	all, err := s.TrashContents()
+	if err != nil {
+		return 0, err
+	}
+	var left error
+	for _, t := range all {
+		var rows []trashRow
+		var head trashHead
+		changed := 0
+		err := readRows(filepath.Join(t.Path, rowsFile), func(h trashHead) error { head = h; return ctx.Err() }, func(r trashRow) error {
+			if user, _, _, ok := r.passwordsOf(); ok && (len(domains) == 0 || slices.ContainsFunc(domains, func(d string) bool { return strings.EqualFold(d, user.Domain) })) {
+				guarded, err := s.restoreSecrets(ctx, r)
+				if err != nil {
+					left = errors.Join(left, fmt.Errorf("in the trash, %s: %w", t.ID, err))
+				} else if guarded {
+					changed++
+				}
+			}
+			rows = append(rows, r)
+			return nil
+		})
+		if err == nil && changed > 0 {
+			err = replaceRows(filepath.Join(t.Path, rowsFile), head, rows)
+		}
+		if err = ignoreGone(err); err != nil {
+			return n, errors.Join(left, err)
+		}
+		n += changed
+	}
+	return n, left
+}
+
+// replaceRows puts another file of rows in the place of one, whole and durable, or leaves that.
+func replaceRows(path string, head trashHead, rows []trashRow) error {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := bufio.NewWriter(f)
+	lines := json.NewEncoder(w)
+	err = lines.Encode(head)
+	for _, r := range rows {
+		err = errors.Join(err, lines.Encode(r))
+	}
+	if err = errors.Join(err, w.Flush(), f.Sync()); err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(path+".new"))
+	}
+	return syncDir(filepath.Dir(path))
 }
 
 // moveSecrets has the passwords that are kept encrypted of users who were given other addresses bound to those; name is "" for the whole domain.

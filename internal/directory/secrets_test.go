@@ -203,6 +203,61 @@ func testKeptPasswords(t *testing.T, dsn string) {
 	if bob, err = g.User(ctx, at("bob", "e.test")); err != nil || bob.Scram != keys+salted || bob.Password != hash {
 		t.Errorf("%q %q %v", bob.Password, bob.Scram, err)
 	}
+
+	// The trash: a restore keeps passwords as new ones are kept, and what lies in it can be encrypted where it lies.
+	remove := func() (rows string) {
+		place, err := g.RemoveUser(ctx, bob.Address())
+		g.must(err)
+		return filepath.Join(place, "rows.jsonl")
+	}
+	restore := func() {
+		trash, err := g.FindTrash("bob@e.test")
+		g.must(err)
+		g.must(g.RestoreTrash(ctx, trash))
+	}
+	inClear := func() (clear int) {
+		g.must(g.TrashPasswords(func(user addr.Address, _, scram string) {
+			if user == bob.Address() && strings.Contains(scram, "supersecret") {
+				clear++
+			}
+		}))
+		return clear
+	}
+	remove()
+	if inClear() != 1 {
+		t.Error("no password in the trash")
+	}
+	g.clear = false
+	restore()
+	g.keeps("bob@e.test", "supersecret")
+	g.clear = true
+	g.must(g.SetPassword(ctx, bob.Address(), hash, keys+salted))
+	rows := remove()
+	whole, err := os.ReadFile(rows)
+	g.must(err)
+	g.clear = false
+	if n, err := g.GuardTrash(ctx, []string{"other.test"}); n != 0 || err != nil {
+		t.Error(n, err)
+	}
+	for _, want := range []int{1, 0} {
+		if n, err := g.GuardTrash(ctx, []string{"E.test"}); n != want || err != nil || inClear() != 0 {
+			t.Error(n, err)
+		}
+	}
+	now, err := os.ReadFile(rows)
+	g.must(err)
+	if info, err := os.Stat(rows); err != nil || info.Mode().Perm() != 0o600 || strings.Contains(string(now), "supersecret") || strings.Count(string(now), "\n") != strings.Count(string(whole), "\n") {
+		t.Errorf("%v %v\n%s\n%s", info, err, whole, now)
+	}
+	if left, _ := filepath.Glob(rows + "?*"); left != nil {
+		t.Error(left)
+	}
+	// A lost key keeps nobody from coming back: with what the trash has.
+	without := openGuardedWith(t, g, auth.NewKeyring(t.TempDir(), filepath.Join(t.TempDir(), "none")))
+	lying, err := without.FindTrash("bob@e.test")
+	g.must(err)
+	g.must(without.RestoreTrash(ctx, lying))
+	g.keeps("bob@e.test", "supersecret")
 }
 
 // openGuardedWith opens the same database with other keys.

@@ -305,6 +305,25 @@ func (s *Store) Domains(ctx context.Context) ([]Domain, error) {
 	return domains, rows.Err()
 }
 
+// DomainsBelow gives a domain and those below it whose directories lie below root, in the order of their names, up to limit.
+func (s *Store) DomainsBelow(ctx context.Context, name, root string, limit int) ([]Domain, error) {
+	name = strings.ToLower(name)
+	rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT domain, dir FROM indigo_domain WHERE (domain = ? OR domain LIKE ? ESCAPE '!') AND dir LIKE ? ESCAPE '!' ORDER BY domain"), name, "%."+likeText(name), likeText(root)+"/%")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var below []Domain
+	for len(below) < limit && rows.Next() {
+		var d Domain
+		if err := rows.Scan(&d.Name, &d.Dir); err != nil {
+			return nil, err
+		}
+		below = append(below, d)
+	}
+	return below, rows.Err()
+}
+
 const userColumns = `SELECT pw_name, pw_domain, pw_passwd, coalesce(pw_uid, 0), coalesce(pw_gid, 0), pw_gecos, coalesce(pw_dir, ''),
 	coalesce(pw_shell, ''), coalesce(scram, ''), timestamp FROM indimail `
 

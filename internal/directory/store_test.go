@@ -27,6 +27,10 @@ func (asGiven) Guard(_ context.Context, _ addr.Address, passwd, scram string) (s
 	return passwd, scram, nil
 }
 
+func (asGiven) Restore(_ context.Context, _ addr.Address, passwd, scram string) (string, string, error) {
+	return passwd, scram, nil
+}
+
 func (asGiven) Move(_, _ addr.Address, passwd, scram string) (string, string, error) {
 	return passwd, scram, nil
 }

@@ -451,7 +451,7 @@ func readRows(path string, head func(trashHead) error, row func(trashRow) error)
 }
 
 // RestoreTrash undoes a removal: the mail goes back, then the rows. ErrExists when there is a user or domain of that name again,
-// ErrNoDomain for a user without one. After an interruption the same call goes on.
+// ErrNoDomain for a user without one. Passwords that are kept in clear come back as new ones are kept. After an interruption the same call goes on.
 func (s *Store) RestoreTrash(ctx context.Context, t Trash) error {
 	if t.Kind == "" {
 		return fmt.Errorf("%s: it has no rows of the directory; add what is needed and move the mail by hand", t.Path)
@@ -515,7 +515,12 @@ func (s *Store) RestoreTrash(ctx context.Context, t Trash) error {
 		if err := free(tx); err != nil {
 			return err
 		}
-		err := readRows(filepath.Join(t.Path, rowsFile), func(trashHead) error { return nil }, func(r trashRow) error { return s.insertRow(ctx, tx, r, places) })
+		err := readRows(filepath.Join(t.Path, rowsFile), func(trashHead) error { return nil }, func(r trashRow) error {
+			if _, err := s.restoreSecrets(ctx, r); err != nil {
+				return fmt.Errorf("%w (`indigo settings set PASSWORD_SECRETS clear` for the while lets it be restored as it was)", err)
+			}
+			return s.insertRow(ctx, tx, r, places)
+		})
 		return errors.Join(err, s.record(ctx, tx, name, domain, t.Kind+" restored from the trash of "+t.Removed.Format(time.DateTime)))
 	})
 	if err != nil {

@@ -271,26 +271,30 @@ func (s *Set) Begin(ctx context.Context, sizeHint int64) (Submission, error) {
 	return &placing{begun.(*submission), s, m}, nil
 }
 
-// Turn tries at once what is queued for hosts of a domain, as one of them asked for: what waits for its next attempt, and what lies in a queue of a
-// name that HOLDREMOTE of its own service keeps for that (wiki 4600), which goes over to a numbered queue. Other holds stay.
-func (s *Set) Turn(ctx context.Context, domain string) error {
+// Turn tries at once what f chooses, by Queue, Domain and Failed, as a host asked for, and counts it: what waits for its next attempt, and what lies in
+// a queue of a name that HOLDREMOTE of its own service keeps for that (wiki 4600), which goes over to a numbered queue. Other holds stay.
+func (s *Set) Turn(ctx context.Context, f Filter) (n int, err error) {
 	for _, m := range s.members() {
 		name := m.config.Name
+		if f.Queue != "" && f.Queue != name {
+			continue
+		}
 		view := s.config.View(name)
 		if numbered(name) > 0 || !settings.HoldRemote.Get(view) || view.Source(settings.HoldRemote.Setting).Layer != "service variable" {
 			continue
 		}
 		to := s.enter(nil)
 		if to == nil {
-			return errNoSpace.Because(errors.New("less than MIN_FREE left for every queue"))
+			return n, errNoSpace.Because(errors.New("less than MIN_FREE left for every queue"))
 		}
 		s.leave(to)
-		if _, err := s.Move(ctx, Filter{Queue: name, Domain: domain}, to.config.Name, false, nil); err != nil {
-			return fmt.Errorf("queue %s: %w", name, err)
+		moved, err := s.Move(ctx, Filter{Queue: name, Domain: f.Domain}, to.config.Name, false, nil)
+		if n += moved; err != nil {
+			return n, fmt.Errorf("queue %s: %w", name, err)
 		}
 	}
-	_, err := s.Act(ctx, RetryNow, Filter{Domain: domain}, false, nil)
-	return err
+	tried, err := s.Act(ctx, RetryNow, f, false, nil)
+	return n + tried, err
 }
 
 // Bounce tells the sender of a message outside of the queue, such as one in a Maildir that its host refused, that recipients of env failed: as a

@@ -84,7 +84,7 @@ func (c *client) authenticate(w way) (refused bool, e *mailerr.Error) {
 			why, unverified := c.whyNone(w, left)
 			return false, c.misfit(w, why, unverified)
 		}
-		c.note("* ", "login of user "+w.login.User+" by "+mechanism+", with what stands in "+w.login.Where)
+		c.note("* ", "login of user "+w.login.User+" by "+mechanism+", with what stands in "+w.login.Where.String())
 		next, refused, e := c.exchange(mechanism, who, settings.RemoteAuthFailure.Get(w.view) == "bounce")
 		switch {
 		case e == nil && next == "":
@@ -92,10 +92,10 @@ func (c *client) authenticate(w way) (refused bool, e *mailerr.Error) {
 		case e != nil:
 			if refused {
 				if w.login.TokenFile != "" {
-					c.note("! ", "the token is of the file "+w.login.TokenFile+", which stands in "+w.login.Where+": is it this user's, for this server, with the scope that its answer names?")
+					c.note("! ", "the token is of the file "+w.login.TokenFile+", which stands in "+w.login.Where.String()+": is it this user's, for this server, with the scope that its answer names?")
 					return refused, e
 				}
-				c.note("! ", "put right user and password in "+w.login.Where+", then `indigo reload`; if they are right, the server may not keep what "+mechanism+" needs: name another mechanism by AUTH_SMTP")
+				c.note("! ", "put right user and password in "+w.login.Where.String()+", then `indigo reload`; if they are right, the server may not keep what "+mechanism+" needs: name another mechanism by AUTH_SMTP")
 			}
 			return refused, e
 		}
@@ -107,7 +107,7 @@ func (c *client) authenticate(w way) (refused bool, e *mailerr.Error) {
 // misfit is the deferral of mail that cannot be sent without a login, with the reason for the operator; unverified tells that it is the
 // server's certificate.
 func (c *client) misfit(w way, why string, unverified bool) *mailerr.Error {
-	c.note("! ", "no login of user "+w.login.User+" with what stands in "+w.login.Where+": "+why)
+	c.note("! ", "no login of user "+w.login.User+" with what stands in "+w.login.Where.String()+": "+why)
 	if conn, ok := c.conn.(*tls.Conn); ok && unverified {
 		c.showWayOut(conn.ConnectionState())
 		return mailerr.Newf(451, mailerr.Enhanced{4, 7, 5}, "I found no way to log in at %s: its certificate is not verified: %s. (#4.7.5)", c.target.ip(), c.unverified)

@@ -49,13 +49,18 @@ func (d *Deliverer) wayFor(ctx context.Context, view *settings.View, host string
 	if w.route == nil {
 		w.route, w.setting = findRoute(settings.SMTPRoutes.Get(view), host, null), settings.SMTPRoutes.Setting
 	}
-	if w.route != nil && w.route.Host == "" {
-		w.route = nil
+	if r := w.route; r != nil && r.Host == "" {
+		// The domain's own MX, which nobody logs in at.
+		if w.route = nil; r.User == "" && r.Key == "" {
+			w.view = view.ForLogin(r.Login)
+			w.login.Where = r.Where
+		}
 	}
 	if w.route != nil {
 		w.view = view.ForLogin(w.route.Login)
-		if w.login = w.route.Login; w.login.Where == "" {
-			w.login.Where = view.Source(w.setting).String()
+		if w.login = w.route.Login; w.login.Where.File == "" {
+			source := view.Source(w.setting)
+			w.login.Where = settings.Source{File: source.File, Line: source.Line}
 		}
 		if w.login.User == "" {
 			if err := w.lookUp(from, to); err != nil {

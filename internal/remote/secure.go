@@ -105,7 +105,7 @@ func (w way) source(s *settings.Setting) string {
 	if where := w.view.Source(s).String(); where != "" {
 		return where
 	}
-	return w.login.Where
+	return w.login.Where.String()
 }
 
 // demands finds out what w wants of TLS with a server. The errors are for the operator.

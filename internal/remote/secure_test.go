@@ -210,6 +210,49 @@ func TestSecurityOfConnections(t *testing.T) {
 	}
 }
 
+// TestRouteWithoutLogin: settings of a route that has nothing to log in with, and of a line without a relay, which leaves the domain to its MX.
+func TestRouteWithoutLogin(t *testing.T) {
+	authority, err := lab.NewAuthority(time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, err := authority.Issue(time.Hour, "relay.test", "mx1.far.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const verified = " REMOTE_TLS=verify,REMOTE_TLS_CA=ca.pem"
+	for _, tc := range []struct{ route, at, want string }{
+		{":relay.test:587", "192.0.2.1:587", "ok"},
+		{":relay.test:587 REMOTE_TLS=verify", "192.0.2.1:587", "451 4.7.5 "},
+		{":relay.test:587" + verified, "192.0.2.1:587", "ok"},
+		{":relay.test:587" + verified + ",REMOTE_TLS_NAME=other.test", "192.0.2.1:587", "451 4.7.5 "},
+		{"far.test:" + verified + ",REMOTE_TLS_NAME=relay.test", "192.0.2.2:25", "ok"},
+		{"far.test: REMOTE_TLS=verify", "192.0.2.2:25", "451 4.7.5 "},
+		{"far.test::25 me secret REMOTE_TLS=verify", "192.0.2.2:25", "ok"},
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "ca.pem"), authority.PEM(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		i := newInternetWith(t, relayZone+"far.test. MX 10 mx1.far.test.\nmx1.far.test. A 192.0.2.2\n", viewIn(t, dir, map[string]string{"smtproutes": tc.route}), slog.DiscardHandler)
+		i.config.Data = dir
+		p := &lab.Peer{Name: "relay.test", TLS: &tls.Config{Certificates: []tls.Certificate{certificate}}}
+		i.network.Listen(tc.at, p.Serve)
+		r := i.Deliver(t.Context(), job("far.test", "u"))[0]
+		got := "ok"
+		if r.Err != nil {
+			got = r.Err.Reply()
+		}
+		if !strings.HasPrefix(got, tc.want) {
+			t.Errorf("%s: %s, want %s\n%s", tc.route, got, tc.want, strings.Join(r.Dialogue, "\n"))
+		}
+		if said := strings.Join(r.Dialogue, "\n"); r.Err != nil && !strings.Contains(said, "control/smtproutes:1") {
+			t.Errorf("%s: the line is not told\n%s", tc.route, said)
+		}
+		i.Close()
+	}
+}
+
 // TestOwnCertificate: deliveries show clientcert.pem, or what CLIENTCERT names, to servers that ask; a key that everybody may read is not used.
 func TestOwnCertificate(t *testing.T) {
 	authority, err := lab.NewAuthority(time.Now)

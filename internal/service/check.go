@@ -31,13 +31,15 @@ func Check(data string) (wrong, warnings settings.Problems) {
 
 // checkServices looks at what the settings say of services, certificates and programs.
 func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings settings.Problems) {
-	at := func(v *settings.View, s *settings.Setting, format string, a ...any) settings.Problem {
-		source := v.Source(s)
+	place := func(source settings.Source, s *settings.Setting, format string, a ...any) settings.Problem {
 		file := source.File
 		if file == "" {
 			file = "control/" + s.File
 		}
 		return settings.Problem{File: file, Line: source.Line, Text: s.Name + ": " + fmt.Sprintf(format, a...)}
+	}
+	at := func(v *settings.View, s *settings.Setting, format string, a ...any) settings.Problem {
+		return place(v.Source(s), s, format, a...)
 	}
 	all := snapshot.View("all")
 	if options, fault := redisOptions(data, snapshot); fault != nil {
@@ -74,8 +76,9 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			wrong = append(wrong, at(v, settings.Port.Setting, "service %s has port %d already", other, spec.port))
 		}
 		ports[spec.port] = name
+		store := store
 		if path := certificatePath(data, v); path != certificatePath(data, all) {
-			if _, err := tlsx.NewStore(path); err != nil {
+			if store, err = tlsx.NewStore(path); err != nil {
 				wrong = append(wrong, at(v, settings.CertDir.Setting, "%v", err))
 			}
 		}
@@ -86,7 +89,7 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			}
 			p := at(v, setting, "%v", err)
 			if !v.IsSet(setting) {
-				p.File = filepath.Join(filepath.Dir(settings.TLSCert.Get(all)), file)
+				p.File, p.Line = relativeTo(data, filepath.Join(certificateDirectory(data, v), file)), 1
 			}
 			if !slices.Contains(wrong, p) {
 				wrong = append(wrong, p)
@@ -96,7 +99,7 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 	if _, err := PasswordKeys(data, all).IDs(); err != nil {
 		warnings = append(warnings, at(all, settings.PasswordKeys.Setting, "%v", err))
 	}
-	wrong = append(wrong, checkDeliveryTLS(data, snapshot.View("queue"), at)...)
+	wrong = append(wrong, checkDeliveryTLS(data, snapshot.View("queue"), place)...)
 	if _, unmapped := tlsx.ParseSuites(settings.TLSCipherList.Get(all)); len(unmapped) > 0 {
 		warnings = append(warnings, at(all, settings.TLSCipherList.Setting, "Go's TLS has nothing for %s: passed over", strings.Join(unmapped, ", ")))
 	}
@@ -162,8 +165,8 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 	}
 	for _, name := range append(instances(snapshot), "queue", "inject") {
 		v := snapshot.View(name)
-		checkTokens(data, v, kindOf(name), func(s *settings.Setting, err error) {
-			if p := at(v, s, "%v", err); !slices.Contains(wrong, p) {
+		checkTokens(data, v, kindOf(name), func(where settings.Source, s *settings.Setting, err error) {
+			if p := place(where, s, "%v", err); !slices.Contains(wrong, p) {
 				wrong = append(wrong, p)
 			}
 		})
@@ -188,33 +191,35 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 	return wrong, warnings
 }
 
-// checkDeliveryTLS reads what deliveries go by: authorities, the certificate that they show, and qmail's files (wiki 2100, 2101).
-func checkDeliveryTLS(data string, v *settings.View, at func(*settings.View, *settings.Setting, string, ...any) settings.Problem) (wrong settings.Problems) {
+// checkDeliveryTLS reads what deliveries go by, also by a rule, a route or an entry of remote_auth: authorities, the certificate that they show, and
+// qmail's files (wiki 2100, 2101).
+func checkDeliveryTLS(data string, v *settings.View, place func(settings.Source, *settings.Setting, string, ...any) settings.Problem) (wrong settings.Problems) {
 	absolute := func(file string) string {
 		if filepath.IsAbs(file) {
 			return file
 		}
 		return filepath.Join(data, file)
 	}
-	if file := settings.RemoteTLSCA.Get(v); file != "" {
-		if _, err := tlsx.ReadRoots(absolute(file)); err != nil {
-			wrong = append(wrong, at(v, settings.RemoteTLSCA.Setting, "%v", err))
-		}
+	for _, named := range []struct {
+		setting *settings.Setting
+		read    func(file string) error
+	}{
+		{settings.RemoteTLSCA.Setting, func(file string) error { _, err := tlsx.ReadRoots(file); return err }},
+		{settings.ClientCert.Setting, func(file string) error { _, err := tlsx.ReadPair(file); return err }},
+	} {
+		v.Places(named.setting, func(where settings.Source) {
+			if err := named.read(absolute(where.Value)); err != nil {
+				wrong = appendOnce(wrong, place(where, named.setting, "%v", err))
+			}
+		})
 	}
 	dir := certificateDirectory(data, v)
 	there := func(file string, err error) {
 		if err != nil {
-			if relative, outside := filepath.Rel(data, file); outside == nil {
-				file = relative
-			}
-			wrong = append(wrong, settings.Problem{File: file, Line: 1, Text: err.Error() + ": mail waits until that is put right"})
+			wrong = append(wrong, settings.Problem{File: relativeTo(data, file), Line: 1, Text: err.Error() + ": mail waits until that is put right"})
 		}
 	}
-	if file := settings.ClientCert.Get(v); file != "" {
-		if _, err := tlsx.ReadPair(absolute(file)); err != nil {
-			wrong = append(wrong, at(v, settings.ClientCert.Setting, "%v", err))
-		}
-	} else if file := filepath.Join(dir, "clientcert.pem"); exists(file) {
+	if file := filepath.Join(dir, "clientcert.pem"); settings.ClientCert.Get(v) == "" && exists(file) {
 		_, err := tlsx.ReadPair(file)
 		there(file, err)
 	}
@@ -224,6 +229,14 @@ func checkDeliveryTLS(data string, v *settings.View, at func(*settings.View, *se
 		there(file, err)
 	}
 	return wrong
+}
+
+// relativeTo gives a file's name within the data directory; one outside keeps its whole path.
+func relativeTo(data, file string) string {
+	if name, err := filepath.Rel(data, file); err == nil && filepath.IsLocal(name) {
+		return name
+	}
+	return file
 }
 
 func exists(file string) bool {

@@ -41,7 +41,7 @@ func (k *keeper) end() {
 	<-k.done
 }
 
-// keepRound finishes removals and moves that were cut short, purges the trash, and deletes old lines of vlog and relay. What fails is
+// keepRound tells what has become wrong since it was last told, finishes removals and moves that were cut short, purges the trash, and deletes old lines of vlog and relay. What fails is
 // logged, and done in the next round.
 func (h *House) keepRound(ctx context.Context) {
 	all := h.view("all")
@@ -50,6 +50,9 @@ func (h *House) keepRound(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			h.log.Warn("keeping the house in order: "+what, "error", err)
 		}
+	}
+	if snapshot := h.settings.Load(); snapshot != nil {
+		h.logFindings(snapshot, true)
 	}
 	failed("finish removals and moves", h.directory.TidyUp(ctx))
 	if days := settings.TrashDays.Get(all); days > 0 {

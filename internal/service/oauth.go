@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -105,25 +104,21 @@ func (r relayTokens) Token(ctx context.Context, file string) (string, error) {
 func (r relayTokens) Forget(file string) { r.Grants.Forget(r.path(file)) }
 
 // checkTokens tells what is wrong with the settings for tokens of a service, and with the files of tokens that routes name.
-func checkTokens(data string, v *settings.View, kind string, wrong func(*settings.Setting, error)) {
+func checkTokens(data string, v *settings.View, kind string, wrong func(settings.Source, *settings.Setting, error)) {
 	if asksPasswords(kind) && settings.OAuthIssuer.Get(v) != "" {
 		if _, err := tokenConfig(v); err != nil {
-			wrong(settings.OAuthIssuer.Setting, err)
+			wrong(v.Source(settings.OAuthIssuer.Setting), settings.OAuthIssuer.Setting, err)
 		}
 	}
 	if kind != "queue" {
 		return
 	}
-	for _, file := range settings.RemoteAuth.Get(v).TokenFiles() {
-		if err := oauth.CheckGrant(relayTokens{data: data}.path(file)); err != nil {
-			wrong(settings.RemoteAuth.Setting, err)
+	for _, login := range v.Logins() {
+		if login.TokenFile == "" {
+			continue
 		}
-	}
-	for _, route := range append(slices.Clone(settings.SMTPRoutes.Get(v)), settings.SMTPRoute.Get(v)) {
-		if route != nil && route.TokenFile != "" {
-			if err := oauth.CheckGrant(relayTokens{data: data}.path(route.TokenFile)); err != nil {
-				wrong(settings.SMTPRoutes.Setting, err)
-			}
+		if err := oauth.CheckGrant(relayTokens{data: data}.path(login.TokenFile)); err != nil {
+			wrong(login.Where, settings.RemoteAuth.Setting, err)
 		}
 	}
 }

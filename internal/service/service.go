@@ -105,6 +105,9 @@ type House struct {
 	auth        *authd.Server
 	authSockets []string
 	control     *controlServer
+	// told are the findings of the last look at the settings; toldMu guards them.
+	toldMu sync.Mutex
+	told   map[string]int
 	// serving counts the goroutines that run doors.
 	serving sync.WaitGroup
 	started time.Time
@@ -160,7 +163,7 @@ func (h *House) check() error {
 		faults = append(faults, err)
 	} else {
 		h.settings.Store(snapshot)
-		h.logWarnings(snapshot)
+		h.logFindings(snapshot, false)
 		if _, wrong := redisOptions(h.config.Data, snapshot); wrong != nil {
 			faults = append(faults, settings.Problems{*wrong})
 		}
@@ -202,18 +205,26 @@ func (h *House) store(name string) (*tlsx.Store, error) {
 	return s, nil
 }
 
-// logWarnings tells what will not work as its author may think.
-func (h *House) logWarnings(s *settings.Snapshot) {
-	_, more := checkServices(h.config.Data, s)
+// logFindings tells what is wrong and yet lets services run, as clientca.pem that cannot be read, and what will not work as its author may think. A
+// list of revoked certificates can end while they run: with news, only what was not told since the start or the last reload.
+func (h *House) logFindings(s *settings.Snapshot, news bool) {
+	wrong, warnings := checkServices(h.config.Data, s)
 	// A directory of IndiMail's has the same in every service: one line for each, `indigo check` has them all.
 	var order []string
 	first, places := map[string]string{}, map[string]int{}
-	for _, w := range append(slices.Clone(s.Warnings), more...) {
-		if places[w.Text]++; places[w.Text] == 1 {
-			order, first[w.Text] = append(order, w.Text), w.String()
+	for _, p := range slices.Concat(wrong, s.Warnings, warnings) {
+		if places[p.Text]++; places[p.Text] == 1 {
+			order, first[p.Text] = append(order, p.Text), p.String()
 		}
 	}
+	h.toldMu.Lock()
+	defer h.toldMu.Unlock()
+	before := h.told
+	h.told = places
 	for _, text := range order {
+		if news && before[text] > 0 {
+			continue
+		}
 		line := first[text]
 		if n := places[text] - 1; n > 0 {
 			line += fmt.Sprintf(" (and in %d more places: see `indigo check`)", n)
@@ -398,7 +409,7 @@ func (h *House) Reload() error {
 	}
 	h.settings.Store(snapshot)
 	h.tokens.Reload()
-	h.logWarnings(snapshot)
+	h.logFindings(snapshot, false)
 	h.redis.Use(shared)
 	h.reconcile(h.background)
 	return h.publishNames()

@@ -3,6 +3,7 @@ package settings
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,8 +35,8 @@ type Login struct {
 	// TokenFile is the file of an OAuth token in the password's place, which is "token:FILE" then; "" for none. A relative one is of the data
 	// directory.
 	TokenFile string
-	// Where tells where it stands, as "control/smtproutes:3"; "" when that is not known.
-	Where   string
+	// Where is the file and line that it stands in; nothing else of it is set.
+	Where   Source
 	assigns []assignment
 }
 
@@ -50,6 +51,81 @@ func (v *View) ForLogin(l Login) *View {
 	return v.with(l.assigns)
 }
 
+// standsAt notes where l stands, in a file and line.
+func (l *Login) standsAt(file string, line int) {
+	l.Where = Source{File: file, Line: line}
+	l.assigns = slices.Clone(l.assigns)
+	for i := range l.assigns {
+		source := &l.assigns[i].value.source
+		source.Layer, source.File, source.Line = "route", file, line
+	}
+}
+
+// Logins gives what deliveries may log in with, and the settings that stand with it: of routes, of remote_auth without its constant database, and of
+// SMTPROUTE in rules.
+func (v *View) Logins() (all []Login) {
+	routes := append(slices.Clone(SMTPRoutes.Get(v)), SMTPRoute.Get(v))
+	for _, a := range v.ruled() {
+		if route, ok := a.value.parsed.(*Route); ok && route != nil && a.setting == SMTPRoute.Setting {
+			one := *route
+			one.standsAt(a.value.source.File, a.value.source.Line)
+			routes = append(routes, &one)
+		}
+	}
+	for _, r := range routes {
+		if r == nil {
+			continue
+		}
+		login := r.Login
+		if login.Where.File == "" {
+			source := v.Source(SMTPRoute.Setting)
+			login.standsAt(source.File, source.Line)
+		}
+		all = append(all, login)
+	}
+	if c := RemoteAuth.Get(v); c != nil {
+		for _, key := range slices.Sorted(maps.Keys(c.text)) {
+			all = append(all, c.text[key])
+		}
+		for _, s := range c.starts {
+			all = append(all, s.login)
+		}
+	}
+	return all
+}
+
+// ruled gives what rules of v's deliveries set.
+func (v *View) ruled() (all []assignment) {
+	for _, file := range []Key[*Rules]{FromdRules, RcptRules} {
+		if r := file.Get(v); r != nil {
+			for _, one := range r.rules {
+				all = append(all, one.assigns...)
+			}
+		}
+	}
+	return all
+}
+
+// Places gives each value of s that deliveries may meet, and where it stands: v's own, and those of rules, routes and
+// remote_auth without its constant database.
+func (v *View) Places(s *Setting, each func(where Source)) {
+	if v.IsSet(s) {
+		each(v.Source(s))
+	}
+	for _, a := range v.ruled() {
+		if a.setting == s && !a.value.source.Unset {
+			each(a.value.source)
+		}
+	}
+	for _, login := range v.Logins() {
+		for _, a := range login.assigns {
+			if a.setting == s && !a.value.source.Unset {
+				each(a.value.source)
+			}
+		}
+	}
+}
+
 // parseRoutes reads smtproutes.
 func parseRoutes(l *loader, s string) ([]*Route, error) {
 	var all []*Route
@@ -62,7 +138,7 @@ func parseRoutes(l *loader, s string) ([]*Route, error) {
 			continue
 		}
 		if l != nil {
-			r.Where = Source{File: l.file, Line: line.line}.String()
+			r.standsAt(l.file, line.line)
 			secrets = secrets || r.Password != ""
 		}
 		all = append(all, r)
@@ -102,14 +178,19 @@ func parseRoute(l *loader, line string) (*Route, error) {
 	if len(words) > 1 && strings.HasPrefix(words[1], "/") {
 		r.Key = words[1]
 		words, environment = firstWords(rest, 2)
+	} else if alone := slices.IndexFunc(words[:min(len(words), 2)], l.beginsSettings); alone >= 0 {
+		words, environment = firstWords(rest, alone)
+		if strings.ContainsAny(environment, " \t") {
+			return nil, errors.New("settings without a login have no blanks; with one they stand behind the password")
+		}
 	}
 	switch {
 	case len(words) == 0:
-		return r, nil
+		return r, l.parseLogin(&r.Login, environment)
 	case r.Key == "/":
 		return nil, errors.New("behind the / stands s for the sender, r for the recipient, or the key of an entry of remote_auth")
 	case len(words) == 2 && r.Key == "":
-		return nil, errors.New("a route has a user without a password")
+		return nil, fmt.Errorf("a route has a user without a password; without a login may stand NAME=value,NAME=value of %s", strings.Join(l.registry.namesFor([]string{"route"}), ", "))
 	case len(words) == 3 && r.Key == "":
 		r.User, r.Password = words[1], words[2]
 	}
@@ -117,6 +198,12 @@ func parseRoute(l *loader, line string) (*Route, error) {
 		return nil, err
 	}
 	return r, l.parseLogin(&r.Login, environment)
+}
+
+// beginsSettings tells whether a word of a route begins with NAME= of a setting that routes may have.
+func (l *loader) beginsSettings(word string) bool {
+	name, _, ok := strings.Cut(word, "=")
+	return ok && l.registry.names[name] != nil && mayChange(l.registry.names[name], []string{"route"})
 }
 
 // relay reads relay[:port[:penalty[:tolerance]]], in which the relay may be an address in brackets.
@@ -262,7 +349,7 @@ func parseCredentials(l *loader, s string) (*Credentials, error) {
 			continue
 		}
 		key = strings.ToLower(key)
-		login.Where = Source{File: l.file, Line: line.line}.String()
+		login.standsAt(l.file, line.line)
 		if _, twice := c.text[key]; wild {
 			c.starts = append(c.starts, start{key, login})
 		} else if !twice {
@@ -302,25 +389,6 @@ func (l *loader) credential(value string) (Login, error) {
 	return login, err
 }
 
-// TokenFiles gives those that entries of the text have in the place of passwords.
-func (c *Credentials) TokenFiles() (files []string) {
-	if c == nil {
-		return nil
-	}
-	for _, login := range c.text {
-		if login.TokenFile != "" {
-			files = append(files, login.TokenFile)
-		}
-	}
-	for _, s := range c.starts {
-		if s.login.TokenFile != "" {
-			files = append(files, s.login.TokenFile)
-		}
-	}
-	slices.Sort(files)
-	return files
-}
-
 // exposed tells that everybody can read a file that holds passwords.
 func exposed(path string) error {
 	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o007 != 0 {
@@ -350,7 +418,7 @@ func (c *Credentials) Find(keys ...string) (login Login, found bool, err error) 
 			value, found, err := c.inCDB(key)
 			if err == nil && found {
 				login, err = c.loader.credential(value)
-				login.Where = c.File + ".cdb"
+				login.Where.File = c.File + ".cdb"
 			}
 			if found || err != nil {
 				if err != nil {

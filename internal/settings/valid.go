@@ -28,6 +28,9 @@ func valid(check func(string) error) option {
 	}
 }
 
+// etrnHost takes a host name, or queue:NAME.
+func etrnHost(s string) error { return hostName(strings.TrimPrefix(s, "queue:")) }
+
 // hostName takes a name of labels, as RFC 1123 section 2.1 has them, also with underscores, which are in use.
 func hostName(s string) error {
 	if len(s) > 253 {

@@ -13,7 +13,7 @@ import (
 
 // Source is where a value came from.
 type Source struct {
-	// Layer is "default", "control file", "service variable", "defaultqueue", "tcp rule" or "rule".
+	// Layer is "default", "control file", "service variable", "defaultqueue", "tcp rule", "rule" or "route".
 	Layer string
 	// File is relative to the data directory, Line counts from 1; "" and 0 for a default.
 	File string

@@ -122,8 +122,7 @@ var (
 	replyAuthTLS      = newReply(538, "5.7.11", "encryption required for this authentication mechanism (#5.7.11)")
 	replyAuthCancel   = newReply(501, "5.0.0", "auth exchange cancelled (#5.0.0)")
 	replyAuthSyntax   = newReply(501, "5.5.2", "malformed auth input (#5.5.2)")
-	replyETRNSyntax   = newReply(501, "5.5.4", "syntax: ETRN domain (#5.5.4)")
-	replyETRNOption   = newReply(501, "5.5.4", "ETRN takes a domain, without @ or # (#5.5.4)")
+	replyETRNSyntax   = newReply(501, "5.5.4", "syntax: ETRN domain, @domain or #queue (#5.5.4)")
 	replyATRNSyntax   = newReply(501, "5.5.4", "syntax: ATRN domain,domain (#5.5.4)")
 	replyATRNBehind   = newReply(503, "5.5.1", "nothing may be sent behind ATRN before its reply (#5.5.1)")
 	replyTurnInMail   = newReply(503, "5.5.1", "not during a mail transaction (#5.5.1)")
@@ -203,6 +202,9 @@ func replyETRNUnable(node string) *reply {
 }
 
 func replyETRNRefused(node string) *reply {
+	if strings.HasPrefix(node, "#") {
+		return newReply(459, "4.7.0", "Node <"+node+"> not allowed: that is no queue that hosts may ask for (#4.7.0)")
+	}
 	return newReply(459, "4.7.0", "Node <"+node+"> not allowed: your address is none of its mail hosts (#4.7.0)")
 }
 

@@ -42,10 +42,11 @@ func (c *session) offersETRN() bool {
 // parseNode reads the argument of ETRN (RFC 1985 section 5).
 func parseNode(args string) (node string, refused *reply) {
 	node = strings.ToLower(strings.TrimSpace(args))
-	switch {
-	case strings.HasPrefix(node, "@"), strings.HasPrefix(node, "#"):
-		return "", replyETRNOption
-	case !isNode(node):
+	name := node
+	if name != "" && strings.ContainsRune("@#", rune(name[0])) {
+		name = name[1:]
+	}
+	if !isNode(name) {
 		return "", replyETRNSyntax
 	}
 	return node, nil

@@ -10,7 +10,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -81,15 +83,22 @@ func ReadAuthorities(ca, crl string, now time.Time) (*Authorities, error) {
 		a.err = fmt.Errorf("client authorities: %w", err)
 		return a, a.err
 	}
-	if crl == "" {
-		return a, nil
+	if err = ended(text, now); err != nil {
+		err = fmt.Errorf("client authorities: %s: %w", ca, err)
 	}
-	if text, err = os.ReadFile(crl); err == nil {
-		a.lists, err = parseLists(text)
+	if crl == "" {
+		return a, err
+	}
+	text, listErr := os.ReadFile(crl)
+	if listErr == nil {
+		a.lists, listErr = parseLists(text)
+	}
+	if listErr != nil {
+		a.err = fmt.Errorf("%w: %s: %w", ErrRevocations, crl, listErr)
+		return a, a.err
 	}
 	if err != nil {
-		a.err = fmt.Errorf("%w: %s: %w", ErrRevocations, crl, err)
-		return a, a.err
+		return a, err
 	}
 	for _, l := range a.lists {
 		if stale(l, now) {
@@ -97,6 +106,26 @@ func ReadAuthorities(ca, crl string, now time.Time) (*Authorities, error) {
 		}
 	}
 	return a, nil
+}
+
+// ended tells of authorities in PEM that have expired without another of the same name that has not.
+func ended(text []byte, now time.Time) error {
+	last := map[string]*x509.Certificate{}
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil || block.Type != "CERTIFICATE" {
+			continue
+		}
+		if other := last[string(c.RawSubject)]; other == nil || c.NotAfter.After(other.NotAfter) {
+			last[string(c.RawSubject)] = c
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(last)) {
+		if c := last[name]; now.After(c.NotAfter) {
+			return fmt.Errorf("%s has expired at %s: no certificate of that authority is taken; get a new one", printable(c.Subject.String()), c.NotAfter.UTC().Format(time.RFC3339))
+		}
+	}
+	return nil
 }
 
 func parseLists(text []byte) (lists []*x509.RevocationList, err error) {

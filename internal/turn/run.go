@@ -234,6 +234,7 @@ func (s *Station) Prepare(ctx context.Context, view *settings.View, user addr.Ad
 		}
 	}()
 	for _, w := range all {
+		s.hasten(ctx, w.names)
 		some, err := w.any()
 		if err != nil {
 			return nil, err

@@ -37,6 +37,7 @@ type Config struct {
 	Root      string
 	Directory interface {
 		Domain(ctx context.Context, name string) (directory.Domain, error)
+		DomainsBelow(ctx context.Context, name, root string, limit int) ([]directory.Domain, error)
 		AliasDomains(ctx context.Context, domain string) ([]directory.AliasDomain, error)
 		ATRNDomains(ctx context.Context, user addr.Address) ([]string, error)
 	}
@@ -49,7 +50,7 @@ type Config struct {
 	Queue interface {
 		Bounce(id queue.ID, env queue.Envelope, birth time.Time, c queue.Content, failures []*mailerr.Error) error
 		Hosts() []queue.HostStats
-		Turn(ctx context.Context, domain string) error
+		Turn(ctx context.Context, f queue.Filter) (int, error)
 	}
 	Resolver dnsx.Resolver
 	Trace    trace.Recorder
@@ -64,6 +65,10 @@ const (
 	lookupTime = 20 * time.Second
 	// giveUp is the age at which a message that its host defers is bounced: what maildirsmtp tells maildirserial.
 	giveUp = 14 * 24 * time.Hour
+	// hastenTime bounds the look for what the queue defers, while the host waits for its reply.
+	hastenTime = 5 * time.Second
+	// maxBelow bounds the domains that one ETRN is for.
+	maxBelow = 100
 	// maxHosts bounds the mail hosts of a domain that are looked up.
 	maxHosts = 20
 )
@@ -88,7 +93,7 @@ type Station struct {
 	closing bool
 	// busy are the directories with a run under way.
 	busy map[string]bool
-	// looking are the domains whose queued mail is being looked for.
+	// looking are the domains, and queues with # before them, whose queued mail is being looked for.
 	looking map[string]bool
 }
 
@@ -150,10 +155,73 @@ type Begun struct {
 	Busy   bool
 }
 
-// Start obeys ETRN for a domain by a client in a session: it begins to hand over, in the background, what waits for the domain. A domain with the address of its
+// Start obeys ETRN for a node (RFC 1985 section 5.1): a domain, @domain for it and all below it, #queue for all that is in a queue. See start, startBelow, and
+// askQueue for what they are allowed to do.
+func (s *Station) Start(ctx context.Context, view *settings.View, session, node string, client netip.Addr) (Begun, error) {
+	switch {
+	case strings.HasPrefix(node, "@"):
+		return s.startBelow(ctx, view, session, node[1:], client)
+	case strings.HasPrefix(node, "#"):
+		return s.askQueue(view, node, client)
+	}
+	return s.start(ctx, view, session, node, client)
+}
+
+// startBelow obeys ETRN for a domain and all below it: for those of them for which the client may ask.
+func (s *Station) startBelow(ctx context.Context, view *settings.View, session, domain string, client netip.Addr) (all Begun, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTime)
+	defer cancel()
+	domains, err := s.config.Directory.DomainsBelow(ctx, domain, s.config.Root, maxBelow+1)
+	if err != nil {
+		return Begun{}, err
+	}
+	var names []string
+	for _, d := range domains {
+		names = append(names, d.Name)
+	}
+	for _, name := range settings.ETRNHosts.Get(view) {
+		if name = strings.ToLower(name); (name == domain || strings.HasSuffix(name, "."+domain)) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) > maxBelow {
+		return Begun{}, fmt.Errorf("there are more than %d domains below %s: they are to be asked for one by one", maxBelow, domain)
+	}
+	var trouble error
+	result, started, busy := fmt.Errorf("%w: neither %s nor what is below it has mail that waits, for a client at %s", ErrNotAllowed, domain, client), false, false
+	for _, name := range names {
+		begun, err := s.start(ctx, view, session, name, client)
+		switch {
+		case errors.Is(err, ErrNotAllowed):
+		case errors.Is(err, ErrNoMail):
+			result = err
+		case err != nil:
+			trouble = errors.Join(trouble, fmt.Errorf("%s: %w", name, err))
+		case begun.Busy:
+			busy = true
+		case begun.Queued > 0:
+			all.Queued += begun.Queued
+		default:
+			started = true
+		}
+	}
+	switch {
+	case started:
+		return Begun{}, nil
+	case all.Queued > 0:
+		return all, nil
+	case busy:
+		return Begun{Busy: true}, nil
+	case trouble != nil:
+		return Begun{}, trouble
+	}
+	return Begun{}, result
+}
+
+// start obeys ETRN for a domain by a client in a session: it begins to hand over, in the background, what waits for the domain. A domain with the address of its
 // host has its mail sent there, whoever asks; another's goes to the client, if that is a mail host of the domain by its MX records or stands in its
-// file ipauth (wiki 1592-1595). Of a domain in etrnhosts the queue tries at once what it has.
-func (s *Station) Start(ctx context.Context, view *settings.View, session, domain string, client netip.Addr) (Begun, error) {
+// file ipauth (wiki 1592-1595). Of a domain in etrnhosts the queue tries at once what it has, and of others what it could not put into the directory.
+func (s *Station) start(ctx context.Context, view *settings.View, session, domain string, client netip.Addr) (Begun, error) {
 	d, err := s.config.Directory.Domain(ctx, domain)
 	switch {
 	case errors.Is(err, directory.ErrNoDomain):
@@ -167,16 +235,56 @@ func (s *Station) Start(ctx context.Context, view *settings.View, session, domai
 	}
 	w := &waiting{dir: box}
 	to := hostOf(box)
+	names, err := s.namesOf(ctx, d)
+	if err != nil {
+		return Begun{}, err
+	}
 	if !to.IsValid() {
 		if err := s.mayAsk(ctx, d, box, client); err != nil {
 			return Begun{}, err
 		}
-		to = client
-		if w.names, err = s.namesOf(ctx, d); err != nil {
-			return Begun{}, err
+		to, w.names = client, names
+	}
+	n := s.hasten(ctx, names)
+	begun, err := s.send(w, asked{"etrn", session}, net.JoinHostPort(to.Unmap().WithZone("").String(), strconv.Itoa(settings.ETRNPort.Get(view))))
+	if errors.Is(err, ErrNoMail) && n > 0 {
+		return Begun{Queued: n}, nil
+	}
+	return begun, err
+}
+
+// hasten has the queue try now what it defers for domains whose mail waits here, as when the disk was full or the domain went elsewhere before, and
+// counts it. It is in the directory a moment later.
+func (s *Station) hasten(ctx context.Context, names []string) (n int) {
+	deferred := false
+	for _, h := range s.config.Queue.Hosts() {
+		// All local deliveries are one host.
+		if h.Channel == queue.Local.String() && h.Jobs > h.Ready+h.Running || slices.Contains(names, strings.ToLower(h.Host)) {
+			deferred = true
 		}
 	}
-	return s.send(w, asked{"etrn", session}, net.JoinHostPort(to.Unmap().WithZone("").String(), strconv.Itoa(settings.ETRNPort.Get(view))))
+	if !deferred {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, hastenTime)
+	defer cancel()
+	for _, name := range names {
+		s.mu.Lock()
+		looking := s.looking[name]
+		s.looking[name] = true
+		s.mu.Unlock()
+		if looking {
+			continue
+		}
+		tried, err := s.config.Queue.Turn(ctx, queue.Filter{Domain: name, Failed: true})
+		if n += tried; err != nil {
+			s.config.Logger.Warn("etrn: the mail for " + name + " in the queue is not tried now: " + err.Error())
+		}
+		s.mu.Lock()
+		delete(s.looking, name)
+		s.mu.Unlock()
+	}
+	return n
 }
 
 // Connected begins to hand over what waits for a client that connected, if its address has a directory.
@@ -252,14 +360,25 @@ func (s *Station) fence(w *waiting) {
 	}
 }
 
-// askQueue makes the queue try what it has for a domain in etrnhosts. Where it goes is decided as for all mail.
-func (s *Station) askQueue(view *settings.View, domain string, client netip.Addr) (Begun, error) {
-	if !slices.ContainsFunc(settings.ETRNHosts.Get(view), func(one string) bool { return strings.EqualFold(one, domain) }) {
+// askQueue makes the queue try what it has for a domain in etrnhosts, or all that is in #NAME, which is queue:NAME there. Where it goes is decided as for
+// all mail.
+func (s *Station) askQueue(view *settings.View, node string, client netip.Addr) (Begun, error) {
+	hosts := settings.ETRNHosts.Get(view)
+	wanted, named := strings.CutPrefix(node, "#")
+	at := slices.IndexFunc(hosts, func(one string) bool {
+		name, isQueue := strings.CutPrefix(one, "queue:")
+		return isQueue == named && strings.EqualFold(name, wanted)
+	})
+	if at < 0 {
 		return Begun{}, fmt.Errorf("%w: no domain whose mail waits, and not in etrnhosts", ErrNotAllowed)
+	}
+	f := queue.Filter{Domain: node}
+	if named {
+		f = queue.Filter{Queue: strings.TrimPrefix(hosts[at], "queue:")}
 	}
 	n := 0
 	for _, h := range s.config.Queue.Hosts() {
-		if h.Channel == queue.Remote.String() && strings.EqualFold(h.Host, domain) {
+		if h.Channel == queue.Remote.String() && (f.Queue == h.Queue || f.Queue == "" && strings.EqualFold(h.Host, node)) {
 			n += h.Jobs
 		}
 	}
@@ -268,20 +387,20 @@ func (s *Station) askQueue(view *settings.View, domain string, client netip.Addr
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing || s.looking[domain] {
+	if s.closing || s.looking[node] {
 		return Begun{Queued: n}, nil
 	}
-	s.looking[domain] = true
+	s.looking[node] = true
 	s.runs.Go(func() {
 		defer func() {
 			s.mu.Lock()
-			delete(s.looking, domain)
+			delete(s.looking, node)
 			s.mu.Unlock()
 		}()
 		// It is up, whatever was seen of it before.
 		s.config.Remote.Forget(net.JoinHostPort(client.Unmap().String(), "25"))
-		if err := s.config.Queue.Turn(s.ctx, domain); err != nil {
-			s.config.Logger.Warn("etrn: the mail for " + domain + " is not tried now: " + err.Error())
+		if _, err := s.config.Queue.Turn(s.ctx, f); err != nil {
+			s.config.Logger.Warn("etrn: the mail for " + node + " is not tried now: " + err.Error())
 		}
 	})
 	return Begun{Queued: n}, nil

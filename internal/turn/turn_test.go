@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -150,6 +151,10 @@ type fake struct {
 	domains map[string]string
 	mx      map[string][]dnsx.MX
 	addrs   map[string]string
+	// hosts and deferred are what the queue has, turned what it was asked to try.
+	hosts    []queue.HostStats
+	deferred map[string]int
+	turned   []string
 }
 
 func (f *fake) Domain(_ context.Context, name string) (directory.Domain, error) {
@@ -177,8 +182,21 @@ func (f *fake) Bounce(_ queue.ID, env queue.Envelope, _ time.Time, c queue.Conte
 	}
 	return errors.Join(err, f.refuse)
 }
-func (f *fake) Hosts() []queue.HostStats           { return nil }
-func (f *fake) Turn(context.Context, string) error { return nil }
+func (f *fake) DomainsBelow(_ context.Context, name, root string, limit int) (below []directory.Domain, err error) {
+	for _, one := range slices.Sorted(maps.Keys(f.domains)) {
+		if (one == name || strings.HasSuffix(one, "."+name)) && filepath.Dir(f.domains[one]) == root && len(below) < limit {
+			below = append(below, directory.Domain{Name: one, Dir: f.domains[one]})
+		}
+	}
+	return below, nil
+}
+func (f *fake) Hosts() []queue.HostStats { return f.hosts }
+func (f *fake) Turn(_ context.Context, one queue.Filter) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.turned = append(f.turned, fmt.Sprintf("%s#%s %t", one.Domain, one.Queue, one.Failed))
+	return f.deferred[one.Domain], nil
+}
 func (f *fake) MX(_ context.Context, d string) ([]dnsx.MX, bool, error) {
 	if d == "broken.test" {
 		return nil, false, errors.New("SERVFAIL")
@@ -424,6 +442,105 @@ func TestWhoMayAsk(t *testing.T) {
 	}
 	if _, err := s.Start(t.Context(), nil, "session", "broken.test", netip.MustParseAddr("192.0.2.9")); err == nil || errors.Is(err, ErrNotAllowed) {
 		t.Error("a DNS that fails:", err)
+	}
+}
+
+// TestBelow: @domain is for those of it and below it that the client may ask for, and #queue for queues in etrnhosts.
+func TestBelow(t *testing.T) {
+	f := &fake{mx: map[string][]dnsx.MX{"a.test": {{Host: "mx2.a.test"}}}, addrs: map[string]string{"mx2.a.test": "192.0.2.9"}}
+	s, root, _, dials := newStation(t, f, nil)
+	dir := t.TempDir()
+	for file, text := range map[string]string{"me": "isp.test\n", "etrnhosts": "up.far.test\nqueue:odmr\n"} {
+		if err := os.MkdirAll(filepath.Join(dir, "control"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "control", file), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	snapshot, err := settings.Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	view := snapshot.View("smtpd.25")
+	f.hosts = []queue.HostStats{{Queue: "queue1", Channel: "remote", Host: "up.far.test", Jobs: 2}, {Queue: "odmr", Channel: "remote", Host: "x.test", Jobs: 3}}
+	if queue.Remote.String() != "remote" {
+		t.Fatal(queue.Remote.String())
+	}
+	for _, c := range []struct {
+		node, client, boxes string
+		want                error
+		queued              int
+		dialed, turned      string
+	}{
+		{"@test", "198.51.100.1", "192.0.2.7 a.test", nil, 0, "192.0.2.7:25", "up.far.test# false"},
+		{"@test", "192.0.2.9", "192.0.2.7 a.test", nil, 0, "192.0.2.7:25 192.0.2.9:25", "up.far.test# false"},
+		{"@a.test", "192.0.2.9", "", ErrNoMail, 0, "", ""},
+		{"@a.test", "192.0.2.8", "a.test", ErrNotAllowed, 0, "", ""},
+		{"@far.test", "192.0.2.8", "", nil, 2, "", "up.far.test# false"},
+		{"@ar.test", "192.0.2.8", "", ErrNotAllowed, 0, "", ""},
+		{"@users.test", "192.0.2.8", "", ErrNotAllowed, 0, "", ""},
+		{"#odmr", "192.0.2.8", "", nil, 3, "", "#odmr false"},
+		{"#queue1", "192.0.2.8", "", ErrNotAllowed, 0, "", ""},
+		{"queue:odmr", "192.0.2.8", "", ErrNotAllowed, 0, "", ""},
+	} {
+		for _, box := range strings.Fields(c.boxes) {
+			to := box
+			if box == "192.0.2.7" {
+				to = "fixed.test"
+			}
+			put(t, filepath.Join(root, box, "Maildir"), "1.Q1R0.x", "Return-Path: <>\nDelivered-To: u@"+to+"\n\n")
+		}
+		*dials, f.turned = nil, nil
+		begun, err := s.Start(t.Context(), view, "session", c.node, netip.MustParseAddr(c.client))
+		settle(s)
+		slices.Sort(*dials)
+		if !errors.Is(err, c.want) || begun.Queued != c.queued || strings.Join(*dials, " ") != c.dialed || strings.Join(f.turned, " ") != c.turned {
+			t.Errorf("%+v: %+v %v %v %v", c, begun, err, *dials, f.turned)
+		}
+		for _, box := range strings.Fields(c.boxes) {
+			os.Remove(filepath.Join(root, box, "Maildir", "new", "1.Q1R0.x"))
+		}
+	}
+	if _, err := s.Start(t.Context(), view, "session", "@broken.test", netip.MustParseAddr("192.0.2.9")); err == nil || errors.Is(err, ErrNotAllowed) {
+		t.Error("a DNS that fails:", err)
+	}
+	for i := range maxBelow {
+		f.domains[fmt.Sprintf("d%d.a.test", i)] = filepath.Join(root, "a.test")
+	}
+	if _, err := s.Start(t.Context(), view, "session", "@a.test", netip.MustParseAddr("192.0.2.9")); err == nil || errors.Is(err, ErrNotAllowed) {
+		t.Error("too many:", err)
+	}
+}
+
+// TestHasten: what the queue defers for a domain whose mail waits is tried when its host asks, and only when there can be any.
+func TestHasten(t *testing.T) {
+	f := &fake{deferred: map[string]int{"fixed.test": 2, "a.test": 1}}
+	s, root, _, dials := newStation(t, f, nil)
+	start := func(turned string, queued int, want error) {
+		t.Helper()
+		*dials, f.turned = nil, nil
+		begun, err := s.Start(t.Context(), nil, "session", "fixed.test", netip.MustParseAddr("198.51.100.1"))
+		settle(s)
+		if !errors.Is(err, want) || begun.Queued != queued || strings.Join(f.turned, " ") != turned {
+			t.Errorf("%+v %v %v", begun, err, f.turned)
+		}
+	}
+	start("", 0, ErrNoMail)
+	f.hosts = []queue.HostStats{{Channel: "local", Jobs: 3, Ready: 1, Running: 2}}
+	start("", 0, ErrNoMail)
+	f.hosts[0].Jobs = 4
+	start("fixed.test# true", 2, nil)
+	f.hosts = []queue.HostStats{{Channel: "remote", Host: "fixed.test", Jobs: 1}}
+	start("fixed.test# true", 2, nil)
+	put(t, filepath.Join(root, "192.0.2.7", "Maildir"), "1.Q1R0.x", "Return-Path: <>\nDelivered-To: u@fixed.test\n\n")
+	start("fixed.test# true", 0, nil)
+	if len(*dials) != 1 {
+		t.Error("what is there is not sent", *dials)
+	}
+	f.hosts[0].Host, f.turned = "a.test", nil
+	if _, err := s.Prepare(t.Context(), nil, addr.Address{Local: "me", Domain: "localhost"}, []string{"a.test"}); !errors.Is(err, ErrNoMail) || strings.Join(f.turned, " ") != "a.test# true" {
+		t.Errorf("ATRN: %v %v", err, f.turned)
 	}
 }
 

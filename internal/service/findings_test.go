@@ -1,0 +1,96 @@
+package service
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/indigomail/indigo/internal/lab"
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
+)
+
+// TestFindings: the log tells of authorities for clients' certificates that are no good; while services run, once.
+func TestFindings(t *testing.T) {
+	data := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		file := filepath.Join(data, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("control/me", "mx.here.test\n")
+	write("services/smtpd.25/variables/MAXDAEMONS", "10\n")
+	write("services/smtpd.26/variables/CERTDIR", "others\n")
+	write("others/x", "")
+	for _, file := range []string{"certs/servercert.pem", "others/servercert.pem"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(data, file)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := tlsx.SelfSigned(filepath.Join(data, file), []string{"mx.here.test"}, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	h := &House{config: Config{Data: data}, log: slog.New(slog.NewTextHandler(io.Writer(&said), nil))}
+	told := func(news bool) string {
+		said.Reset()
+		h.logFindings(snapshot, news)
+		return said.String()
+	}
+	if s := told(false); s != "" {
+		t.Fatalf("of what is good: %s", s)
+	}
+	ended, err := lab.NewAuthority(func() time.Time { return time.Now().AddDate(-50, 0, 0) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := lab.NewAuthority(time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := ours.Revoke(-time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ ca, crl, want string }{
+		{ca: "nonsense", want: "certs/clientca.pem:1: CLIENTCA: client authorities: "},
+		{ca: string(ended.PEM()), want: "has expired at "},
+		{ca: string(ours.PEM()), crl: "nonsense", want: "certs/clientcrl.pem:1: CLIENTCRL: revoked client certificates: "},
+		{ca: string(ours.PEM()), crl: string(list), want: "ended at "},
+	} {
+		write("certs/clientca.pem", tc.ca)
+		os.Remove(filepath.Join(data, "certs/clientcrl.pem"))
+		if tc.crl != "" {
+			write("certs/clientcrl.pem", tc.crl)
+		}
+		if s := told(true); strings.Count(s, tc.want) != 1 {
+			t.Errorf("%q is not told once: %s", tc.want, s)
+		}
+		if s := told(true); s != "" {
+			t.Errorf("told again: %s", s)
+		}
+		if s := told(false); !strings.Contains(s, tc.want) {
+			t.Errorf("a reload does not tell %q: %s", tc.want, s)
+		}
+	}
+	// Of a service with certificates of its own, those beside them count.
+	os.Remove(filepath.Join(data, "certs/clientca.pem"))
+	write("others/clientca.pem", "nonsense")
+	if s := told(false); !strings.Contains(s, "others/clientca.pem:1: CLIENTCA: client authorities: ") {
+		t.Errorf("nothing of others/clientca.pem: %s", s)
+	}
+}
