@@ -46,7 +46,7 @@ func (s *Station) hold(w *waiting) error {
 	case len(s.busy) >= maxRuns:
 		return fmt.Errorf("%d hosts are being handed their mail already", len(s.busy))
 	}
-	f, err := os.OpenFile(filepath.Join(w.dir, "seriallock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(w.dir, "seriallock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return err
 	}

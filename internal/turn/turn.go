@@ -353,7 +353,7 @@ func (s *Station) mayAsk(ctx context.Context, d directory.Domain, box string, cl
 
 // inIPAuth looks an address up in a file of addresses and networks, one a line.
 func inIPAuth(file string, client netip.Addr) (bool, error) {
-	f, err := os.Open(file)
+	f, err := openFile(file, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
