@@ -22,7 +22,7 @@ type Client struct {
 	// Subject names it to people.
 	Subject string
 	// Names are its mail addresses (rfc822Name, and emailAddress of the subject where no authority of its chain is bound to some addresses) and
-	// host names (dNSName), of ASCII alone and in lower case. They mean nothing while Err is set.
+	// host names (dNSName), of ASCII alone and in lower case, the first hundred. They mean nothing while Err is set.
 	Names []string
 	// Fingerprints are SHA-256 of the certificate and of its public key, as Fingerprint gives them.
 	Fingerprints []string
@@ -223,6 +223,9 @@ func (a *Authorities) revoked(chain []*x509.Certificate, now time.Time) error {
 	return nil
 }
 
+// maxNames bounds the names of a certificate that are looked at, which may be a stranger's.
+const maxNames = 100
+
 // emailAddress is the attribute of subjects that mail addresses stood in before there were alternative names (PKCS #9).
 var emailAddress = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}
 
@@ -231,7 +234,7 @@ var emailAddress = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}
 func namesIn(c *x509.Certificate, subject bool) (all []string) {
 	add := func(name string, address bool) {
 		// Some letters beyond ASCII become others' in lower case.
-		if strings.Contains(name, "@") != address || strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f }) >= 0 {
+		if len(all) >= maxNames || strings.Contains(name, "@") != address || strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f }) >= 0 {
 			return
 		}
 		name = strings.ToLower(name)
