@@ -396,6 +396,57 @@ func TestLock(t *testing.T) {
 	}
 }
 
+// TestAskedForOthers: one client cannot take all places by asking for hosts that are not there; a host that asks for itself has one.
+func TestAskedForOthers(t *testing.T) {
+	f := &fake{}
+	s, root, _, _ := newStation(t, f, nil)
+	// Nobody answers until the end.
+	answer := make(chan struct{})
+	var err error
+	s.config.Remote, err = remote.New(remote.Config{Settings: func() *settings.View { return nil }, Hostname: func() string { return "isp.test" }, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+		Dial: func(context.Context, string, string) (net.Conn, error) {
+			<-answer
+			return nil, errors.New("nobody there")
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(n int, client string) error {
+		t.Helper()
+		host := fmt.Sprintf("198.51.100.%d", n)
+		box := filepath.Join(root, host)
+		if err := maildir.Create(filepath.Join(box, "Maildir")); err != nil {
+			t.Fatal(err)
+		}
+		put(t, filepath.Join(box, "Maildir"), "1.Q1R0.x", "Return-Path: <>\nDelivered-To: u@x.test\n\n")
+		f.domains["x.test"] = box
+		_, err := s.Start(t.Context(), nil, "session", "x.test", netip.MustParseAddr(client))
+		return err
+	}
+	for n := range maxAsked {
+		if err := ask(n, fmt.Sprintf("2001:db8::%d", n)); err != nil {
+			t.Error(n, err)
+		}
+	}
+	if err := ask(100, "2001:db8::ffff"); err == nil || errors.Is(err, ErrNotAllowed) || errors.Is(err, ErrNoMail) {
+		t.Errorf("one more than may be: %v", err)
+	}
+	for _, client := range []string{"2001:db8:0:1::1", "192.0.2.1", "::ffff:198.51.100.100"} {
+		if err := ask(100, client); err != nil {
+			t.Error(client, err)
+		}
+	}
+	close(answer)
+	settle(s)
+	if err := ask(101, "2001:db8::1"); err != nil {
+		t.Error(err)
+	}
+	settle(s)
+	if len(s.asking) != 0 {
+		t.Error(s.asking)
+	}
+}
+
 // TestStrangeFiles: a directory that somebody else may write to, as programs of a domain's addresses may, has no other files handed over, written or
 // waited for.
 func TestStrangeFiles(t *testing.T) {
