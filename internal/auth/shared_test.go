@@ -487,7 +487,7 @@ func TestSharedNonsense(t *testing.T) {
 // TestSharedForgedKnown: who reads the questions to the server and writes what he likes makes no address known from which nobody logged in, nor one
 // for longer than a login does.
 func TestSharedForgedKnown(t *testing.T) {
-	server := redisServer(t, redisserver.Config{})
+	server := redisserver.For(t, redisserver.Config{})
 	a := newSharing(t, server, "a", threeFive, nil)
 	before := func(user, client string) (known bool) {
 		t.Helper()
