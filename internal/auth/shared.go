@@ -221,8 +221,8 @@ func (g *Guard) tellBehind(client, account string, behind [2]bool, l Limits, now
 			continue
 		}
 		f.fall(one.limit, l, now)
-		g.config.Shared.Tell(sharedScript, append(g.args("join", l, ""), f.brought(one.what, one.name, now)...)...)
-		f.untold = false
+		// What is left out waits for the next answer, or for Join.
+		f.untold = !g.config.Shared.Tell(sharedScript, append(g.args("join", l, ""), f.brought(one.what, one.name, now)...)...)
 	}
 }
 
