@@ -114,7 +114,7 @@ end
 if op == 'before' then
   -- client, account, key and member of the known pair, seconds that one is known, 1 with a password. What stands behind the member is for the
   -- host, which cannot be told by its question what it wants to hear.
-  local pairs_known = redis.call('ZREVRANGE', prefix .. 'known:' .. ARGV[9], 0, pairs_most - 1, 'WITHSCORES')
+  local pairs_known = redis.call('ZRANGE', prefix .. 'known:' .. ARGV[9], -pairs_most, -1, 'WITHSCORES')
   for i = 1, #pairs_known, 2 do
     local at = tonumber(pairs_known[i + 1])
     if pairs_known[i]:sub(1, #ARGV[10]) == ARGV[10] and now / second - at < tonumber(ARGV[11]) then
