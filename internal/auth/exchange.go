@@ -170,6 +170,10 @@ func (e *Exchange) over(ctx context.Context, err error) {
 		return
 	}
 	e.told = true
+	if e.mechanism == "ANONYMOUS" && err == nil {
+		// Who is nobody in particular is not to be known for one who may guess that user's password without an end.
+		return
+	}
 	e.connection.Authority.After(ctx, e.attempt(e.User, ""), e.Identity, err)
 }
 

@@ -606,3 +606,29 @@ func TestTokens(t *testing.T) {
 		t.Error("the user is not known")
 	}
 }
+
+// TestAnonymousIsNotKnown: who was let in as nobody in particular has proved nothing, and guesses that user's password no longer than others may.
+func TestAnonymousIsNotKnown(t *testing.T) {
+	a := accounts(t)
+	a.guard = NewGuard(GuardConfig{Limits: func(string) Limits { return Limits{Client: 3, Account: 100, Time: time.Hour} }, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "control"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "control", "auth_anonymous"), []byte("plain@d.example\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, _ := settings.Inspect(dir)
+	client := netip.MustParseAddr("192.0.2.7")
+	c := &Connection{Authority: a, Service: "imapd.143", Protocol: "imap", Host: "mx.d.example", TLS: &tls.ConnectionState{}, Client: client, Settings: snapshot.View("imapd.143")}
+	e, err := c.Begin(t.Context(), "ANONYMOUS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, done, err := e.Next(t.Context(), []byte("visitor")); !done || err != nil || e.Identity.Address.Key() != "plain@d.example" {
+		t.Fatal(done, err, e.Identity)
+	}
+	if known, err := a.guard.before(t.Context(), Attempt{Client: client}, "plain@d.example"); known || err != nil {
+		t.Errorf("known %v, %v", known, err)
+	}
+}

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"crypto/hmac"
 	_ "embed" // shared.lua
 	"errors"
 	"fmt"
@@ -87,6 +88,11 @@ func (g *Guard) pair(account, client string) (key, member string) {
 	return hexHash(g.hash("account", account)), hexHash(g.hash(account, client))
 }
 
+// proof is what the server can give of a pair only when a login has left it there: no question has it.
+func (g *Guard) proof(account, client string) string {
+	return hexHash(g.hash("proof", account, client))
+}
+
 // readState takes the four words that the server tells of an entry.
 func readState(words []string) (s state, err error) {
 	var n [4]float64
@@ -119,10 +125,10 @@ func (g *Guard) askBefore(ctx context.Context, a Attempt, l Limits, client, acco
 	if err != nil {
 		return v, false
 	}
-	if len(answer) == 2 && answer[0] == "known" {
+	if len(answer) == 3 && answer[0] == "known" && hmac.Equal([]byte(answer[2]), []byte(g.proof(account, client))) {
 		v.known = true
 		v.at, err = strconv.ParseInt(answer[1], 10, 64)
-		if err == nil {
+		if v.at = min(v.at, g.config.Now().Unix()); err == nil {
 			return v, true
 		}
 	}
@@ -178,7 +184,7 @@ func (g *Guard) tellDone(l Limits, client, account string, lease bool, names []s
 	more := []string{client, account, flagWord(lease), strconv.Itoa(int(KnownTime.Seconds()))}
 	for _, name := range names {
 		key, member := g.pair(name, client)
-		more = append(more, key, member)
+		more = append(more, key, member+g.proof(name, client))
 	}
 	link.Tell(sharedScript, g.args("done", l, more...)...)
 }
@@ -215,8 +221,8 @@ func (g *Guard) tellBehind(client, account string, behind [2]bool, l Limits, now
 			continue
 		}
 		f.fall(one.limit, l, now)
-		g.config.Shared.Tell(sharedScript, append(g.args("join", l, ""), f.brought(one.what, one.name, now)...)...)
-		f.untold = false
+		// What is left out waits for the next answer, or for Join.
+		f.untold = !g.config.Shared.Tell(sharedScript, append(g.args("join", l, ""), f.brought(one.what, one.name, now)...)...)
 	}
 }
 
@@ -239,7 +245,8 @@ func (f *failures) brought(what, name string, now time.Time) []string {
 // eachShared gives all entries that the server has; ask is Link.AskLong or Conn.Run.
 func (g *Guard) eachShared(l Limits, ask func(args ...string) ([]string, error), each func(kind, name string, s state)) error {
 	for _, kind := range []string{"client", "account"} {
-		for from := 0; ; from += listBatch {
+		// The server keeps both generations of maxFailing; one that has more is not ours.
+		for from := 0; from < 2*maxFailing; from += listBatch {
 			answer, err := ask(g.args("list", l, kind, strconv.Itoa(from), strconv.Itoa(from+listBatch-1))...)
 			if err != nil {
 				return err

@@ -112,9 +112,15 @@ local function note(f, one)
 end
 
 if op == 'before' then
-  -- client, account, key and member of the known pair, seconds that one is known, 1 with a password.
-  local at = redis.call('ZSCORE', prefix .. 'known:' .. ARGV[9], ARGV[10])
-  if at and now / second - tonumber(at) < tonumber(ARGV[11]) then return {'known', num(math.floor(tonumber(at)))} end
+  -- client, account, key and member of the known pair, seconds that one is known, 1 with a password. What stands behind the member is for the
+  -- host, which cannot be told by its question what it wants to hear.
+  local pairs_known = redis.call('ZRANGE', prefix .. 'known:' .. ARGV[9], -pairs_most, -1, 'WITHSCORES')
+  for i = 1, #pairs_known, 2 do
+    local at = tonumber(pairs_known[i + 1])
+    if pairs_known[i]:sub(1, #ARGV[10]) == ARGV[10] and now / second - at < tonumber(ARGV[11]) then
+      return {'known', num(math.floor(at)), pairs_known[i]:sub(#ARGV[10] + 1)}
+    end
+  end
   local both, refused = each(ARGV[7], ARGV[8]), ''
   for _, f in ipairs(both) do
     if f.limit > 0 and (f.ends > now or f.running > 0 and f.level + f.running / 2 >= f.limit) then
@@ -159,7 +165,7 @@ if op == 'failed' then
 end
 
 if op == 'done' then
-  -- client, account, 1 to end a check that was under way, seconds that pairs are known, and those that logged in: key, member.
+  -- client, account, 1 to end a check that was under way, seconds that pairs are known, and those that logged in: key, member with what stands behind it.
   for _, f in ipairs(each(ARGV[7], ARGV[8])) do
     if ARGV[9] == '1' then f.running = math.max(0, f.running - 1) end
     if f.running == 0 and f.level == 0 and f.ends == 0 then

@@ -12,6 +12,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -275,6 +277,35 @@ func TestPasswords(t *testing.T) {
 		if text := fmt.Sprint(f.trace.events); strings.Contains(text, "secret") || !strings.Contains(text, "defer") {
 			t.Errorf("the trace has %s", text)
 		}
+	})
+}
+
+// TestAnonymous: mail programs that ask for a login to send by never get one that anybody may have, whatever they call their service.
+func TestAnonymous(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "control"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "control", "auth_anonymous"), []byte("ann@here.test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, _ := settings.Inspect(dir)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.config.Settings = func() *settings.View { return snapshot.View(Service) }
+		a := f.listen(t, f.ServePasswords)()
+		if hello := strings.Join(a.greeting(), "\n"); strings.Contains(hello, "ANONYMOUS") {
+			t.Error(hello)
+		}
+		a.say("VERSION\t1\t2\nCPID\t99\n")
+		for i, service := range []string{"smtp", "submission", "xmpp", "SMTP", "", "imap"} {
+			a.say("AUTH\t%d\tANONYMOUS\tservice=%s\tresp=%s\n", i, service, b64("visitor"))
+			if answer := a.hear(); strings.HasPrefix(answer, "OK") != (service == "imap") {
+				t.Errorf("%s: %s", service, answer)
+			}
+		}
+		a.conn.Close()
+		f.Shutdown(t.Context())
 	})
 }
 

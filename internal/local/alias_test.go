@@ -542,3 +542,66 @@ func TestRememberMany(t *testing.T) {
 		t.Errorf("%d %v", len(again.past), err)
 	}
 }
+
+// TestRememberAfterError: what could not be written, or was cut in the middle, spoils nothing that is written after it.
+func TestRememberAfterError(t *testing.T) {
+	var m memory
+	file := filepath.Join(t.TempDir(), "donelines")
+	if err := m.load(file, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	keep := func(id queue.ID) error {
+		key := deliveryKey{ID: id, Birth: time.Now().UnixNano()}
+		m.put(key, "|x", fate{})
+		return m.keep(key)
+	}
+	if err := keep(1); err != nil {
+		t.Fatal(err)
+	}
+	// As a full disk leaves it.
+	if _, err := m.file.WriteString(`{"id":2,"ind`); err != nil {
+		t.Fatal(err)
+	}
+	m.file.Close()
+	if err := keep(2); err == nil {
+		t.Error("no error")
+	}
+	if err := keep(3); err != nil {
+		t.Error(err)
+	}
+	var again memory
+	if err := again.load(file, time.Now()); err != nil || len(again.past) != 3 {
+		t.Errorf("%d are remembered: %v", len(again.past), err)
+	}
+}
+
+// TestRememberLong: much that is kept is not written anew with each line that is added.
+func TestRememberLong(t *testing.T) {
+	var m memory
+	file := filepath.Join(t.TempDir(), "donelines")
+	if err := m.load(file, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	line, anew := "|"+strings.Repeat("x", 32<<10), 0
+	var before os.FileInfo
+	for i := range 200 {
+		key := deliveryKey{ID: queue.ID(i + 1), Birth: time.Now().UnixNano()}
+		m.put(key, line, fate{})
+		if err := m.keep(key); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if before != nil && !os.SameFile(before, info) {
+			anew++
+		}
+		before = info
+	}
+	if anew > 10 {
+		t.Errorf("written anew %d times", anew)
+	}
+}

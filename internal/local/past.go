@@ -25,7 +25,8 @@ type memory struct {
 	kept map[deliveryKey]bool
 	path string
 	file *os.File
-	size int64
+	// size is the file's, least what it was when it was written anew.
+	size, least int64
 }
 
 // deliveryKey is one recipient of one message. Birth tells messages of one number in two queue directories apart, Address those of a
@@ -61,7 +62,7 @@ const (
 	maxPast = 10000
 	// pastLife is longer than a message waits: what is older is of one that an operator removed.
 	pastLife = 60 * 24 * time.Hour
-	// maxPastFile is from when on the file is written anew, if it is mostly of what is over.
+	// maxPastFile is from when on the file is written anew, when it is twice as long as the last time.
 	maxPastFile = 1 << 20
 )
 
@@ -131,7 +132,7 @@ func (m *memory) encode(d deliveryKey) ([]byte, error) {
 
 // append is called with mu held.
 func (m *memory) append(d deliveryKey, durable bool) error {
-	if m.file == nil || m.size > maxPastFile && m.size > 4*int64(len(m.kept))*512 {
+	if m.file == nil || m.size > maxPastFile && m.size > 2*m.least {
 		return m.rewrite()
 	}
 	b, err := m.encode(d)
@@ -142,6 +143,11 @@ func (m *memory) append(d deliveryKey, durable bool) error {
 	m.size += int64(n)
 	if err == nil && durable {
 		err = m.file.Sync()
+	}
+	if err != nil {
+		// What stands there may be cut in the middle, and would take the next line with it.
+		m.file.Close()
+		m.file = nil
 	}
 	return err
 }
@@ -175,7 +181,7 @@ func (m *memory) rewrite() error {
 	if m.file != nil {
 		m.file.Close()
 	}
-	m.file, m.size = f, int64(text.Len())
+	m.file, m.size, m.least = f, int64(text.Len()), int64(text.Len())
 	return nil
 }
 

@@ -115,7 +115,11 @@ func login(ctx context.Context, conn net.Conn, o Options) error {
 		}
 		// Nothing comes that was not asked for, so nothing stays in the reader.
 		r, err := readReply(in)
-		if err = errors.Join(err, r.err); err != nil {
+		if err = errors.Join(err, r.err); err != nil && o.Password != "" && strings.Contains(err.Error(), o.Password) {
+			// Redis repeats the words of a command that it does not know.
+			err = ServerError(strings.ReplaceAll(err.Error(), o.Password, "…"))
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", one[0], err)
 		}
 	}

@@ -375,13 +375,14 @@ func (l *Link) ask(ctx context.Context, limit time.Duration, s *Script, args []s
 	return answer, nil
 }
 
-// Tell has a script run soon, in order, without a wait. While the server is down, or with too much waiting, it is left out.
-func (l *Link) Tell(s *Script, args ...string) {
+// Tell has a script run soon, in order, without a wait. While the server is down or in doubt, or with too much waiting, it is left out, and the
+// result is false.
+func (l *Link) Tell(s *Script, args ...string) bool {
 	if l.current.Load() == nil {
 		l.skipped.Add(1)
-		return
+		return false
 	}
-	l.tell(told{script: s, args: args})
+	return l.tell(told{script: s, args: args})
 }
 
 // Announce sends a message to a channel, named without the prefix, soon; while the server is down the last one for each channel waits.
@@ -399,13 +400,15 @@ func (l *Link) Announce(channel, text string) {
 	}
 }
 
-func (l *Link) tell(t told) {
+func (l *Link) tell(t told) bool {
 	l.count(1)
 	select {
 	case l.told <- t:
+		return true
 	default:
 		l.skipped.Add(1)
 		l.count(-1)
+		return false
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -264,5 +265,36 @@ func TestRude(t *testing.T) {
 		l.Close()
 		listener.Close()
 		serving.Wait()
+	}
+}
+
+// TestEcho: a server that repeats what it was told, as Redis does with commands that it does not know, puts no password into logs.
+func TestEcho(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(conn, "-ERR unknown command 'AUTH', with args beginning with: 'hunter2'\x1b[2J\r\n")
+			// Until the client hangs up.
+			_, _ = io.Copy(io.Discard, conn)
+			conn.Close()
+		}
+	})
+	var log text
+	l := begin(t, config(&log), Options{Network: "tcp", Address: listener.Addr().String(), Password: "hunter2"})
+	until(t, "it is said why", func() bool { return strings.Contains(l.Stats().Error, "unknown command") })
+	all := l.Stats().Error + log.String()
+	l.Close()
+	listener.Close()
+	serving.Wait()
+	if strings.Contains(all, "hunter2") || strings.Contains(all, "\x1b") {
+		t.Errorf("%q", all)
 	}
 }

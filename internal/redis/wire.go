@@ -8,9 +8,11 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 )
 
 // Limits of what a server may answer: longer is no answer to a question of ours.
@@ -170,7 +172,13 @@ func readWords(in *bufio.Reader, left *int, depth int) (words []string, err erro
 	case '+', ':':
 		return []string{rest}, nil
 	case '-':
-		return nil, ServerError(rest)
+		// It goes into logs and onto terminals.
+		return nil, ServerError(strings.Map(func(r rune) rune {
+			if !unicode.IsPrint(r) {
+				return '?'
+			}
+			return r
+		}, rest))
 	}
 	n, err := strconv.Atoi(rest)
 	if err != nil || n < -1 {

@@ -22,8 +22,8 @@ import (
 type Client struct {
 	// Subject names it to people.
 	Subject string
-	// Names are its mail addresses (rfc822Name, and emailAddress of the subject) and host names (dNSName), in lower case. They mean
-	// nothing while Err is set.
+	// Names are its mail addresses (rfc822Name, and emailAddress of the subject where no authority of its chain is bound to some addresses) and
+	// host names (dNSName), of ASCII alone and in lower case, the first hundred. They mean nothing while Err is set.
 	Names []string
 	// Fingerprints are SHA-256 of the certificate and of its public key, as Fingerprint gives them.
 	Fingerprints []string
@@ -160,7 +160,7 @@ func (a *Authorities) Judge(shown []*x509.Certificate, now time.Time) (c *Client
 		return nil, nil
 	}
 	leaf := shown[0]
-	c = &Client{Subject: printable(leaf.Subject.String()), Names: namesIn(leaf), Fingerprints: Fingerprints(leaf)}
+	c = &Client{Subject: printable(leaf.Subject.String()), Names: namesIn(leaf, true), Fingerprints: Fingerprints(leaf)}
 	if c.Subject == "" && len(c.Names) > 0 {
 		c.Subject = printable(c.Names[0])
 	}
@@ -182,9 +182,19 @@ func (a *Authorities) Judge(shown []*x509.Certificate, now time.Time) (c *Client
 		}
 		if chains == nil {
 			c.Err = err
+		} else if !slices.ContainsFunc(chains, free) {
+			c.Names = namesIn(leaf, false)
 		}
 	}
 	return c, chains
+}
+
+// free tells whether the authorities of a chain may speak for any mail address. Where not, x509 has seen to the alternative names, but not to the
+// subject (RFC 5280 section 4.2.1.10).
+func free(chain []*x509.Certificate) bool {
+	return !slices.ContainsFunc(chain[1:], func(c *x509.Certificate) bool {
+		return len(c.PermittedEmailAddresses)+len(c.ExcludedEmailAddresses) > 0
+	})
 }
 
 // between gives what was shown behind a certificate.
@@ -241,12 +251,20 @@ func (a *Authorities) revoked(chain []*x509.Certificate, now time.Time) error {
 	return nil
 }
 
+// maxNames bounds the names of a certificate that are looked at, which may be a stranger's.
+const maxNames = 100
+
 // emailAddress is the attribute of subjects that mail addresses stood in before there were alternative names (PKCS #9).
 var emailAddress = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}
 
-// namesIn gives the mail addresses and host names of a certificate in lower case, each once.
-func namesIn(c *x509.Certificate) (all []string) {
-	add := func(name string) {
+// namesIn gives the mail addresses and host names of a certificate in lower case, each once; those of the subject only if wanted. An address that
+// stands as a host name, or the other way round, is none: constraints for one kind do not hold for the other.
+func namesIn(c *x509.Certificate, subject bool) (all []string) {
+	add := func(name string, address bool) {
+		// Some letters beyond ASCII become others' in lower case.
+		if len(all) >= maxNames || strings.Contains(name, "@") != address || strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f }) >= 0 {
+			return
+		}
 		name = strings.ToLower(name)
 		for _, n := range all {
 			if n == name {
@@ -254,20 +272,20 @@ func namesIn(c *x509.Certificate) (all []string) {
 			}
 		}
 		// A name is never to be taken for a fingerprint.
-		if name != "" && !strings.HasPrefix(name, "sha256:") && strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0 {
+		if name != "" && !strings.HasPrefix(name, "sha256:") {
 			all = append(all, name)
 		}
 	}
 	for _, n := range c.EmailAddresses {
-		add(n)
+		add(n, true)
 	}
 	for _, n := range c.Subject.Names {
-		if value, ok := n.Value.(string); ok && n.Type.Equal(emailAddress) && strings.Contains(value, "@") {
-			add(value)
+		if value, ok := n.Value.(string); ok && subject && n.Type.Equal(emailAddress) {
+			add(value, true)
 		}
 	}
 	for _, n := range c.DNSNames {
-		add(n)
+		add(n, false)
 	}
 	return all
 }

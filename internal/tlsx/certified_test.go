@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -150,6 +151,98 @@ func TestNamesInSubjects(t *testing.T) {
 	}
 	if c, _ := (*tlsx.Authorities)(nil).Judge(chain(t, tls.Certificate{Certificate: [][]byte{der}}), time.Now()); len(c.Subject) > 310 || strings.Contains(c.Subject, "\n") {
 		t.Errorf("%d bytes of subject: %q", len(c.Subject), c.Subject)
+	}
+}
+
+// TestNamesBeyondConstraints: an authority that may speak for one domain's addresses alone (RFC 5280 section 4.2.1.10) gives nobody another's, whatever
+// part of a certificate it writes the address into, and in whatever letters.
+func TestNamesBeyondConstraints(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(template, parent *x509.Certificate) *x509.Certificate {
+		t.Helper()
+		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	serial := int64(0)
+	authority := func(name string, parent *x509.Certificate, permitted, excluded []string) *x509.Certificate {
+		t.Helper()
+		serial++
+		template := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
+			KeyUsage: x509.KeyUsageCertSign, PermittedEmailAddresses: permitted, ExcludedEmailAddresses: excluded}
+		if parent == nil {
+			parent = template
+		}
+		return sign(template, parent)
+	}
+	mail := func(value string) pkix.Name {
+		return pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}, Value: value}}}
+	}
+	root := authority("root", nil, nil, nil)
+	free, bound, notThis := authority("free", root, nil, nil), authority("tenant", root, []string{"tenant.test"}, nil), authority("all but one", root, nil, []string{"here.test"})
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	authorities, err := tlsx.ReadAuthorities(file, "", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name string
+		by   *x509.Certificate
+		leaf x509.Certificate
+		want []string
+	}{
+		{"subject", free, x509.Certificate{Subject: mail("Joe@here.test")}, []string{"joe@here.test"}},
+		{"subject, bound", bound, x509.Certificate{Subject: mail("joe@here.test")}, nil},
+		{"subject, all but one", notThis, x509.Certificate{Subject: mail("joe@here.test")}, nil},
+		{"alternative, bound", bound, x509.Certificate{EmailAddresses: []string{"ann@tenant.test"}, Subject: mail("joe@here.test")}, []string{"ann@tenant.test"}},
+		{"as a host, bound", bound, x509.Certificate{DNSNames: []string{"joe@here.test", "mail.tenant.test"}}, []string{"mail.tenant.test"}},
+		{"as a host, free", free, x509.Certificate{DNSNames: []string{"joe@here.test"}}, nil},
+		{"host as an address", free, x509.Certificate{EmailAddresses: []string{"relay.here.test"}}, nil},
+		{"letters that lower case makes ASCII of", free, x509.Certificate{Subject: mail("mi\u212ae@here.test")}, nil},
+	} {
+		tc.leaf.SerialNumber = big.NewInt(9)
+		c, chains := authorities.Judge([]*x509.Certificate{sign(&tc.leaf, tc.by), tc.by}, time.Now())
+		if c.Err != nil || len(chains) == 0 {
+			t.Errorf("%s: %v", tc.name, c.Err)
+		}
+		if !slices.Equal(c.Names, tc.want) {
+			t.Errorf("%s: %q, want %q", tc.name, c.Names, tc.want)
+		}
+	}
+}
+
+// TestManyNames: a stranger's certificate with as many names as a handshake can carry costs nothing to speak of.
+func TestManyNames(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(7), NotAfter: time.Now().Add(time.Hour)}
+	for i := range 30000 {
+		template.DNSNames = append(template.DNSNames, "x"+strconv.Itoa(i))
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := chain(t, tls.Certificate{Certificate: [][]byte{der}})
+	began := time.Now()
+	c, _ := (*tlsx.Authorities)(nil).Judge(shown, time.Now())
+	if took := time.Since(began); took > 100*time.Millisecond || len(c.Names) > 100 {
+		t.Errorf("%d names of %d bytes after %v", len(c.Names), len(der), took)
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/queue"
@@ -40,7 +42,7 @@ type letter struct {
 
 // open reads the envelope. prefix is what IndiMail's virtualdomains put before the recipient, and is taken away where it stands.
 func open(m maildir.Message, prefix string) (l *letter, err error) {
-	f, err := os.Open(m.File)
+	f, err := openFile(m.File, unix.O_NOFOLLOW)
 	if err != nil {
 		return nil, err
 	}
@@ -91,6 +93,19 @@ func open(m maildir.Message, prefix string) (l *letter, err error) {
 		}
 	}
 	return l, nil
+}
+
+// openFile opens a file to be read that is nothing to wait for; with unix.O_NOFOLLOW no link either. The directory may belong to others.
+func openFile(name string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, errors.Join(err, fmt.Errorf("%s is no file", name))
+	}
+	return f, nil
 }
 
 // keyForm is maildir.Key's: when the message came into the queue, and its id there.

@@ -45,8 +45,10 @@ func (s *Station) hold(w *waiting) error {
 		return ErrBusy
 	case len(s.busy) >= maxRuns:
 		return fmt.Errorf("%d hosts are being handed their mail already", len(s.busy))
+	case w.client.IsValid() && s.asking[w.client] >= maxAsked:
+		return fmt.Errorf("%d hosts that %s asked for are being handed their mail already", maxAsked, w.client)
 	}
-	f, err := os.OpenFile(filepath.Join(w.dir, "seriallock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(w.dir, "seriallock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return err
 	}
@@ -58,6 +60,9 @@ func (s *Station) hold(w *waiting) error {
 		return fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	s.busy[w.dir], w.lock = true, f
+	if w.client.IsValid() {
+		s.asking[w.client]++
+	}
 	return nil
 }
 
@@ -65,6 +70,9 @@ func (s *Station) release(w *waiting) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.busy, w.dir)
+	if s.asking[w.client]--; s.asking[w.client] <= 0 {
+		delete(s.asking, w.client)
+	}
 	w.lock.Close()
 }
 

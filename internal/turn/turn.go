@@ -59,8 +59,10 @@ type Config struct {
 }
 
 const (
-	// maxRuns bounds the runs at a time, each with a connection.
-	maxRuns = 200
+	// maxRuns bounds the runs at a time, each with a connection; maxAsked those to hosts elsewhere that one client, or its network of IPv6, has asked
+	// for: hosts that are not there take their time, and anybody may ask for them.
+	maxRuns  = 200
+	maxAsked = 10
 	// lookupTime bounds what is asked of the DNS while the host waits for its reply.
 	lookupTime = 20 * time.Second
 	// giveUp is the age at which a message that its host defers is bounced: what maildirsmtp tells maildirserial.
@@ -93,13 +95,15 @@ type Station struct {
 	closing bool
 	// busy are the directories with a run under way.
 	busy map[string]bool
+	// asking counts runs by waiting's client.
+	asking map[netip.Prefix]int
 	// looking are the domains, and queues with # before them, whose queued mail is being looked for.
 	looking map[string]bool
 }
 
 // New makes a Station.
 func New(config Config) *Station {
-	s := &Station{config: config, busy: map[string]bool{}, looking: map[string]bool{}}
+	s := &Station{config: config, busy: map[string]bool{}, asking: map[netip.Prefix]int{}, looking: map[string]bool{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -238,6 +242,9 @@ func (s *Station) start(ctx context.Context, view *settings.View, session, domai
 	names, err := s.namesOf(ctx, d)
 	if err != nil {
 		return Begun{}, err
+	}
+	if to.IsValid() && to != client.Unmap().WithZone("") {
+		w.client = networkOf(client)
 	}
 	if !to.IsValid() {
 		if err := s.mayAsk(ctx, d, box, client); err != nil {
@@ -472,7 +479,7 @@ func (s *Station) mayAsk(ctx context.Context, d directory.Domain, box string, cl
 
 // inIPAuth looks an address up in a file of addresses and networks, one a line.
 func inIPAuth(file string, client netip.Addr) (bool, error) {
-	f, err := os.Open(file)
+	f, err := openFile(file, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -502,7 +509,20 @@ type waiting struct {
 	names []string
 	// prefix stands before recipients; "" stands for IndiMail's.
 	prefix string
+	// client is who asked for it on behalf of another host; not a valid one when that host did.
+	client netip.Prefix
 	lock   *os.File
+}
+
+// networkOf gives what a client is counted as.
+func networkOf(client netip.Addr) netip.Prefix {
+	client = client.Unmap().WithZone("")
+	bits := client.BitLen()
+	if client.Is6() {
+		bits = 64
+	}
+	network, _ := client.Prefix(bits) // there are as many
+	return network
 }
 
 func (w *waiting) path() string { return filepath.Join(w.dir, "Maildir") }

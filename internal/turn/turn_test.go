@@ -414,6 +414,99 @@ func TestLock(t *testing.T) {
 	}
 }
 
+// TestAskedForOthers: one client cannot take all places by asking for hosts that are not there; a host that asks for itself has one.
+func TestAskedForOthers(t *testing.T) {
+	f := &fake{}
+	s, root, _, _ := newStation(t, f, nil)
+	// Nobody answers until the end.
+	answer := make(chan struct{})
+	var err error
+	s.config.Remote, err = remote.New(remote.Config{Settings: func() *settings.View { return nil }, Hostname: func() string { return "isp.test" }, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+		Dial: func(context.Context, string, string) (net.Conn, error) {
+			<-answer
+			return nil, errors.New("nobody there")
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(n int, client string) error {
+		t.Helper()
+		host := fmt.Sprintf("198.51.100.%d", n)
+		box := filepath.Join(root, host)
+		if err := maildir.Create(filepath.Join(box, "Maildir")); err != nil {
+			t.Fatal(err)
+		}
+		put(t, filepath.Join(box, "Maildir"), "1.Q1R0.x", "Return-Path: <>\nDelivered-To: u@x.test\n\n")
+		f.domains["x.test"] = box
+		_, err := s.Start(t.Context(), nil, "session", "x.test", netip.MustParseAddr(client))
+		return err
+	}
+	for n := range maxAsked {
+		if err := ask(n, fmt.Sprintf("2001:db8::%d", n)); err != nil {
+			t.Error(n, err)
+		}
+	}
+	if err := ask(100, "2001:db8::ffff"); err == nil || errors.Is(err, ErrNotAllowed) || errors.Is(err, ErrNoMail) {
+		t.Errorf("one more than may be: %v", err)
+	}
+	for _, client := range []string{"2001:db8:0:1::1", "192.0.2.1", "::ffff:198.51.100.100"} {
+		if err := ask(100, client); err != nil {
+			t.Error(client, err)
+		}
+	}
+	close(answer)
+	settle(s)
+	if err := ask(101, "2001:db8::1"); err != nil {
+		t.Error(err)
+	}
+	settle(s)
+	if len(s.asking) != 0 {
+		t.Error(s.asking)
+	}
+}
+
+// TestStrangeFiles: a directory that somebody else may write to, as programs of a domain's addresses may, has no other files handed over, written or
+// waited for.
+func TestStrangeFiles(t *testing.T) {
+	s, root, taken, dials := newStation(t, &fake{}, nil)
+	elsewhere := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(elsewhere, []byte("Return-Path: <>\nDelivered-To: u@fixed.test\n\nsecret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"192.0.2.7", "a.test"} {
+		box := filepath.Join(root, name)
+		if err := os.Symlink(elsewhere, filepath.Join(box, "Maildir", "new", "1.Q1R0.x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mkfifo(filepath.Join(box, "Maildir", "new", "2.Q2R0.x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mkfifo(filepath.Join(root, "a.test", "ipauth"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Start(t.Context(), nil, "session", "a.test", netip.MustParseAddr("198.51.100.1")); err == nil {
+		t.Error("a pipe is no list")
+	}
+	report, err := s.Send(t.Context(), filepath.Join(root, "192.0.2.7"), "", "192.0.2.7:25")
+	if err != nil || report != (Report{Skipped: 2}) || len(*taken) > 0 {
+		t.Error(report, err, *taken)
+	}
+	// A lock that is a link makes no file elsewhere.
+	put(t, filepath.Join(root, "a.test", "Maildir"), "3.Q3R0.x", "Return-Path: <>\nDelivered-To: u@a.test\n\n")
+	missing := filepath.Join(t.TempDir(), "missing")
+	if err := os.Symlink(missing, filepath.Join(root, "a.test", "seriallock")); err != nil {
+		t.Fatal(err)
+	}
+	n := len(*dials)
+	if _, err := s.Send(t.Context(), filepath.Join(root, "a.test"), "", "192.0.2.7:25"); err == nil || len(*dials) > n {
+		t.Error(err, *dials)
+	}
+	if _, err := os.Stat(missing); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the lock was made elsewhere")
+	}
+}
+
 func TestWhoMayAsk(t *testing.T) {
 	f := &fake{mx: map[string][]dnsx.MX{"a.test": {{Host: "mx1.a.test"}, {Host: "mx2.a.test"}}}, addrs: map[string]string{"mx2.a.test": "192.0.2.9"}}
 	s, root, _, dials := newStation(t, f, nil)

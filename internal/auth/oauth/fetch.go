@@ -217,7 +217,9 @@ func parseKeys(text []byte) (keys []jose.JSONWebKey, err error) {
 
 // keySet is oidc.KeySet for one token. trouble is set when the keys could not be had, which says nothing of the token.
 type keySet struct {
-	issuer  *issuer
+	issuer *issuer
+	// running is where the token has a place; see Issuers.
+	running chan struct{}
 	trouble error
 }
 
@@ -241,26 +243,10 @@ func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 	switch {
 	case payload != nil && fresh:
 		return payload, nil
-	case payload == nil && known && header.KeyID != "":
+	case payload == nil && known && fresh && header.KeyID != "":
 		return nil, errors.New("its signature is wrong")
-	case payload != nil:
-		select {
-		case s.asking <- struct{}{}:
-		default:
-			// The keys of before are good as long as there are no others.
-			return payload, nil
-		}
-	default:
-		select {
-		case s.asking <- struct{}{}:
-		case <-ctx.Done():
-			k.trouble = fmt.Errorf("the issuer does not answer: %w", ctx.Err())
-			return nil, k.trouble
-		}
 	}
-	err = s.refresh(ctx, payload != nil)
-	<-s.asking
-	if err != nil && payload == nil {
+	if err := k.renew(ctx, payload != nil); err != nil && payload == nil {
 		k.trouble = err
 		return nil, err
 	}
@@ -271,6 +257,29 @@ func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 		return nil, errors.New("its signature is wrong")
 	}
 	return nil, fmt.Errorf("the issuer has no key %q for %s", header.KeyID, header.Algorithm)
+}
+
+// renew looks for newer keys. With known the keys of before are good as long as there are no others, and nobody waits for who asks already.
+func (k *keySet) renew(ctx context.Context, known bool) error {
+	s := k.issuer
+	// Who needs nothing of the issuer is not to wait for those who do.
+	<-k.running
+	defer func() { k.running <- struct{}{} }()
+	if known {
+		select {
+		case s.asking <- struct{}{}:
+		default:
+			return nil
+		}
+	} else {
+		select {
+		case s.asking <- struct{}{}:
+		case <-ctx.Done():
+			return fmt.Errorf("the issuer does not answer: %w", ctx.Err())
+		}
+	}
+	defer func() { <-s.asking }()
+	return s.refresh(ctx, known)
 }
 
 // verify gives what is signed, nil when that is by none of the keys; known tells that there are some that could be its, fresh that they were looked

@@ -114,7 +114,7 @@ func clip(s string) string {
 type Issuers struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	Now  func() time.Time
-	// Running bounds how many tokens are looked at at once: a place is taken by a send.
+	// Running bounds how many tokens are looked at at once: a place is taken by a send. One that waits for new keys has none.
 	Running chan struct{}
 	// Logger is told by Report.
 	Logger *slog.Logger
@@ -155,7 +155,7 @@ func (s *Issuers) User(ctx context.Context, c Config, token string) (string, err
 	if c.Introspection != "" {
 		return one.introspected(ctx, token)
 	}
-	return one.signed(ctx, token)
+	return one.signed(ctx, token, s.Running)
 }
 
 func (s *Issuers) issuer(c Config) (*issuer, error) {
@@ -234,13 +234,13 @@ type issuer struct {
 	answers map[[sha256.Size]byte]answer
 }
 
-// signed finds the user of a JWT.
-func (s *issuer) signed(ctx context.Context, token string) (string, error) {
+// signed finds the user of a JWT, which has a place in running.
+func (s *issuer) signed(ctx context.Context, token string, running chan struct{}) (string, error) {
 	// The form of RFC 7515 section 7.1; go-jose would take JSON, too.
 	if strings.Count(token, ".") != 2 || strings.ContainsAny(token, "{}\"") {
 		return "", refuse("it is no signed JWT, and OAUTH_INTROSPECTION is not set to ask about others")
 	}
-	keys := &keySet{issuer: s}
+	keys := &keySet{issuer: s, running: running}
 	verifier := oidc.NewVerifier(s.config.Issuer, keys, &oidc.Config{
 		// Who it is for and until when are looked at by judge, for tokens of both kinds alike.
 		SkipClientIDCheck: true, SkipExpiryCheck: true, SupportedSigningAlgs: algorithmNames(),

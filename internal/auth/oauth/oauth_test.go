@@ -271,6 +271,33 @@ func TestDown(t *testing.T) {
 	f.want(t, f.config, token, "temporary: ")
 }
 
+// TestSameName: a key that has another's name is found when the keys are old, and bad signatures do not have the issuer asked.
+func TestSameName(t *testing.T) {
+	f := start(t)
+	named := func(address string, key *ecdsa.PrivateKey) string {
+		f.Publish(jose.JSONWebKey{Key: key.Public(), KeyID: "same", Algorithm: string(jose.ES256), Use: "sig"})
+		return fake.Sign(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "same"}}, "JWT", f.Claims(address, map[string]any{"exp": f.clock().Add(10 * time.Hour).Unix()}))
+	}
+	make := func() *ecdsa.PrivateKey {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	f.want(t, f.config, named("ann@here.test", make()), "ann@here.test")
+	f.Rotate()
+	fresh := named("bob@here.test", make())
+	n := f.Requests(fake.Keys)
+	f.pass(keysAge)
+	f.want(t, f.config, fresh, "its signature is wrong")
+	if again := f.Requests(fake.Keys); again != n {
+		t.Errorf("the keys were fetched %d times for a bad signature", again-n)
+	}
+	f.pass(keysLife)
+	f.want(t, f.config, fresh, "bob@here.test")
+}
+
 // TestSlow: an issuer that does not answer costs no more than the time limit.
 func TestSlow(t *testing.T) {
 	f := start(t)
@@ -306,6 +333,40 @@ func TestUnknownKeyWhileSlow(t *testing.T) {
 	wait.Go(func() { f.want(t, f.config, fresh, "bob@here.test") })
 	<-asked
 	f.want(t, f.config, good, "ann@here.test")
+	close(answer)
+	wait.Wait()
+}
+
+// TestPlacesWhileSlow: tokens that wait for an issuer that does not answer leave their places to those whose keys are known.
+func TestPlacesWhileSlow(t *testing.T) {
+	f := start(t)
+	good := f.Token("ann@here.test", nil)
+	f.want(t, f.config, good, "ann@here.test")
+	f.pass(keysAge)
+	f.Rotate()
+	fresh := f.Token("bob@here.test", nil)
+	answer := make(chan struct{})
+	f.Answer(func(http.ResponseWriter, *http.Request) bool { <-answer; return false })
+	var wait sync.WaitGroup
+	began := make(chan struct{}, 3*cap(f.Running))
+	for range cap(began) {
+		wait.Go(func() {
+			began <- struct{}{}
+			f.want(t, f.config, fresh, "bob@here.test")
+		})
+	}
+	for range cap(began) {
+		<-began
+	}
+	for range 100 {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		name, err := f.User(ctx, f.config, good)
+		cancel()
+		if name != "ann@here.test" {
+			t.Error(name, err)
+			break
+		}
+	}
 	close(answer)
 	wait.Wait()
 }
