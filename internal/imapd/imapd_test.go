@@ -12,44 +12,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/indigomail/indigo/internal/addr"
-	"github.com/indigomail/indigo/internal/auth"
-	"github.com/indigomail/indigo/internal/auth/sasl"
-	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/trace"
+	"github.com/indigomail/indigo/test/anybody"
 )
-
-type anybody string
-
-func (a anybody) Verify(context.Context, auth.Attempt) (auth.Identity, error) {
-	return auth.Identity{Address: addr.Address{Local: "u", Domain: "d.test"}, Home: string(a), Quota: "10240S,10C"}, nil
-}
-
-func (anybody) Tokens() bool { return true }
-
-// Token lets in tokens of x alone.
-func (a anybody) Token(ctx context.Context, attempt auth.Attempt) (auth.Identity, error) {
-	if strings.Trim(attempt.Password, "x") != "" {
-		return auth.Identity{}, auth.Refused(errors.New("token expired"))
-	}
-	return a.Verify(ctx, attempt)
-}
-
-func (a anybody) Identify(ctx context.Context, attempt auth.Attempt) (auth.Identity, error) {
-	return a.Verify(ctx, attempt)
-}
-
-func (anybody) Secrets(context.Context, auth.Attempt) (auth.Identity, sasl.Secrets, error) {
-	return auth.Identity{}, sasl.Secrets{Clear: "p"}, nil
-}
-
-func (anybody) Admit(context.Context, auth.Identity, auth.Attempt) error  { return nil }
-func (anybody) Before(context.Context, auth.Attempt) (bool, error)        { return false, nil }
-func (anybody) After(context.Context, auth.Attempt, auth.Identity, error) {}
-func (anybody) Decoy(user string) []byte                                  { return []byte(user) }
-func (anybody) Forms(context.Context) (directory.Forms, error)            { return directory.Forms{}, nil }
 
 // talk sends all input and gives every line that comes back. The service takes passwords in clear.
 func talk(t testing.TB, input string) []string {
@@ -70,7 +37,7 @@ func talk(t testing.TB, input string) []string {
 			t.Fatal(err)
 		}
 	}
-	s := New(Config{Service: "imapd.1", Hostname: "h.test", Settings: func() *settings.View { return snapshot.View("imapd.1") }, Auth: anybody(home),
+	s := New(Config{Service: "imapd.1", Hostname: "h.test", Settings: func() *settings.View { return snapshot.View("imapd.1") }, Auth: anybody.Anybody{Home: home, Quota: "10240S,10C"},
 		Trace: trace.Discard, Logger: slog.New(slog.DiscardHandler), Now: time.Now, NewSessionID: func() string { return "s" }})
 	conn := &script{in: strings.NewReader(input)}
 	s.Handle(context.Background(), conn)
