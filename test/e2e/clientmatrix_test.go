@@ -181,7 +181,7 @@ func mailClients(t *testing.T, in *instance.Instance) []mailClient {
 }
 
 // TestClientMatrix logs in with programs that people have, by each mechanism that they and we speak, in clear, over STARTTLS and over TLS, once by
-// the right and once by a wrong password or token, and prints what came of it as docs/clients-tried.md has it. What is said of a mechanism is what the server
+// the right and once by a wrong password or token, and prints what came of it as docs/auth.md has it. What is said of a mechanism is what the server
 // wrote down of the login, too.
 func TestClientMatrix(t *testing.T) {
 	needClients(t)
@@ -302,7 +302,7 @@ func TestClientMatrix(t *testing.T) {
 		}
 	}
 	t.Log("\n" + table.String())
-	documented(t, "clients-tried.md", table.String())
+	documented(t, table.String())
 	var lost []use
 	err := instance.Await(within(t, waiting), "the server has all logins", func() (bool, error) {
 		var report struct{ Users []use }
@@ -385,7 +385,7 @@ func TestClientChoice(t *testing.T) {
 		fmt.Fprintf(&table, "| %s, %s | %s | %s |\n", c.name, strings.ToUpper(c.protocol), took, became)
 	}
 	t.Log("\n" + table.String())
-	documented(t, "clients-tried.md", table.String())
+	documented(t, table.String())
 }
 
 // TestDownTheList has swaks go through what is offered, for a user of whom a hash alone is kept, where failures of this host count: it comes to LOGIN with
@@ -583,10 +583,10 @@ func postfixLogin(t *testing.T, attempts []attempt) func(attempt) (bool, string)
 	}
 }
 
-// documented compares a table with the one of a document, which is of Debian 12's programs.
-func documented(t *testing.T, document, table string) {
+// documented compares a table with the one of docs/auth.md, which is of Debian 12's programs.
+func documented(t *testing.T, table string) {
 	t.Helper()
-	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", document))
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "auth.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -594,8 +594,8 @@ func documented(t *testing.T, document, table string) {
 	switch {
 	case strings.Contains(string(doc), table):
 	case strings.HasPrefix(string(release), "12."):
-		t.Errorf("docs/%s has another table", document)
+		t.Error("docs/auth.md has another table")
 	default:
-		t.Logf("docs/%s has another table, of Debian 12; this is %q", document, release)
+		t.Logf("docs/auth.md has another table, of Debian 12; this is %q", release)
 	}
 }

@@ -304,7 +304,7 @@ func TestSendingThroughExim(t *testing.T) {
 		fmt.Fprintf(&table, "| %s | %s | %s |\n", server.name, strings.Join(names, ", "), row)
 	}
 	t.Log("\n" + table.String())
-	documented(t, "sending.md", table.String())
+	documented(t, table.String())
 }
 
 // TestExternalAtExim logs in by the certificate that deliveries show; without one Exim offers nothing.
