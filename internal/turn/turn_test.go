@@ -216,7 +216,7 @@ func (*fake) TXT(context.Context, string) ([]string, bool, error) { return nil, 
 func (*fake) PTR(context.Context, netip.Addr) ([]string, error)   { return nil, nil }
 
 // host is a server at the other end; answers are by verb and address, "" hangs up.
-func host(conn net.Conn, answers map[string]string, taken *[]string) {
+func host(conn net.Conn, answers map[string]string, take func(text string)) {
 	defer conn.Close()
 	fmt.Fprint(conn, "220 host\r\n")
 	in := bufio.NewReader(conn)
@@ -244,7 +244,7 @@ func host(conn net.Conn, answers map[string]string, taken *[]string) {
 				}
 				text += line
 			}
-			*taken = append(*taken, text)
+			take(text)
 		case "QUIT":
 			fmt.Fprint(conn, "221 bye\r\n")
 			return
@@ -264,11 +264,17 @@ func newStation(t *testing.T, f *fake, answers map[string]string) (s *Station, r
 	}
 	f.domains = map[string]string{"a.test": filepath.Join(root, "a.test"), "fixed.test": filepath.Join(root, "192.0.2.7"), "six.test": filepath.Join(root, "2001_db8__1"), "users.test": "/srv/domains/users.test", "broken.test": filepath.Join(root, "a.test")}
 	var hosts sync.WaitGroup
+	var mu sync.Mutex // runs go side by side
+	keep := func(all *[]string, one string) {
+		mu.Lock()
+		defer mu.Unlock()
+		*all = append(*all, one)
+	}
 	d, err := remote.New(remote.Config{Settings: func() *settings.View { return nil }, Hostname: func() string { return "isp.test" }, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
 		Dial: func(_ context.Context, _, address string) (net.Conn, error) {
-			*dials = append(*dials, address)
+			keep(dials, address)
 			client, server := net.Pipe()
-			hosts.Go(func() { host(server, answers, taken) })
+			hosts.Go(func() { host(server, answers, func(text string) { keep(taken, text) }) })
 			return client, nil
 		}})
 	if err != nil {
@@ -666,7 +672,7 @@ func TestATRN(t *testing.T) {
 	}
 	client, server := net.Pipe()
 	var done sync.WaitGroup
-	done.Go(func() { host(server, nil, taken) })
+	done.Go(func() { host(server, nil, func(text string) { *taken = append(*taken, text) }) })
 	report, err := waiting.Run(t.Context(), client, trace.Event{}, func() bool { return false })
 	waiting.Release()
 	done.Wait()
