@@ -84,7 +84,12 @@ func accounts(t *testing.T) *Accounts {
 // login runs an exchange, and gives the reply's text, "" for success.
 func login(t *testing.T, a *Accounts, mechanism string, c sasl.Credentials) (string, *Exchange) {
 	t.Helper()
-	connection := &Connection{Authority: a, Service: "smtpd.587", Protocol: "smtp", Host: "mx.d.example", TLS: &tls.ConnectionState{}}
+	return loginFrom(t, a, netip.Addr{}, mechanism, c)
+}
+
+func loginFrom(t *testing.T, a *Accounts, from netip.Addr, mechanism string, c sasl.Credentials) (string, *Exchange) {
+	t.Helper()
+	connection := &Connection{Authority: a, Client: from, Service: "smtpd.587", Protocol: "smtp", Host: "mx.d.example", TLS: &tls.ConnectionState{}}
 	c.Host, c.Service = "mx.d.example", "smtp"
 	exchange, err := connection.Begin(t.Context(), mechanism)
 	if err != nil {
@@ -97,10 +102,10 @@ func login(t *testing.T, a *Accounts, mechanism string, c sasl.Credentials) (str
 	response, err := client.Next(nil)
 	for err == nil {
 		challenge, done, failure := exchange.Next(t.Context(), response)
+		if failure != nil {
+			return mailerr.From(failure).Reply(), exchange
+		}
 		if done {
-			if failure != nil {
-				return mailerr.From(failure).Reply(), exchange
-			}
 			return "", exchange
 		}
 		response, err = client.Next(challenge)
@@ -309,28 +314,8 @@ func TestGuardedExchanges(t *testing.T) {
 // guarded is login from an address.
 func guarded(t *testing.T, a *Accounts, from, mechanism string, c sasl.Credentials) string {
 	t.Helper()
-	connection := &Connection{Authority: a, Client: netip.MustParseAddr(from), Service: "smtpd.587", Protocol: "smtp", Host: "mx.d.example", TLS: &tls.ConnectionState{}}
-	c.Host, c.Service = "mx.d.example", "smtp"
-	exchange, err := connection.Begin(t.Context(), mechanism)
-	if err != nil {
-		t.Fatal(err)
-	}
-	client, err := sasl.NewClient(mechanism, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	response, err := client.Next(nil)
-	for err == nil {
-		challenge, done, failure := exchange.Next(t.Context(), response)
-		if failure != nil {
-			return mailerr.From(failure).Reply()
-		}
-		if done {
-			return ""
-		}
-		response, err = client.Next(challenge)
-	}
-	return err.Error()
+	reply, _ := loginFrom(t, a, netip.MustParseAddr(from), mechanism, c)
+	return reply
 }
 
 // TestKeysOnlyAtTheDoor: what a door begins derives keys for nobody while nobody's password is kept, and for everybody, also for a name that

@@ -41,11 +41,7 @@ type Config struct {
 		AliasDomains(ctx context.Context, domain string) ([]directory.AliasDomain, error)
 		ATRNDomains(ctx context.Context, user addr.Address) ([]string, error)
 	}
-	Remote interface {
-		Open(ctx context.Context, address string) (*remote.Session, *mailerr.Error)
-		Reverse(ctx context.Context, conn net.Conn) (*remote.Session, *mailerr.Error)
-		Forget(address string) int
-	}
+	Remote *remote.Deliverer
 	// Queue tells senders of failures, and is asked to deliver what it has for a domain.
 	Queue interface {
 		Bounce(id queue.ID, env queue.Envelope, birth time.Time, c queue.Content, failures []*mailerr.Error) error
