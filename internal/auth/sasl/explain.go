@@ -46,17 +46,30 @@ func (m Message) Secret() bool {
 // Explain tells what a message says. mechanism is in upper case, "" when it is not known: then the form must tell. step counts the client's
 // messages of the exchange from 0, which only LOGIN needs, and is -1 when it is not known. challenge tells that the server sent it.
 func Explain(mechanism string, challenge bool, step int, message []byte) Message {
-	s := string(message)
+	m := explain(mechanism, challenge, step, string(message))
+	m.forTerminal()
+	return m
+}
+
+// forTerminal is the one place that takes from all parts what a terminal would obey: names and meanings hold what was captured as much as
+// texts do, and what is decoded (JSON, base64, =2C) can hold what the message did not.
+func (m *Message) forTerminal() {
+	for i, p := range m.Parts {
+		m.Parts[i].Name, m.Parts[i].Text, m.Parts[i].Means = printable(p.Name), printable(p.Text), printable(p.Means)
+	}
+}
+
+func explain(mechanism string, challenge bool, step int, s string) Message {
 	if mechanism == "" {
 		mechanism, challenge = guess(s, challenge)
 	}
 	m := Message{Mechanism: mechanism}
 	unfit := func(want string) Message {
-		m.Kind, m.Parts = "malformed", []Part{{Name: "text", Text: printable(s), Means: want, Secret: !challenge}}
+		m.Kind, m.Parts = "malformed", []Part{{Name: "text", Text: s, Means: want, Secret: !challenge}}
 		return m
 	}
 	switch {
-	case len(message) == 0:
+	case s == "":
 		m.Kind = "empty"
 		if challenge {
 			m.Kind = "go ahead: the client speaks first"
@@ -71,12 +84,12 @@ func Explain(mechanism string, challenge bool, step int, message []byte) Message
 		if parts[0] != "" {
 			who = "whom to act for"
 		}
-		m.Parts = []Part{{Name: "authzid", Text: printable(parts[0]), Means: who}, {Name: "authcid", Text: printable(parts[1]), Means: "the name"}, {Name: "password", Text: printable(parts[2]), Secret: true}}
+		m.Parts = []Part{{Name: "authzid", Text: parts[0], Means: who}, {Name: "authcid", Text: parts[1], Means: "the name"}, {Name: "password", Text: parts[2], Secret: true}}
 	case mechanism == "LOGIN":
 		m.explainLogin(s, challenge, step)
 	case mechanism == "EXTERNAL" || mechanism == "ANONYMOUS":
 		m.Kind = map[string]string{"EXTERNAL": "whom to act for", "ANONYMOUS": "what the client says about itself"}[mechanism]
-		m.Parts = []Part{{Name: "name", Text: printable(s)}}
+		m.Parts = []Part{{Name: "name", Text: s}}
 	case mechanism == "OAUTHBEARER" || mechanism == "XOAUTH2":
 		m.explainToken(s, challenge)
 	case mechanism == "DIGEST-MD5":
@@ -84,13 +97,13 @@ func Explain(mechanism string, challenge bool, step int, message []byte) Message
 			return unfit("want NAME=VALUE pairs with commas between (RFC 2831)")
 		}
 	case strings.HasPrefix(mechanism, "CRAM") && challenge:
-		m.Kind, m.Parts = "challenge", []Part{{Name: "challenge", Text: printable(s), Means: "what the client must answer with a keyed sum of"}}
+		m.Kind, m.Parts = "challenge", []Part{{Name: "challenge", Text: s, Means: "what the client must answer with a keyed sum of"}}
 	case strings.HasPrefix(mechanism, "CRAM"):
 		i := strings.LastIndexByte(s, ' ')
 		if i < 0 {
 			return unfit("want NAME, a space and a sum in hexadecimal (RFC 2195)")
 		}
-		m.Kind, m.Parts = "answer to the challenge", []Part{{Name: "name", Text: printable(s[:i])}, {Name: "digest", Text: printable(s[i+1:]), Means: "the challenge's sum, keyed with the password: passwords can be tried on it", Secret: true}}
+		m.Kind, m.Parts = "answer to the challenge", []Part{{Name: "name", Text: s[:i]}, {Name: "digest", Text: s[i+1:], Means: "the challenge's sum, keyed with the password: passwords can be tried on it", Secret: true}}
 		if h := cramHash(mechanism); h != nil && len(s)-i-1 != 2*h().Size() {
 			m.Parts[1].Means = fmt.Sprintf("has %d digits where %s has %d", len(s)-i-1, mechanism, 2*h().Size())
 		}
@@ -100,7 +113,7 @@ func Explain(mechanism string, challenge bool, step int, message []byte) Message
 		}
 	default:
 		m.Kind = "text"
-		m.Parts = []Part{{Name: "text", Text: printable(s), Means: "LOGIN's name or password, or of a mechanism that is not known here", Secret: !challenge}}
+		m.Parts = []Part{{Name: "text", Text: s, Means: "LOGIN's name or password, or of a mechanism that is not known here", Secret: !challenge}}
 	}
 	return m
 }
@@ -143,15 +156,15 @@ func guess(s string, challenge bool) (string, bool) {
 func (m *Message) explainLogin(s string, challenge bool, step int) {
 	switch lower := strings.ToLower(s); {
 	case challenge && strings.HasPrefix(lower, "user"):
-		m.Kind, m.Parts = "prompt", []Part{{Name: "prompt", Text: printable(s), Means: "the name is asked for"}}
+		m.Kind, m.Parts = "prompt", []Part{{Name: "prompt", Text: s, Means: "the name is asked for"}}
 	case challenge && strings.HasPrefix(lower, "pass"):
-		m.Kind, m.Parts = "prompt", []Part{{Name: "prompt", Text: printable(s), Means: "the password is asked for"}}
+		m.Kind, m.Parts = "prompt", []Part{{Name: "prompt", Text: s, Means: "the password is asked for"}}
 	case challenge:
-		m.Kind, m.Parts = "prompt", []Part{{Name: "prompt", Text: printable(s), Means: "LOGIN's clients take the first prompt for the name's, the second for the password's"}}
+		m.Kind, m.Parts = "prompt", []Part{{Name: "prompt", Text: s, Means: "LOGIN's clients take the first prompt for the name's, the second for the password's"}}
 	case step == 0:
-		m.Kind, m.Parts = "name", []Part{{Name: "name", Text: printable(s)}}
+		m.Kind, m.Parts = "name", []Part{{Name: "name", Text: s}}
 	default:
-		m.Kind, m.Parts = "password", []Part{{Name: "password", Text: printable(s), Secret: true}}
+		m.Kind, m.Parts = "password", []Part{{Name: "password", Text: s, Secret: true}}
 	}
 }
 
@@ -160,7 +173,7 @@ func (m *Message) explainToken(s string, challenge bool) {
 		m.Kind = "refusal: the client answers it with an empty line, or ^A"
 		var fields map[string]any
 		if json.Unmarshal([]byte(s), &fields) != nil {
-			m.Parts = []Part{{Name: "text", Text: printable(s)}}
+			m.Parts = []Part{{Name: "text", Text: s}}
 			return
 		}
 		for _, name := range []string{"status", "schemes", "scope", "openid-configuration"} {
@@ -176,9 +189,9 @@ func (m *Message) explainToken(s string, challenge bool) {
 		switch {
 		case pair == "":
 		case i == 0 && m.Mechanism == "OAUTHBEARER":
-			m.Parts = append(m.Parts, Part{Name: "gs2-header", Text: printable(pair), Means: "n: no channel binding; a= is whom to act for"})
+			m.Parts = append(m.Parts, Part{Name: "gs2-header", Text: pair, Means: "n: no channel binding; a= is whom to act for"})
 		default:
-			m.Parts = append(m.Parts, Part{Name: name, Text: printable(value), Secret: name == "auth"})
+			m.Parts = append(m.Parts, Part{Name: name, Text: value, Secret: name == "auth"})
 			if name == "auth" {
 				m.explainJWT(value)
 			}
@@ -188,8 +201,9 @@ func (m *Message) explainToken(s string, challenge bool) {
 
 // ExplainToken tells what is in a token that stands alone, and false when it is no JWT.
 func ExplainToken(s string) (Message, bool) {
-	m := Message{Kind: "token", Parts: []Part{{Name: "token", Text: printable(s), Secret: true}}}
+	m := Message{Kind: "token", Parts: []Part{{Name: "token", Text: s, Secret: true}}}
 	m.explainJWT("Bearer " + s)
+	m.forTerminal()
 	return m, len(m.Parts) > 1
 }
 
@@ -206,7 +220,7 @@ func (m *Message) explainJWT(value string) {
 		if err != nil || json.Unmarshal(text, &said) != nil {
 			return
 		}
-		p := Part{Name: name, Text: printable(string(text)), Means: "of the JWT"}
+		p := Part{Name: name, Text: string(text), Means: "of the JWT"}
 		if exp, ok := said["exp"].(float64); ok && name == "claims" && exp > 0 && exp < 1<<40 {
 			p.Means += ", which expires at " + time.Unix(int64(exp), 0).UTC().Format(time.RFC3339)
 		}
@@ -231,7 +245,7 @@ func (m *Message) explainDigest(s string, challenge bool) bool {
 		if key == "rspauth" {
 			m.Kind = "the server's proof"
 		}
-		m.Parts = append(m.Parts, Part{Name: key, Text: printable(value), Means: meanings[key], Secret: key == "response" || key == "rspauth"})
+		m.Parts = append(m.Parts, Part{Name: key, Text: value, Means: meanings[key], Secret: key == "response" || key == "rspauth"})
 		return nil
 	})
 	return err == nil && len(m.Parts) > 0
@@ -241,7 +255,7 @@ func (m *Message) explainDigest(s string, challenge bool) bool {
 func (m *Message) explainSCRAM(s string) bool {
 	fields := strings.Split(s, ",")
 	part := func(name, text, means string, secret bool) {
-		m.Parts = append(m.Parts, Part{Name: name, Text: printable(text), Means: means, Secret: secret})
+		m.Parts = append(m.Parts, Part{Name: name, Text: text, Means: means, Secret: secret})
 	}
 	switch {
 	case strings.HasPrefix(s, "n,"), strings.HasPrefix(s, "y,"), strings.HasPrefix(s, "p="):

@@ -103,8 +103,8 @@ func FuzzExplain(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, mechanism string, challenge bool, step int, message []byte) {
 		for _, p := range Explain(strings.ToUpper(mechanism), challenge, step, message).Parts {
-			if strings.ContainsFunc(p.Text, unicode.IsControl) {
-				t.Errorf("%q", p.Text)
+			if strings.ContainsFunc(p.Name+p.Text+p.Means, unicode.IsControl) {
+				t.Errorf("%q", p.Name+p.Text+p.Means)
 			}
 			if p.Secret && p.Text != "" && p.Shown() != "(hidden)" {
 				t.Errorf("%+v is shown", p)
