@@ -126,8 +126,10 @@ func FuzzCaptured(f *testing.F) {
 		for line := range strings.Lines(session) {
 			l := r.Captured(line)
 			masked := l.Masked()
-			if l.secret != "" && strings.Contains(masked.Text, l.secret) && !strings.Contains("(hidden)", l.secret) {
-				t.Errorf("%q is shown in %q", l.secret, masked.Text)
+			for shown := range strings.SplitSeq(masked.Text, "(hidden)") {
+				if l.secret != "" && strings.Contains(shown, l.secret) {
+					t.Errorf("%q is shown in %q", l.secret, masked.Text)
+				}
 			}
 			if m := masked.Message; m != nil {
 				for _, p := range m.Parts {

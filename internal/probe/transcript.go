@@ -5,6 +5,7 @@ package probe
 import (
 	"encoding/base64"
 	"strings"
+	"unicode"
 
 	"github.com/indigomail/indigo/internal/auth/sasl"
 )
@@ -206,7 +207,7 @@ func (r *Reader) command(l Line, name string) Line {
 		}
 	case "PASS":
 		if len(rest) > 0 {
-			l.secret = strings.TrimSpace(l.Text[strings.Index(strings.ToUpper(l.Text), "PASS")+4:])
+			l.secret = behind(l.Text, at+1)
 		}
 		l.Means = "the password as it is"
 	case "APOP":
@@ -216,13 +217,22 @@ func (r *Reader) command(l Line, name string) Line {
 		l.Means = "the greeting's sum with the password: passwords can be tried on it"
 	case "LOGIN":
 		if len(rest) > 1 {
-			l.secret = l.Text[strings.Index(l.Text, rest[0])+len(rest[0])+1:]
+			l.secret = behind(l.Text, at+2)
 		}
 		l.Means = "name and password as they are"
 	case "STARTTLS", "STLS":
 		l.Means = "ask for TLS"
 	}
 	return l
+}
+
+// behind gives what stands behind the first n words of text, blanks and all: a password may have some.
+func behind(text string, n int) string {
+	for range n {
+		text = strings.TrimLeftFunc(text, unicode.IsSpace)
+		text = text[len(text)-len(strings.TrimLeftFunc(text, func(r rune) bool { return !unicode.IsSpace(r) })):]
+	}
+	return strings.TrimSpace(text)
 }
 
 func (r *Reader) server(text string) Line {
