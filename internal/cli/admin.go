@@ -295,10 +295,10 @@ func (app *App) privilege(ctx context.Context, s *directory.Store, operands []st
 // adminPrograms are IndiMail's names for these.
 func (app *App) adminPrograms() map[string]func([]string) int {
 	return app.faces(map[string]oldProgram{
-		"mgmtpass": {"-u USER [-a PASSWORD|-] [-p PASSWORD|-] [-i], or -l", 0, 0, "u:a:p:il", "", func(ctx context.Context, data string, _ []string, options map[byte]string) error {
+		"mgmtpass": {"-u USER [-a PASSWORD|-] [-p PASSWORD|-] [-i], or -l", 0, 0, "u:a:p:il", func(ctx context.Context, data string, _ []string, options map[byte]string) error {
 			return app.withDirectory(ctx, data, func(s *directory.Store) error { return app.manage(ctx, data, s, options) })
 		}},
-		"vpriv": {"-s|-a|-D|-d PROGRAM|-i PROGRAM|-m PROGRAM USER [SWITCHES]", 1, 2, "vsaDd:i:m:", "", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vpriv": {"-s|-a|-D|-d PROGRAM|-i PROGRAM|-m PROGRAM USER [SWITCHES]", 1, 2, "vsaDd:i:m:", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			return app.withDirectory(ctx, data, func(s *directory.Store) error {
 				return app.privilege(ctx, s, operands, options)
 			})

@@ -478,9 +478,9 @@ func (app *App) vgroup(ctx context.Context, data string, operands []string, opti
 // aliasPrograms are IndiMail's names for the same.
 func (app *App) aliasPrograms() map[string]func([]string) int {
 	return app.faces(map[string]oldProgram{
-		"valias": {"[-v] [-s] [-S] [-i LINE] [-d LINE] [-u OLDLINE -i NEWLINE] [ADDRESS|DOMAIN]", 0, 1, "vsSi:d:u:", "m", app.valias},
-		"vgroup": {"-a [-c COMMENT] [-q QUOTA] " + passwordUsage + " GROUP@DOMAIN [PASSWORD|-], or [-i MEMBER] [-d MEMBER] [-u NEW -o OLD] GROUP@DOMAIN", 1, 2, oldPasswordOptions + "avnc:q:i:d:u:o:", "HM", app.vgroup},
-		"vaddaliasdomain": {"[-v] NEWNAME DOMAIN", 2, 2, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+		"valias": {"[-mv] [-s] [-S] [-i LINE] [-d LINE] [-u OLDLINE -i NEWLINE] [ADDRESS|DOMAIN]", 0, 1, "vmsSi:d:u:", app.valias},
+		"vgroup": {"-a [-c COMMENT] [-q QUOTA] " + passwordUsage + " GROUP@DOMAIN [PASSWORD|-], or [-i MEMBER] [-d MEMBER] [-u NEW -o OLD] GROUP@DOMAIN", 1, 2, oldPasswordOptions + "avnc:q:i:d:u:o:", app.vgroup},
+		"vaddaliasdomain": {"[-v] NEWNAME DOMAIN", 2, 2, "v", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			return app.addAliasDomain(ctx, data, operands[0], operands[1])
 		}},
 	})

@@ -341,7 +341,7 @@ func (app *App) withdrawBulletin(work *local.Bulletin, users audience, b bulleti
 // bulletinPrograms are IndiMail's names for the same.
 func (app *App) bulletinPrograms() map[string]func([]string) int {
 	return app.faces(map[string]oldProgram{
-		"vbulletin": {"[-V] [-n] [-c] [-e FILE] [-S FILE] [-a] -f FILE [DOMAIN...]", 0, 1000, "Vnce:S:af:", "hs", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vbulletin": {"[-V] [-n] [-c] [-e FILE] [-S FILE] [-a] -f FILE [DOMAIN...]", 0, 1000, "Vnce:S:af:", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			b := bulletin{file: options['f'], domains: operands, except: options['e'], list: options['S'], yes: true}
 			_, b.verbose = options['V']
 			_, b.dryRun = options['n']

@@ -84,7 +84,7 @@ func (app *App) maildirdeliver(_ context.Context, args []string) error {
 // preline runs a program with the message on standard input, and before it the lines of UFLINE, RPLINE and DTLINE (wiki 897-902). Its
 // exit code is the program's.
 func (app *App) preline(args []string) int {
-	options, operands, err := parseOldOptions(args, "drf", "")
+	options, operands, err := parseOldOptions(args, "drf")
 	if err != nil || len(operands) == 0 {
 		fmt.Fprintln(app.Err, "preline: usage: preline [-drf] PROGRAM [ARGUMENT...]")
 		return 100

@@ -427,20 +427,18 @@ type oldProgram struct {
 	usage       string
 	least, most int
 	// options are the letters that are known; one with a colon behind it takes a value, with two of them several, which are then lines of
-	// one. later are those of IndiMail's that have no effect, which is an error and never silence; instead says why.
-	options, later string
-	run            func(ctx context.Context, data string, operands []string, options map[byte]string) error
+	// one. Those of IndiMail's that have no effect are errors, never silence: instead says why.
+	options string
+	run     func(ctx context.Context, data string, operands []string, options map[byte]string) error
 }
 
-// noEffect is the error of an option that has no effect.
-type noEffect byte
+// unknownOption is the error of an option that is not known.
+type unknownOption byte
 
-func (e noEffect) Error() string {
-	return fmt.Sprintf("option -%c has no effect in Indigo yet; nothing was done", byte(e))
-}
+func (e unknownOption) Error() string { return fmt.Sprintf("unknown option -%c", byte(e)) }
 
 // parseOldOptions splits arguments as getopt(3) does.
-func parseOldOptions(args []string, known, later string) (options map[byte]string, operands []string, err error) {
+func parseOldOptions(args []string, known string) (options map[byte]string, operands []string, err error) {
 	options = map[byte]string{}
 	for len(args) > 0 && len(args[0]) > 1 && args[0][0] == '-' {
 		word := args[0][1:]
@@ -465,10 +463,8 @@ func parseOldOptions(args []string, known, later string) (options map[byte]strin
 				options[letter], word = word, ""
 			case letter != ':' && i >= 0:
 				options[letter] = ""
-			case strings.IndexByte(later, letter) >= 0:
-				return nil, nil, noEffect(letter)
 			default:
-				return nil, nil, fmt.Errorf("unknown option -%c", letter)
+				return nil, nil, unknownOption(letter)
 			}
 		}
 	}
@@ -494,7 +490,7 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 		}
 	}
 	programs := map[string]oldProgram{
-		"vadddomain": {passwordUsage + " [-q QUOTA] [-B BASE] [-d DIRECTORY] [-l USERS] [-E ADDRESS] [-bORv] DOMAIN [PASSWORD|-], or [-u USER] -t|-T ADDRESS DOMAIN", 1, 2, oldPasswordOptions + "q:B:d:l:bORvtT:u:E:", "acDfgHiopPU", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vadddomain": {passwordUsage + " [-q QUOTA] [-B BASE] [-d DIRECTORY] [-l USERS] [-E ADDRESS] [-bORv] DOMAIN [PASSWORD|-], or [-u USER] -t|-T ADDRESS DOMAIN", 1, 2, oldPasswordOptions + "q:B:d:l:bORvtT:u:E:", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			_, byMX := options['t']
 			client, byAddress := options['T']
 			if _, user := options['u']; user && !byMX && !byAddress {
@@ -521,7 +517,7 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 			}
 			return app.addDomain(ctx, data, n, options['q'], options['E'], p)
 		}},
-		"vdeldomain": {"[-cTv] DOMAIN", 1, 1, "cTv", "ap", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vdeldomain": {"[-cTv] DOMAIN", 1, 1, "cTv", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			if _, waiting := options['T']; waiting {
 				if is, err := app.autoturnDomain(ctx, data, operands[0]); err != nil || !is {
 					return errors.Join(err, fmt.Errorf("%s is no domain whose mail waits for its host; without -T it is removed with its users", operands[0]))
@@ -529,7 +525,7 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 			}
 			return app.removeDomain(ctx, data, operands[0], true)
 		}},
-		"vadduser": {passwordUsage + " [-c NAME] [-q QUOTA] [-B BASE] [-bdiv] USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions + "c:q:B:dvbi", "aDfgHklMnostT", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
+		"vadduser": {passwordUsage + " [-c NAME] [-q QUOTA] [-B BASE] [-bdiv] USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions + "c:q:B:dvbi", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
 			name, given := options['c']
 			if !given {
 				name = a.Local
@@ -541,21 +537,21 @@ func (app *App) directoryPrograms() map[string]func([]string) int {
 			_, inactive := options['i']
 			return app.thenInfo(ctx, data, "vadduser", a, app.addUser(ctx, data, directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: name, Quota: options['q'], Base: options['B'], Inactive: inactive}, p))
 		})},
-		"vpasswd": {passwordUsage + " USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions, "Di", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
+		"vpasswd": {passwordUsage + " [-v] USER@DOMAIN [PASSWORD|-]", 1, 2, oldPasswordOptions + "v", onUser(func(ctx context.Context, data string, a addr.Address, operands []string, options map[byte]string) error {
 			p, err := oldPassword(operand(operands), options)
 			if err != nil {
 				return err
 			}
 			return app.thenInfo(ctx, data, "vpasswd", a, app.setPassword(ctx, data, a, p))
 		})},
-		"vuserinfo": {"[-anpugcdqlf] USER@DOMAIN|-D DOMAIN", 0, 1, "acdfglnpquD:", "", app.oldUserInfo},
-		"incrypt": {"[-h HASH] [-S SALT] PASSWORD|-", 1, 1, "h:S:", "", func(_ context.Context, _ string, operands []string, options map[byte]string) error {
+		"vuserinfo": {"[-anpugcdqlf] USER@DOMAIN|-D DOMAIN", 0, 1, "acdfglnpquD:", app.oldUserInfo},
+		"incrypt": {"[-h HASH] [-S SALT] PASSWORD|-", 1, 1, "h:S:", func(_ context.Context, _ string, operands []string, options map[byte]string) error {
 			return app.incrypt(operands[0], options)
 		}},
-		"install_tables": {"", 0, 0, "", "d", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
+		"install_tables": {"", 0, 0, "", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
 			return app.installTables(ctx, data)
 		}},
-		"vdeluser": {"[-v] USER@DOMAIN", 1, 1, "v", "ad", onUser(func(ctx context.Context, data string, a addr.Address, _ []string, _ map[byte]string) error {
+		"vdeluser": {"[-v] USER@DOMAIN", 1, 1, "v", onUser(func(ctx context.Context, data string, a addr.Address, _ []string, _ map[byte]string) error {
 			return app.removeUser(ctx, data, a, true)
 		})},
 	}
@@ -567,11 +563,11 @@ func (app *App) faces(programs map[string]oldProgram) map[string]func([]string) 
 	faces := make(map[string]func([]string) int, len(programs))
 	for name, p := range programs {
 		faces[name] = func(args []string) int {
-			options, operands, err := parseOldOptions(args, p.options, p.later)
-			var none noEffect
-			if errors.As(err, &none) {
-				if why := instead(name, byte(none)); why != "" {
-					err = fmt.Errorf("option -%c has no effect in Indigo: %s; nothing was done", byte(none), why)
+			options, operands, err := parseOldOptions(args, p.options)
+			var unknown unknownOption
+			if errors.As(err, &unknown) {
+				if why := instead(name, byte(unknown)); why != "" {
+					err = fmt.Errorf("option -%c has no effect in Indigo: %s; nothing was done", byte(unknown), why)
 				}
 			}
 			if err == nil && (len(operands) < p.least || len(operands) > p.most) {

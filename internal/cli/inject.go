@@ -336,7 +336,7 @@ func parseSender(s string, n compose.Names) (addr.Address, error) {
 
 // qmailInject is qmail-inject.
 func (app *App) qmailInject(ctx context.Context, args []string) error {
-	options, operands, err := parseOldOptions(args, "aAhHnf:F:", "")
+	options, operands, err := parseOldOptions(args, "aAhHnf:F:")
 	if err != nil {
 		return usageError{err}
 	}
@@ -416,7 +416,7 @@ func (app *App) sendmail(ctx context.Context, args []string) error {
 		i.arguments = operands
 		return app.send(ctx, app.In, i)
 	case 'p':
-		return app.withQueue(ctx, settings.FromEnvironment().Data, func(q service.QueueTools) error { return app.qread(ctx, q) })
+		return app.withQueue(ctx, settings.FromEnvironment().Data, func(q service.QueueTools) error { return app.qread(ctx, q, nil) })
 	case 'q':
 		return app.withQueue(ctx, settings.FromEnvironment().Data, func(q service.QueueTools) error {
 			_, err := q.Do(ctx, service.Work{Action: queue.RetryNow}, queue.Filter{}, false, nil)

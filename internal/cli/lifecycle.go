@@ -369,20 +369,20 @@ func fresh(cur time.Time, i directory.Idle) bool {
 // lifecyclePrograms are IndiMail's names for renaming, moving and clearing.
 func (app *App) lifecyclePrograms() map[string]func([]string) int {
 	return app.faces(map[string]oldProgram{
-		"vrenamedomain": {"OLD NEW", 2, 2, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+		"vrenamedomain": {"OLD NEW", 2, 2, "v", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			return app.renameDomain(ctx, data, operands[0], operands[1])
 		}},
-		"vrenameuser": {"[-v] OLD@DOMAIN NEW@DOMAIN", 2, 2, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+		"vrenameuser": {"[-v] OLD@DOMAIN NEW@DOMAIN", 2, 2, "v", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			return app.renameUser(ctx, data, operands[0], operands[1])
 		}},
-		"vmoveuser": {"USER@DOMAIN NEWDIRECTORY", 2, 2, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+		"vmoveuser": {"USER@DOMAIN NEWDIRECTORY", 2, 2, "v", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			return app.moveUser(ctx, data, operands[0], operands[1], false)
 		}},
-		"vreorg": {"[-v] DOMAIN", 1, 1, "v", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+		"vreorg": {"[-v] DOMAIN", 1, 1, "v", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			return app.reorganize(ctx, data, operands[0])
 		}},
-		"vdeloldusers": {"-d DOMAIN [-r] [-p|-i] [-a DAYS] [-s NAME]... [-fv] [-c] [-u DAYS] [-t DAYS] [-m FOLDER]...", 0, 0, "d:a:rpifvcs::u:t:m::", "", app.oldUsers},
-		"clearopensmtp": {"", 0, 0, "v", "", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
+		"vdeloldusers": {"-d DOMAIN [-r] [-p|-i] [-a DAYS] [-s NAME]... [-fv] [-c] [-u DAYS] [-t DAYS] [-m FOLDER]...", 0, 0, "d:a:rpifvcs::u:t:m::", app.oldUsers},
+		"clearopensmtp": {"", 0, 0, "v", func(ctx context.Context, data string, _ []string, _ map[byte]string) error {
 			snapshot, _ := settings.Inspect(data)
 			minutes := settings.RelayClearMinutes.Get(snapshot.View("all"))
 			return app.withDirectory(ctx, data, func(s *directory.Store) error {
@@ -390,6 +390,6 @@ func (app *App) lifecyclePrograms() map[string]func([]string) int {
 				return err
 			})
 		}},
-		"vfstab": {"-s [-m HOST] | -i|-l|-u|-d [-o 0|1] [-n USERS] [-q BYTES] [-m HOST] DIRECTORY | -o 0|1 DIRECTORY | -b", 0, 1, "silduo:n:q:m:bv", "", app.vfstab},
+		"vfstab": {"-s [-m HOST] | -i|-l|-u|-d [-o 0|1] [-n USERS] [-q BYTES] [-m HOST] DIRECTORY | -o 0|1 DIRECTORY | -b", 0, 1, "silduo:n:q:m:bv", app.vfstab},
 	})
 }

@@ -292,7 +292,7 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 		'i': directory.NoIMAP, 'r': directory.NoRelay, 'b': directory.BounceMail, 'o': directory.Override, 'a': directory.Administrator,
 	}
 	return app.faces(map[string]oldProgram{
-		"vlimit": {"[-s] [-q DEFAULTQUOTA] [-Q QUOTA] [-M MESSAGES] [-m DEFAULTMESSAGES] [-P USERS] [-A ALIASES] [-F FORWARDS] [-R RESPONDERS] [-L LISTS] [-g FLAGS [-T]] [-e DATE|-n DAYS] [-t DATE|-N DAYS] [-pafrluoxz PERMISSIONS] [-D] DOMAIN", 1, 1, "svq:Q:M:m:P:A:F:R:L:g:TDe:n:t:N:p:a:f:r:l:u:o:x:z:", "S",
+		"vlimit": {"[-s] [-q DEFAULTQUOTA] [-Q QUOTA] [-M MESSAGES] [-m DEFAULTMESSAGES] [-P USERS] [-A ALIASES] [-F FORWARDS] [-R RESPONDERS] [-L LISTS] [-g FLAGS [-T]] [-e DATE|-n DAYS] [-t DATE|-N DAYS] [-pafrluoxz PERMISSIONS] [-D] DOMAIN", 1, 1, "svq:Q:M:m:P:A:F:R:L:g:TDe:n:t:N:p:a:f:r:l:u:o:x:z:",
 			func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 				return app.withDirectory(ctx, data, func(s *directory.Store) error {
 					numbers := map[byte]string{'q': "defaultquota", 'Q': "diskquota", 'M': "maxmsgcount", 'm': "defaultmaxmsgcount", 'P': "maxpopaccounts", 'A': "maxaliases", 'F': "maxforwards", 'R': "maxautoresponders", 'L': "maxmailinglists"}
@@ -348,12 +348,19 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 					return nil
 				})
 			}},
-		"vmoddomain": {"-l 1 DOMAIN, or -h delete|bounce-no-mailbox|MAILDIR|ADDRESS DOMAIN", 1, 1, "l:h:v", "bf", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vmoddomain": {"-l 1 DOMAIN, or [-f 0] -h delete|bounce-no-mailbox|MAILDIR|ADDRESS DOMAIN", 1, 1, "l:h:f:v", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+			// IndiMail's wants -f with every -h.
+			if filter, given := options['f']; given && filter != "0" {
+				return fmt.Errorf("option -f %s has no effect in Indigo: %s; nothing was done", filter, noFilters)
+			}
 			if handler, given := options['h']; given {
 				err := app.withDirectory(ctx, data, func(s *directory.Store) error { return app.catchAll(ctx, s, operands[0], handler) })
 				if _, more := options['l']; err != nil || !more {
 					return err
 				}
+			}
+			if _, limits := options['l']; !limits {
+				return errors.New("-l 1 makes a domain's row of limits, -h says what becomes of mail for nobody of it; give one of them")
 			}
 			if options['l'] != "1" {
 				return fmt.Errorf("limits hold as long as they are set: `indigo limit clear %s` takes them away", operands[0])
@@ -362,7 +369,7 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 				return s.SetLimits(ctx, operands[0], func(*directory.Limits) error { return nil })
 			})
 		}},
-		"vmoduser": {"[-udpswirboa [-t]] [-x] [-n] [-c NAME] [-q [+|-]QUOTA] [-P PASSWORD|- [-e] [-h HASH] [-C] [-m SCRAM] [-S SALT] [-I ITERATIONS]] USER@DOMAIN", 1, 1, "vudpswirboatnxc:q:P:eh:Cm:S:I:", "DMHTl", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vmoduser": {"[-udpswirboa [-t]] [-x] [-n] [-c NAME] [-q [+|-]QUOTA] [-P PASSWORD|- [-e] [-h HASH] [-C] [-m SCRAM] [-S SALT] [-I ITERATIONS]] USER@DOMAIN", 1, 1, "vudpswirboatnxc:q:P:eh:Cm:S:I:", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			a, err := addr.Parse(operands[0])
 			if err != nil {
 				return err
@@ -423,7 +430,7 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 			}
 			return app.modifyUser(ctx, data, "vmoduser", n, set, clear)
 		}},
-		"vsetuserquota": {"USER@DOMAIN QUOTA", 2, 2, "", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+		"vsetuserquota": {"USER@DOMAIN QUOTA", 2, 2, "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			a, err := addr.Parse(operands[0])
 			if err != nil {
 				return err

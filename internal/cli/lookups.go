@@ -480,11 +480,11 @@ func (app *App) serverInfo(ctx context.Context, data, of string, options map[byt
 // lookupPrograms are IndiMail's names for the same, and what it has only as programs.
 func (app *App) lookupPrograms() map[string]func([]string) int {
 	return app.faces(map[string]oldProgram{
-		"vdominfo": {"[-anugdbtl] [DOMAIN]", 0, 1, "anugdbtlv", "p", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vdominfo": {"[-anugdbtl] [DOMAIN]", 0, 1, "anugdbtlv", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			delete(options, 'v')
 			return app.domainInfo(ctx, data, operands, options, false)
 		}},
-		"vserverinfo": {"[-asmuPd] USER@DOMAIN|DOMAIN, or -D DOMAIN -M HOST|-S SERVER", 0, 1, "asmuPdvD:M:S:", "p", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vserverinfo": {"[-asmuPd] USER@DOMAIN|DOMAIN, or -D DOMAIN -M HOST|-S SERVER", 0, 1, "asmuPdvD:M:S:", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			delete(options, 'v')
 			if options['D'] != "" && (options['M'] != "" || options['S'] != "") && len(operands) == 0 {
 				return app.clusterInfo(ctx, data, options)
@@ -494,7 +494,7 @@ func (app *App) lookupPrograms() map[string]func([]string) int {
 			}
 			return app.serverInfo(ctx, data, operands[0], options)
 		}},
-		"printdir": {"DOMAIN", 1, 1, "", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+		"printdir": {"DOMAIN", 1, 1, "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			return app.withDirectory(ctx, data, func(s *directory.Store) error {
 				counts, err := s.HomeCounts(ctx, operands[0])
 				for _, c := range counts {
@@ -503,7 +503,7 @@ func (app *App) lookupPrograms() map[string]func([]string) int {
 				return err
 			})
 		}},
-		"vipmap": {"-i|-u|-d ADDRESS DOMAIN, or [-s] [DOMAIN]", 0, 1, "vsi:d:u:", "", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"vipmap": {"-i|-u|-d ADDRESS DOMAIN, or [-s|-p] [DOMAIN]", 0, 1, "vspi:d:u:", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			domain := strings.Join(operands, "")
 			for _, letter := range []byte("iud") {
 				address, given := options[letter]
@@ -516,7 +516,7 @@ func (app *App) lookupPrograms() map[string]func([]string) int {
 			}
 			return app.showIPs(ctx, data, domain, false)
 		}},
-		"inquerytest": {"[-v] -q 1..7 [-i ADDRESS] USER@DOMAIN [ADDRESS]", 1, 2, "vq:i:", "", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"inquerytest": {"[-v] -q 1..7 [-i ADDRESS] USER@DOMAIN [ADDRESS]", 1, 2, "vq:i:", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
 			ip := options['i']
 			if ip != "" {
 				// IndiMail's -i names a FIFO; there is none here.
@@ -529,7 +529,10 @@ func (app *App) lookupPrograms() map[string]func([]string) int {
 			}
 			return app.inquery(ctx, data, options['q'], operands[0], ip)
 		}},
-		"authtest": {"[-s imap|pop3|smtp] USER@DOMAIN [PASSWORD|-]", 1, 2, "s:", "m", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+		"authtest": {"[-s imap|pop3|smtp] [-m authindi] USER@DOMAIN [PASSWORD|-]", 1, 2, "s:m:", func(ctx context.Context, data string, operands []string, options map[byte]string) error {
+			if module, given := options['m']; given && module != "authindi" {
+				return fmt.Errorf("-m %s: the directory, authindi, is asked and nothing else; `indigo auth test` logs in by all that IMAPMODULES names", module)
+			}
 			return app.testLogin(ctx, data, operands[0], options['s'], func() (string, error) {
 				if len(operands) > 1 && operands[1] != "-" {
 					return operands[1], nil

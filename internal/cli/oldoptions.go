@@ -14,36 +14,44 @@ import (
 	"github.com/indigomail/indigo/internal/maildir"
 )
 
-// instead says why an option of one of IndiMail's programs has no effect, and what does its job; "" where there is no more to say.
-func instead(program string, letter byte) string {
+// noFilters is why a domain or user cannot be given IndiMail's filters.
+const noFilters = "there are no mail filters yet, and nothing reads the table vfilter; `indigo alias add ADDRESS '|COMMAND'` gives mail to a program"
+
+// refusal is why options of one of IndiMail's programs have no effect here, and what does their job.
+type refusal struct{ letters, why string }
+
+// refusals are by program. A letter that stands neither here nor among those that a program knows is none of IndiMail's.
+func refusals() map[string][]refusal {
 	const (
 		cluster  = "there are no clustered domains yet, and no host to choose"
 		database = "all domains are in the database that DIRECTORY_DSN or control/host.mysql names"
 		owner    = "all mail belongs to the account of RUNAS, or else the data directory's owner"
-		filters  = "there are no mail filters yet"
 		copies   = "each user gets a copy of his own, which he can delete; -c is what always is"
-		matches  = "`indigo queue delete` and `indigo queue bounce` choose messages by sender, recipient, age and more"
-		limiting = "`indigo queue rate` shows, sets and removes limits"
-		checking = "`indigo queue fsck` tells what is wrong and changes nothing; the queue mends itself when it is opened"
+		age      = "the age of a message is not changed; `indigo queue bounce` gives it up now, `indigo queue hold` keeps it"
+		trial    = "no delivery is counted that was none; `indigo queue rate list` shows how much of a limit is used"
+		panes    = "there are no panes; `indigo queue top --most N` shows N destinations, `indigo service log` the log"
+		spawn    = "one process does the whole work"
 	)
-	reasons := map[string][]struct{ letters, why string }{
-		"vadddomain":     {{"gi", owner}, {"f", filters}, {"cDHUPp", database}},
-		"vadduser":       {{"HM", cluster}, {"l", "the most homes in one directory are the domain's: `indigo domain add --homes-per-directory`"}},
-		"vmoduser":       {{"HM", cluster}, {"D", "there are no folders by date yet"}, {"l", "there is no autoresponder yet"}},
-		"vgroup":         {{"HM", cluster}},
-		"valias":         {{"m", cluster}},
-		"vmoddomain":     {{"f", filters}},
-		"vbulletin":      {{"hs", copies}},
-		"vdominfo":       {{"p", "mail is routed by SMTPROUTES and not by the table smtp_port: `indigo settings explain SMTPROUTES`"}},
-		"vserverinfo":    {{"p", "passwords are not shown; this one is in DIRECTORY_DSN or control/host.mysql"}},
-		"install_tables": {{"d", "no table is dropped"}},
-		"authtest":       {{"m", "`indigo auth test` tries each mechanism, over the network"}},
-		"qmail-rm":       {{"dixsyX", matches}},
-		"drate":          {{"cCsR", limiting}},
-		"qtop":           {{"n", "`indigo queue top` goes on until it is stopped"}},
-		"queue-fix":      {{"iNp", checking}},
+	return map[string][]refusal{
+		"vadddomain":  {{"gi", owner}, {"f", noFilters}, {"cDHUPps", database}},
+		"vadduser":    {{"HM", cluster}, {"l", "the most homes in one directory are the domain's: `indigo domain add --homes-per-directory`"}},
+		"vmoduser":    {{"D", "there are no folders by date yet, and nothing reads folder.dateformat"}, {"l", "there is no autoresponder yet; `indigo alias add ADDRESS '|COMMAND'` runs one"}, {"0123", "the flags V_USER0 to V_USER3 are reserved, and nothing reads them"}},
+		"vgroup":      {{"HM", cluster}},
+		"vmoddomain":  {{"H", "all domains have the hash of PASSWORD_HASH; `vpasswd -h` and `indigo user passwd --hash` choose one for a user"}},
+		"vbulletin":   {{"hs", copies}},
+		"vdominfo":    {{"p", "mail is routed by SMTPROUTES and not by the table smtp_port: `indigo settings explain SMTPROUTES`"}},
+		"vserverinfo": {{"p", "passwords are not shown; this one is in DIRECTORY_DSN or control/host.mysql"}},
+		"qmail-rm":    {{"Xxf", age}},
+		"drate":       {{"tCf", trial}, {"a", "each domain has a limit of its own, with its own count: set it for each"}},
+		"qtop":        {{"cq", panes}},
+		"qmta-send":   {{"lrc", spawn}},
+		"queue-fix":   {{"i", "nothing is mended that one could be asked about: the queue mends itself when it is opened; -N changes nothing"}},
 	}
-	for _, one := range reasons[program] {
+}
+
+// instead says why an option of one of IndiMail's programs has no effect, and what does its job; "" for a letter that is none of its options.
+func instead(program string, letter byte) string {
+	for _, one := range refusals()[program] {
 		if strings.IndexByte(one.letters, letter) >= 0 {
 			return one.why
 		}

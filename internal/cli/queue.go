@@ -671,23 +671,28 @@ The messages stay in the queue. For each there is a line of JSON and then its co
 			}()
 			out = file
 		}
-		n := 0
 		return app.withQueue(cmd.Context(), *data, func(q service.QueueTools) error {
-			bar := app.progress(-1, "export")
-			w := bufio.NewWriterSize(out, 1<<16)
-			err := q.Export(cmd.Context(), f, func(e queue.Exported, content io.Reader) error {
-				n++
-				_ = bar.Add(1)
-				return service.WriteExport(w, e, content)
-			})
-			_ = bar.Finish()
-			if err = errors.Join(err, w.Flush()); err == nil {
-				fmt.Fprintf(app.Err, "%d messages\n", n)
+			copied, err := app.exportTo(cmd.Context(), q, f, out)
+			if err == nil {
+				fmt.Fprintf(app.Err, "%d messages\n", len(copied))
 			}
 			return err
 		})
 	}
 	return cmd
+}
+
+// exportTo copies the messages that f chooses to out, and names them.
+func (app *App) exportTo(ctx context.Context, q service.QueueTools, f queue.Filter, out io.Writer) (copied []string, err error) {
+	bar := app.progress(-1, "export")
+	w := bufio.NewWriterSize(out, 1<<16)
+	err = q.Export(ctx, f, func(e queue.Exported, content io.Reader) error {
+		copied = append(copied, e.ID)
+		_ = bar.Add(1)
+		return service.WriteExport(w, e, content)
+	})
+	_ = bar.Finish()
+	return copied, errors.Join(err, w.Flush())
 }
 
 func (app *App) queueImportCommand() *cobra.Command {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"path/filepath"
 	"strings"
 	"time"
@@ -100,47 +102,86 @@ func (app *App) rateRemoveCommand() *cobra.Command {
 	return cmd
 }
 
-// drate is IndiMail's (wiki 1505-1525): -r sets a domain's limit, without it the limit is shown. The queue is slowq unless -q
+// drate is IndiMail's drate(1) (wiki 1505-1525): -r sets a domain's limit, without it the limit is shown. The queue is slowq unless -D or -q
 // names another.
 func (app *App) drate(ctx context.Context, q service.QueueTools, o map[byte]string) error {
-	domain := strings.ToLower(o['d'])
-	if domain == "" {
-		return errors.New("-d must give the domain")
+	given := func(letters string) bool { return givenAny(o, letters) }
+	domain, name, zone := strings.ToLower(o['d']), "slowq", time.Local
+	if given("u") {
+		zone = time.UTC
 	}
-	name := "slowq"
 	if dir, ok := o['q']; ok {
 		name = filepath.Base(dir)
 	}
-	if _, ok := o['D']; ok {
-		return q.RemoveRate(ctx, name, domain)
+	if dir, ok := o['D']; ok && dir != "ratelimit" {
+		if filepath.Base(dir) != "ratelimit" {
+			return fmt.Errorf("-D %s: a queue has its limits in its directory ratelimit: QUEUE/ratelimit", dir)
+		}
+		name = filepath.Base(filepath.Dir(dir))
 	}
-	if expression, ok := o['r']; ok {
-		return q.SetRate(ctx, name, domain, expression, 1)
+	if (domain == "") != given("l") || given("l") && given("rcRU") || given("U") && given("rcRs") {
+		return errors.New("-d must give the domain, whose limit -r, -c and -R change, -U removes and -s shows; -l lists all")
+	}
+	if given("U") {
+		return q.RemoveRate(ctx, name, domain)
 	}
 	all, err := q.Rates(ctx)
 	if err != nil {
 		return err
 	}
+	var now *queue.Rate
 	for _, r := range all {
-		if r.Queue == name && r.Name == domain {
-			app.printRate(r, time.Now())
-			return nil
+		switch {
+		case r.Queue != name:
+		case given("l"):
+			fmt.Fprintf(app.Out, "domain     : %s\n", r.Name)
+			if given("s") {
+				app.printRate(r, time.Now(), zone)
+			}
+			fmt.Fprintln(app.Out, strings.Repeat("-", 44))
+		case r.Name == domain:
+			now = &r
 		}
 	}
-	return fmt.Errorf("queue %s has no rate limit for %s", name, domain)
+	expression, set := o['r']
+	more := strings.HasPrefix(expression, "+") || strings.HasPrefix(expression, "-")
+	switch {
+	case given("l"):
+		return nil
+	case now == nil && (!set || more):
+		return fmt.Errorf("queue %s has no rate limit for %s", name, domain)
+	case !given("rcR"):
+		app.printRate(*now, time.Now(), zone)
+		return nil
+	}
+	burst := 1
+	if !set || more {
+		// What is set anew is counted anew, which is all that -R wants.
+		expression, burst = now.Expression+expression, now.Burst
+	}
+	if r := (queue.Rate{Expression: expression}); given("c") && !math.IsInf(r.PerSecond(), 0) {
+		expression = queue.FormatRate(r.PerSecond())
+	}
+	if err := q.SetRate(ctx, name, domain, expression, burst); err != nil || !given("s") {
+		return err
+	}
+	shown := maps.Clone(o)
+	maps.DeleteFunc(shown, func(letter byte, _ string) bool { return strings.IndexByte("rcR", letter) >= 0 })
+	return app.drate(ctx, q, shown)
 }
 
 // printRate writes a limit in drate's words.
-func (app *App) printRate(r queue.Rate, now time.Time) {
-	fmt.Fprintf(app.Out, "Conf Rate: %s (%s)\nEmail Count: %d\nStart Time: %s\n", r.Expression, queue.FormatRate(r.PerSecond()), r.Count, message.Date822(r.Start))
+func (app *App) printRate(r queue.Rate, now time.Time, zone *time.Location) {
+	date := func(t time.Time) string { return message.Date822(t.In(zone)) }
+	fmt.Fprintf(app.Out, "Conf Rate: %s (%s)\nEmail Count: %d\nStart Time: %s\n", r.Expression, queue.FormatRate(r.PerSecond()), r.Count, date(r.Start))
 	verdict := ""
 	if r.Count == 0 {
-		fmt.Fprintf(app.Out, "End Time: %s\n", message.Date822(r.Start))
+		fmt.Fprintf(app.Out, "End Time: %s\n", date(r.Start))
 	} else {
-		fmt.Fprintf(app.Out, "LastUpdated: %s\n", message.Date822(r.Updated))
+		fmt.Fprintf(app.Out, "LastUpdated: %s\n", date(r.Updated))
 		if verdict = " OK"; r.Current(now) > r.PerSecond() {
 			verdict = " EXCEEDED"
 		}
 	}
-	fmt.Fprintf(app.Out, "CurrentTime: %s\nCurrentRate: %s%s\n", message.Date822(now), queue.FormatRate(r.Current(now)), verdict)
+	fmt.Fprintf(app.Out, "CurrentTime: %s\nCurrentRate: %s%s\n", date(now), queue.FormatRate(r.Current(now)), verdict)
 }

@@ -258,11 +258,11 @@ func (app *App) revokeATRN(ctx context.Context, data, domain, user string) error
 // turnPrograms are IndiMail's names.
 func (app *App) turnPrograms() map[string]func([]string) int {
 	refused := func(why string) oldProgram {
-		return oldProgram{"", 0, 1000, "b:t:", "", func(context.Context, string, []string, map[byte]string) error { return errors.New(why) }}
+		return oldProgram{"", 0, 1000, "b:t:", func(context.Context, string, []string, map[byte]string) error { return errors.New(why) }}
 	}
 	programs := app.faces(map[string]oldProgram{
-		"vatrn": {"-i DOMAIN USER@DOMAIN, -d DOMAIN USER@DOMAIN, -u OLD -i NEW USER@DOMAIN, or [-v] -s [USER@DOMAIN|DOMAIN]", 0, 1, "i:d:u:sv", "nV", app.vatrn},
-		"maildirsmtp": {"DIRECTORY PREFIX HOST [HELOHOST]", 3, 4, "", "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
+		"vatrn": {"-i DOMAIN USER@DOMAIN, -d DOMAIN USER@DOMAIN, -u OLD -i NEW USER@DOMAIN, or [-v] -s [USER@DOMAIN|DOMAIN]", 0, 1, "i:d:u:sv", app.vatrn},
+		"maildirsmtp": {"DIRECTORY PREFIX HOST [HELOHOST]", 3, 4, "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			report, err := app.sendWaiting(ctx, data, operands[0], operands[1], operands[2])
 			if err != nil {
 				return err
