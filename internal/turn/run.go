@@ -270,11 +270,13 @@ func (s *Station) Prepare(ctx context.Context, view *settings.View, user addr.Ad
 
 // allowed gives the domains, in lower case, that a user may fetch: by the file atrnaccess, and by the table atrn_map.
 func (s *Station) allowed(ctx context.Context, view *settings.View, user addr.Address) (domains []string, err error) {
-	me := settings.Me.Get(view)
+	own, err := s.hostsOwn(ctx, view, user)
+	if err != nil {
+		return nil, err
+	}
 	is := func(name string) bool {
 		local, host, _ := strings.Cut(name, "@")
-		// The host's own users are those of localhost (wiki 1757).
-		return strings.EqualFold(local, user.Local) && (strings.EqualFold(host, user.Domain) || strings.EqualFold(user.Domain, me) && strings.EqualFold(host, "localhost"))
+		return strings.EqualFold(local, user.Local) && (strings.EqualFold(host, user.Domain) || own && strings.EqualFold(host, "localhost"))
 	}
 	for _, line := range settings.ATRNAccess.Get(view) {
 		if name, list, _ := strings.Cut(line, ":"); is(name) {
@@ -282,7 +284,7 @@ func (s *Station) allowed(ctx context.Context, view *settings.View, user addr.Ad
 		}
 	}
 	users := []addr.Address{user}
-	if strings.EqualFold(user.Domain, me) {
+	if own {
 		users = append(users, addr.Address{Local: user.Local, Domain: "localhost"})
 	}
 	for _, u := range users {
@@ -294,6 +296,22 @@ func (s *Station) allowed(ctx context.Context, view *settings.View, user addr.Ad
 	}
 	slices.Sort(domains)
 	return slices.Compact(domains), nil
+}
+
+// hostsOwn tells whether who logged in is a user of the host itself, who is localhost's (wiki 1757): one whose domain is the host's name, and whom
+// the directory does not know. Of the two that it may have by one name the directory's is meant, as everywhere.
+func (s *Station) hostsOwn(ctx context.Context, view *settings.View, user addr.Address) (bool, error) {
+	if !strings.EqualFold(user.Domain, settings.Me.Get(view)) {
+		return false, nil
+	}
+	switch _, err := s.config.Directory.User(ctx, user); {
+	case err == nil, errors.Is(err, directory.ErrInactive):
+		return false, nil
+	case errors.Is(err, directory.ErrNoUser), errors.Is(err, directory.ErrNoDomain):
+		return true, nil
+	default:
+		return false, err
+	}
 }
 
 // Run sends all of it over conn, whose other end is the server from now on, says QUIT, and closes conn. stop ends it between two messages; e is the

@@ -37,6 +37,7 @@ type Config struct {
 	Root      string
 	Directory interface {
 		Domain(ctx context.Context, name string) (directory.Domain, error)
+		User(ctx context.Context, a addr.Address) (directory.User, error)
 		DomainsBelow(ctx context.Context, name, root string, limit int) ([]directory.Domain, error)
 		AliasDomains(ctx context.Context, domain string) ([]directory.AliasDomain, error)
 		ATRNDomains(ctx context.Context, user addr.Address) ([]string, error)

@@ -149,6 +149,7 @@ type fake struct {
 	bounced []string
 	refuse  error
 	domains map[string]string
+	users   map[string]error
 	mx      map[string][]dnsx.MX
 	addrs   map[string]string
 	// hosts and deferred are what the queue has, turned what it was asked to try.
@@ -163,6 +164,12 @@ func (f *fake) Domain(_ context.Context, name string) (directory.Domain, error) 
 		return directory.Domain{Name: name, Dir: dir}, nil
 	}
 	return directory.Domain{}, directory.ErrNoDomain
+}
+func (f *fake) User(_ context.Context, a addr.Address) (directory.User, error) {
+	if err, known := f.users[a.Key()]; known {
+		return directory.User{}, err
+	}
+	return directory.User{}, directory.ErrNoUser
 }
 func (f *fake) AliasDomains(context.Context, string) ([]directory.AliasDomain, error) {
 	return nil, nil
@@ -640,6 +647,38 @@ func TestHasten(t *testing.T) {
 	f.hosts[0].Host, f.turned = "a.test", nil
 	if _, err := s.Prepare(t.Context(), nil, addr.Address{Local: "me", Domain: "localhost"}, []string{"a.test"}); !errors.Is(err, ErrNoMail) || strings.Join(f.turned, " ") != "a.test# true" {
 		t.Errorf("ATRN: %v %v", err, f.turned)
+	}
+}
+
+// TestLocalhost: localhost's grants are those of users whom the host has by its name and the directory has not, also not one who is marked inactive.
+func TestLocalhost(t *testing.T) {
+	f := &fake{users: map[string]error{"virtual@isp.test": nil, "asleep@isp.test": directory.ErrInactive, "broken@isp.test": errors.New("database is gone")}}
+	s, _, _, _ := newStation(t, f, nil)
+	data := t.TempDir()
+	for name, text := range map[string]string{"me": "isp.test\n", "atrnaccess": "own@localhost:fixed.test\nvirtual@localhost:fixed.test\nasleep@localhost:fixed.test\n"} {
+		if err := os.MkdirAll(filepath.Join(data, "control"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(data, "control", name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	view := snapshot.View("smtpd.366")
+	for user, want := range map[string]string{"own@isp.test": "a.test fixed.test", "OWN@Isp.test": "a.test fixed.test", "virtual@isp.test": "", "asleep@isp.test": "", "own@other.test": "", "own@localhost": "a.test fixed.test"} {
+		a, err := addr.Parse(user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.allowed(t.Context(), view, a); err != nil || strings.Join(got, " ") != want {
+			t.Errorf("%s: %q %v, want %q", user, got, err, want)
+		}
+	}
+	if got, err := s.allowed(t.Context(), view, addr.Address{Local: "broken", Domain: "isp.test"}); err == nil {
+		t.Error("the directory does not answer, and there are grants:", got)
 	}
 }
 
