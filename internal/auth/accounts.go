@@ -54,19 +54,17 @@ func LoadKey(file string) ([]byte, error) {
 	return key, nil
 }
 
-// account gives the name that failures for it are counted under, all spellings as one; "" where the client gave none.
+// account gives the name that failures for it are counted under, all spellings as one, also by other names of its domain; "" where the client
+// gave none. While the directory cannot answer it is the name as it was given.
 func (a *Accounts) account(ctx context.Context, attempt Attempt) string {
 	if attempt.User == "" {
 		return ""
 	}
-	name, err := a.complete(ctx, attempt)
-	if err != nil {
-		name = attempt.User
+	address, err := a.Whom(ctx, attempt)
+	if address == (addr.Address{}) && err != nil {
+		return strings.ToLower(cut(attempt.User))
 	}
-	if address, err := addr.Parse(name); err == nil {
-		name = address.Key()
-	}
-	return strings.ToLower(cut(name))
+	return strings.ToLower(cut(address.Key()))
 }
 
 // Before is Authority's.
@@ -77,6 +75,15 @@ func (a *Accounts) Before(ctx context.Context, attempt Attempt) (known bool, err
 // After is Authority's.
 func (a *Accounts) After(ctx context.Context, attempt Attempt, identity Identity, err error) {
 	a.guard.after(ctx, attempt, attempt.Known, a.account(ctx, attempt), identity, err)
+}
+
+// Unlock is Guard's, for an account by any name of its domain.
+func (a *Accounts) Unlock(ctx context.Context, name string) int {
+	n := a.guard.Unlock(ctx, name)
+	if account := a.account(ctx, Attempt{User: name}); strings.Contains(name, "@") && account != strings.ToLower(name) {
+		n += a.guard.Unlock(ctx, account)
+	}
+	return n
 }
 
 // Identify is Authority's.
@@ -134,16 +141,10 @@ func namedError(name string, err error) error {
 	return err
 }
 
-// Decoy is Authority's.
-func (a *Accounts) Decoy(name string) []byte {
-	if !strings.Contains(name, "@") {
-		name += "@" + a.config.DefaultDomain
-	}
-	if address, err := addr.Parse(name); err == nil {
-		name = address.Key()
-	}
+// Decoy is Authority's. A user has the same salt by all names of his domain, so that who is none must have it, too.
+func (a *Accounts) Decoy(ctx context.Context, attempt Attempt) []byte {
 	mac := hmac.New(sha256.New, a.key)
-	mac.Write([]byte(name))
+	mac.Write([]byte(a.account(ctx, attempt)))
 	return mac.Sum(nil)
 }
 

@@ -32,8 +32,8 @@ type Authority interface {
 	// *sasl.TokenRefusal.
 	Tokens() bool
 	Token(ctx context.Context, a Attempt) (Identity, error)
-	// Decoy gives a secret made of the name alone, the same for all spellings of it; see sasl.Store.
-	Decoy(user string) []byte
+	// Decoy gives a secret made of whom the attempt's name means alone, the same for all spellings of it; see sasl.Store.
+	Decoy(ctx context.Context, a Attempt) []byte
 	// Forms tells what is kept of any user.
 	Forms(ctx context.Context) (directory.Forms, error)
 }
@@ -251,4 +251,6 @@ func (e *Exchange) Secrets(ctx context.Context, user string) (sasl.Secrets, erro
 }
 
 // Decoy is sasl.Store's.
-func (e *Exchange) Decoy(user string) []byte { return e.connection.Authority.Decoy(user) }
+func (e *Exchange) Decoy(ctx context.Context, user string) []byte {
+	return e.connection.Authority.Decoy(ctx, e.attempt(user, ""))
+}

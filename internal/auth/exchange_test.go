@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,12 +29,26 @@ func (p people) User(_ context.Context, a addr.Address) (directory.User, error) 
 	if a.Local == "broken" {
 		return directory.User{}, errors.New("database is gone")
 	}
+	if strings.EqualFold(a.Domain, "alias.example") {
+		a.Domain = "d.example"
+	}
 	u, ok := p[a.Key()]
 	if !ok {
 		return u, directory.ErrNoUser
 	}
 	u.Name, u.Domain = a.Local, a.Domain
 	return u, nil
+}
+
+// Domain knows d.example, and alias.example as another name of it.
+func (people) Domain(_ context.Context, name string) (directory.Domain, error) {
+	switch strings.ToLower(name) {
+	case "d.example", "alias.example":
+		return directory.Domain{Name: "d.example"}, nil
+	case "broken.example":
+		return directory.Domain{}, errors.New("database is gone")
+	}
+	return directory.Domain{}, directory.ErrNoDomain
 }
 
 func (people) AppPasswords(context.Context, addr.Address) ([]directory.AppPassword, error) {
@@ -167,6 +182,15 @@ func TestDecoys(t *testing.T) {
 	}
 	if first("nobody") != first("NoBody@D.example") || first("nobody") == first("nobody2") || len(first("nobody")) != len(first("scram")) {
 		t.Error(first("nobody"), first("NoBody@D.example"), first("scram"))
+	}
+	// By another name of the domain a user's salt is the same, so is that of nobody.
+	for _, name := range []string{"nobody", "cram", "scram"} {
+		if first(name) != first(name+"@alias.example") {
+			t.Errorf("%s has another salt at the alias domain", name)
+		}
+	}
+	if first("nobody") == first("nobody@other.example") {
+		t.Error("an unknown domain is taken for another")
 	}
 	before := first("nobody")
 	a.key = []byte("another key entirely")
@@ -615,5 +639,50 @@ func TestAnonymousIsNotKnown(t *testing.T) {
 	}
 	if known, err := a.guard.before(t.Context(), Attempt{Client: client}, "plain@d.example"); known || err != nil {
 		t.Errorf("known %v, %v", known, err)
+	}
+}
+
+// TestNamesOfDomains: an account has one count, one lock and one set of known addresses by all names of its domain; an unknown domain is as it is
+// written, and so is every one while the directory is down.
+func TestNamesOfDomains(t *testing.T) {
+	a := accounts(t)
+	limits := Limits{Account: 3, Time: time.Hour}
+	now := time.Now()
+	a.guard = NewGuard(GuardConfig{Limits: func(string) Limits { return limits }, Now: func() time.Time { return now }, Logger: slog.New(slog.DiscardHandler)})
+	from := func(n byte) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, n}) }
+	const wrong, locked = "535 5.7.8 authorization failed (#5.7.8)", "454 4.7.0 too many failed logins, try again later (#4.7.0)"
+	for n, c := range []struct{ user, password, want string }{
+		{"plain@alias.example", "secret", ""}, {"plain@alias.example", "one", wrong}, {"Plain@d.example", "two", wrong}, {"plain", "two", wrong}, {"plain@Alias.example", "three", wrong},
+		{"plain@d.example", "secret", locked}, {"plain", "secret", locked}, {"plain@alias.example", "secret", locked}, {"plain@alias.example", "four", locked},
+		{"plain@other.example", "one", wrong}, {"plain@other.example", "two", wrong}, {"nobody@alias.example", "one", wrong}, {"nobody@alias.example", "two", wrong},
+		{"nobody@d.example", "three", wrong}, {"nobody@d.example", "four", locked}, {"nobody@alias.example", "five", locked},
+	} {
+		if got, _ := loginFrom(t, a, from(byte(n+1)), "PLAIN", sasl.Credentials{User: c.user, Password: c.password}); got != c.want {
+			t.Errorf("%d: %s with %s: %q", n, c.user, c.password, got)
+		}
+	}
+	// Who is known by one name is so by another.
+	if got, _ := loginFrom(t, a, from(1), "PLAIN", sasl.Credentials{User: "plain@d.example", Password: "secret"}); got != "" {
+		t.Error(got)
+	}
+	var names []string
+	for _, l := range a.guard.Locks(t.Context(), true) {
+		if l.By == "account" {
+			names = append(names, l.Name)
+		}
+	}
+	if slices.Sort(names); !slices.Equal(names, []string{"nobody@d.example", "plain@d.example", "plain@other.example"}) {
+		t.Error(names)
+	}
+	if n := a.Unlock(t.Context(), "PLAIN@alias.example"); n != 1 {
+		t.Error(n)
+	}
+	if got, _ := loginFrom(t, a, from(50), "PLAIN", sasl.Credentials{User: "plain", Password: "secret"}); got != "" {
+		t.Error(got)
+	}
+	for user, want := range map[string]string{"Plain@Broken.example": "plain@broken.example", "plain@nowhere.example": "plain@nowhere.example", "a b": "a b"} {
+		if got := a.account(t.Context(), Attempt{User: user}); got != want {
+			t.Errorf("%s is counted as %q", user, got)
+		}
 	}
 }

@@ -23,6 +23,8 @@ import (
 // Users is what the verifier needs of the directory; see directory.Store.
 type Users interface {
 	User(ctx context.Context, a addr.Address) (directory.User, error)
+	// Domain finds a domain by any of its names.
+	Domain(ctx context.Context, name string) (directory.Domain, error)
 	// InactiveUser finds whom User answers with directory.ErrInactive; ActivateUser makes one of the others of him.
 	InactiveUser(ctx context.Context, a addr.Address) (directory.User, error)
 	ActivateUser(ctx context.Context, a addr.Address) error
@@ -371,6 +373,27 @@ func (p *Password) complete(ctx context.Context, a Attempt) (string, error) {
 		}
 	}
 	return a.User + "@" + cmp.Or(domain, p.config.DefaultDomain), nil
+}
+
+// Whom gives whom the name of an attempt means, whether there is such a user or not: a domain that the directory knows has its real name, any
+// other is as it is written. The errors are Verify's.
+func (p *Password) Whom(ctx context.Context, a Attempt) (addr.Address, error) {
+	name, err := p.complete(ctx, a)
+	if err != nil {
+		return addr.Address{}, errUnavailable.Because(err)
+	}
+	address, err := addr.Parse(name)
+	if err != nil {
+		return addr.Address{}, errFailed.Because(fmt.Errorf("name malformed: %w", err))
+	}
+	domain, err := p.config.Directory.Domain(ctx, address.Domain)
+	switch {
+	case err == nil:
+		address.Domain = domain.Name
+	case !errors.Is(err, directory.ErrNoDomain):
+		return address, errUnavailable.Because(err)
+	}
+	return address, nil
 }
 
 // denied is asked when the password was right: who has it may know why it is not enough.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,6 +28,10 @@ func (u users) InactiveUser(context.Context, addr.Address) (directory.User, erro
 	return directory.User{}, directory.ErrNoUser
 }
 func (u users) ActivateUser(context.Context, addr.Address) error { return directory.ErrNoUser }
+
+func (users) Domain(_ context.Context, name string) (directory.Domain, error) {
+	return directory.Domain{Name: strings.ToLower(name)}, nil
+}
 
 func (u users) User(_ context.Context, a addr.Address) (directory.User, error) {
 	if a.Local == "broken" {

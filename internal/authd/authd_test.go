@@ -75,7 +75,7 @@ func (people) Identify(_ context.Context, a auth.Attempt) (auth.Identity, error)
 func (people) Admit(context.Context, auth.Identity, auth.Attempt) error  { return nil }
 func (people) Before(context.Context, auth.Attempt) (bool, error)        { return false, nil }
 func (people) After(context.Context, auth.Attempt, auth.Identity, error) {}
-func (people) Decoy(user string) []byte                                  { return []byte(user) }
+func (people) Decoy(_ context.Context, a auth.Attempt) []byte            { return []byte(a.User) }
 func (people) Forms(context.Context) (directory.Forms, error) {
 	return directory.Forms{Clear: true}, nil
 }

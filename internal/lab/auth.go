@@ -40,7 +40,7 @@ func (u *users) Admit(_ context.Context, user string) error {
 	return nil
 }
 
-func (u *users) Decoy(user string) []byte { return []byte("decoy of " + user) }
+func (u *users) Decoy(_ context.Context, user string) []byte { return []byte("decoy of " + user) }
 
 // auth is one exchange (RFC 4954 section 4).
 func (d *dialogue) auth(argument string) bool {

@@ -103,7 +103,7 @@ func startControl(h *House) (*controlServer, error) {
 		reply(w, h.guard.Locks(r.Context(), r.FormValue("all") != ""), nil)
 	})
 	mux.HandleFunc("DELETE /auth/locks", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, h.guard.Unlock(r.Context(), r.FormValue("name")), nil)
+		reply(w, h.accounts.Unlock(r.Context(), r.FormValue("name")), nil)
 	})
 	mux.HandleFunc("GET /auth/shared", func(w http.ResponseWriter, r *http.Request) { reply(w, h.redis.Status(r.Context()), nil) })
 	mux.HandleFunc("POST /auth/check", func(w http.ResponseWriter, r *http.Request) {

@@ -170,7 +170,7 @@ type noSecrets struct{ auth.Verifier }
 
 func (noSecrets) Before(context.Context, auth.Attempt) (bool, error)        { return false, nil }
 func (noSecrets) After(context.Context, auth.Attempt, auth.Identity, error) {}
-func (noSecrets) Decoy(user string) []byte                                  { return []byte(user) }
+func (noSecrets) Decoy(_ context.Context, a auth.Attempt) []byte            { return []byte(a.User) }
 func (noSecrets) Forms(context.Context) (directory.Forms, error)            { return directory.Forms{}, nil }
 func (noSecrets) Tokens() bool                                              { return false }
 func (noSecrets) Token(context.Context, auth.Attempt) (auth.Identity, error) {

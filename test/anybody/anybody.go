@@ -54,7 +54,7 @@ func (Anybody) Before(context.Context, auth.Attempt) (bool, error) { return fals
 func (Anybody) After(context.Context, auth.Attempt, auth.Identity, error) {}
 
 // Decoy gives the name.
-func (Anybody) Decoy(user string) []byte { return []byte(user) }
+func (Anybody) Decoy(_ context.Context, a auth.Attempt) []byte { return []byte(a.User) }
 
 // Forms has none.
 func (Anybody) Forms(context.Context) (directory.Forms, error) { return directory.Forms{}, nil }

@@ -115,6 +115,36 @@ func TestSharedLogins(t *testing.T) {
 		t.Error(out)
 	}
 
+	// An account has one count by all names of its domain.
+	byName := func(in *instance.Instance, from, user, secret, want string) {
+		t.Helper()
+		replies, err := popLogins(in.Address("pop3d.110"), from, [2]string{user, secret})
+		if err != nil || len(replies) != 1 || !strings.HasPrefix(replies[0], want) {
+			t.Errorf("%s from %s: %q %v, want %s", user, from, replies, err, want)
+		}
+	}
+	for i, in := range hosts {
+		command(t, in, "domain", "alias", "add", "also.test", "indigo.test")
+		for n, user := range []string{"alice@also.test", "alice@indigo.test", "Alice@ALSO.test"} {
+			byName(in, fmt.Sprintf("127.6.%d.%d", i, n+1), user, fmt.Sprint("alias", i, n), wrongOne)
+		}
+	}
+	for i, in := range hosts {
+		for n, user := range []string{"alice@also.test", "alice@indigo.test"} {
+			byName(in, fmt.Sprintf("127.6.2.%d", 2*i+n), user, password, refusedIt)
+			byName(in, fmt.Sprintf("127.6.3.%d", 2*i+n), strings.Replace(user, "alice", "bob", 1), password, wrongOne)
+		}
+		byName(in, "127.3.0.1", "alice@also.test", password, letIn)
+	}
+	if out := command(t, a, "auth", "locks", "list"); !strings.Contains(out, "alice@indigo.test") || strings.Contains(out, "also.test") {
+		t.Errorf("the list has\n%s", out)
+	}
+	if out := command(t, b, "auth", "locks", "clear", "Alice@also.test"); out != "cleared: 1\n" {
+		t.Error(out)
+	}
+	byName(a, "127.6.4.1", "alice@also.test", password, letIn)
+	command(t, b, "auth", "locks", "clear", "--all")
+
 	// The server is dead: each host counts by itself, and knows what was locked before.
 	for i := range 4 {
 		wants(t, a, "127.4.0.3", fmt.Sprint("three", i), wrongOne)

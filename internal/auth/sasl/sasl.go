@@ -43,7 +43,7 @@ type Store interface {
 	Admit(ctx context.Context, user string) error
 	// Decoy gives a secret made of the user's name and of nothing else, the same for all spellings of one name. The salts of
 	// users without kept keys are made of it.
-	Decoy(user string) []byte
+	Decoy(ctx context.Context, user string) []byte
 }
 
 // Config is what exchanges stand on, at one connection. Store is required.

@@ -35,7 +35,9 @@ func (u users) Admit(_ context.Context, user string) error {
 	return nil
 }
 
-func (users) Decoy(user string) []byte { return []byte("key " + strings.ToLower(user)) }
+func (users) Decoy(_ context.Context, user string) []byte {
+	return []byte("key " + strings.ToLower(user))
+}
 
 func isFailed(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "535 5.7.8 ") }
 

@@ -118,7 +118,7 @@ func (s *scramServer) credentials(ctx context.Context, mechanism, user string) (
 	if err != nil {
 		return scram.StoredCredentials{}, err
 	}
-	salt := hmac.New(sha256.New, s.config.Store.Decoy(user))
+	salt := hmac.New(sha256.New, s.config.Store.Decoy(ctx, user))
 	salt.Write([]byte(mechanism))
 	factors := scram.KeyFactors{Salt: string(salt.Sum(nil)[:SaltLength]), Iters: Iterations}
 	size := scramHash(mechanism)().Size()
