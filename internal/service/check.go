@@ -170,6 +170,9 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 				wrong = append(wrong, p)
 			}
 		})
+		idleTokens(v, kindOf(name), func(where settings.Source, s *settings.Setting, format string, a ...any) {
+			warnings = appendOnce(warnings, place(where, s, format, a...))
+		})
 		for _, program := range []settings.Key[string]{settings.QMailQueue, settings.BounceQueue, settings.BounceProcessor, settings.OnSuccessRemote, settings.OnFailureRemote} {
 			words := strings.Fields(program.Get(v))
 			if inject.NotYet(program.Get(v)) {

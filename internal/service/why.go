@@ -223,6 +223,10 @@ func (w *whyLogin) resolve(ctx context.Context) error {
 		return err
 	case !strings.EqualFold(real, a.Domain):
 		w.step("%s is another name of the domain %s", a.Domain, real)
+		own, others := w.view.ForTokens(real).Source(settings.OAuthIssuer.Setting), w.view.ForTokens(a.Domain).Source(settings.OAuthIssuer.Setting)
+		if own != others && others.Layer == "rule" {
+			w.step("%s is for the name %s: tokens go by the rules for %s alone", others, a.Domain, real)
+		}
 	}
 	w.user, err = w.store.User(ctx, a)
 	if kind := kindOf(w.q.Service); errors.Is(err, directory.ErrInactive) && (kind == "pop3d" || kind == "imapd") {
@@ -494,17 +498,30 @@ func (w *whyLogin) external() (bool, string) {
 
 // token tells whether a token of the user would do.
 func (w *whyLogin) token() (bool, string) {
-	issuer := settings.OAuthIssuer.Get(w.view)
-	if issuer == "" {
+	view := w.view
+	if w.user.Domain != "" {
+		view = view.ForTokens(w.user.Domain)
+	}
+	issuer, where := settings.OAuthIssuer.Get(view), view.Source(settings.OAuthIssuer.Setting)
+	switch {
+	case issuer == "" && !anyIssuer(w.view):
 		return false, "needs a token, and no issuer is set (OAUTH_ISSUER)"
+	case issuer == "" && where.Unset:
+		return false, "needs a token, and " + where.String() + " takes none for " + w.user.Domain
+	case issuer == "" && w.known:
+		return false, "needs a token, and no issuer is set for " + w.user.Domain + " (OAUTH_ISSUER, oauth.envrules)"
 	}
 	if fits, why := w.named(); !fits {
 		return false, why
 	}
-	if _, err := tokenConfig(w.view); err != nil {
+	if _, err := tokenConfig(view); err != nil {
 		return false, err.Error()
 	}
-	return true, "with a token of " + issuer + " whose claim " + settings.OAuthClaim.Get(w.view) + " is the address"
+	why := "with a token of " + issuer + " whose claim " + settings.OAuthClaim.Get(view) + " is the address"
+	if where.Layer == "rule" {
+		why += ", by " + where.String()
+	}
+	return true, why
 }
 
 // history adds the last logins and the latest failures.

@@ -2,6 +2,10 @@ package settings
 
 import "strings"
 
+// issuersOwn are what is said of one issuer of tokens, and is good for no other.
+const issuersOwn = `OAUTH_AUDIENCE OAUTH_CLIENTS OAUTH_CLAIM OAUTH_SCOPE OAUTH_DOMAIN OAUTH_INTROSPECTION OAUTH_INTROSPECTION_ID
+			OAUTH_INTROSPECTION_SECRET_FILE OAUTH_CA`
+
 // overrides says which settings each class of rules may change, as wiki 2283 to 2289 lists them, with what Indigo adds.
 func overrides() map[string][]string {
 	classes := map[string]string{
@@ -36,6 +40,8 @@ func overrides() map[string][]string {
 		"local": `PROGRAM_TIMEOUT USE_SYNCDIR USE_FSYNC LOCALDOMAINS`,
 		// domainqueue: what from.envrules may, and what the wiki's examples set (1886).
 		"inject": `BIGTODO CONFSPLIT QUEUEDIR`,
+		// oauth.envrules.
+		"oauth": `OAUTH_ISSUER OAUTH_SKEW OAUTH_TIMEOUT OAUTH_CACHE OAUTH_LOOPBACK ` + issuersOwn,
 		// wiki 2211-2217: bounce.envrules.
 		"bounce": `CONTROLDIR QMAILQUEUE BOUNCEQUEUE BOUNCEPROCESSOR BOUNCEMAXBYTES BOUNCE_FORMAT QUEUEDIR`,
 	}

@@ -28,7 +28,7 @@ type Setting struct {
 	// Services names the kinds of service that read it: "smtpd", "pop3d", "imapd", "queue", "inject", or "all".
 	Services []string
 	// Rules names the rules that may change it: "smtp" stands for from.envrules and auth.envrules, "filter", "remote" and
-	// "local" for fromd.envrules and rcpt.envrules, "inject" for domainqueue, "bounce" for bounce.envrules (wiki 2282-2290), "route"
+	// "local" for fromd.envrules and rcpt.envrules, "inject" for domainqueue, "bounce" for bounce.envrules (wiki 2282-2290), "oauth" for oauth.envrules, "route"
 	// for what stands last in a route and in an entry of remote_auth.
 	Rules []string
 	// Help is one line: what it does, its unit, its limits.

@@ -218,8 +218,10 @@ var (
 	OAuthIssuer              = text("OAUTH_ISSUER", "oauthissuer", "", "smtpd,pop3d,imapd,auth", "issuer of the OAuth tokens that OAUTHBEARER and XOAUTH2 log in with, as tokens name it, for example https://id.example.org/realms/mail; empty offers neither", 0, valid(webURL))
 	OAuthAudience            = text("OAUTH_AUDIENCE", "oauthaudience", "", "smtpd,pop3d,imapd,auth", "audiences, with blanks between them, one of which a token must be for (aud); empty asks nothing of it, where OAUTH_CLIENTS is set", 0)
 	OAuthClients             = text("OAUTH_CLIENTS", "oauthclients", "", "smtpd,pop3d,imapd,auth", "client ids, with blanks between them, one of which a token must have been given to (azp, client_id or appid); empty asks nothing of it, where OAUTH_AUDIENCE is set", 0)
-	OAuthClaim               = text("OAUTH_CLAIM", "oauthclaim", "email", "smtpd,pop3d,imapd,auth", "claim of a token, or field of the introspection's answer, that has the user's address; what it has without a domain is of DEFAULT_DOMAIN; email is refused where email_verified is false", 0, valid(oneWord))
+	OAuthClaim               = text("OAUTH_CLAIM", "oauthclaim", "email", "smtpd,pop3d,imapd,auth", "claim of a token, or field of the introspection's answer, that has the user's address; what it has without a domain is of OAUTH_DOMAIN; email is refused where email_verified is false", 0, valid(oneWord))
 	OAuthScope               = text("OAUTH_SCOPE", "oauthscope", "", "smtpd,pop3d,imapd,auth", "scopes, with blanks between them, that a token must all have (scope or scp)", 0)
+	OAuthDomain              = text("OAUTH_DOMAIN", "oauthdomain", "", "smtpd,pop3d,imapd,auth", "domain of what OAUTH_CLAIM has without one; empty means DEFAULT_DOMAIN", 0, valid(hostName))
+	OAuthRules               = ruleList("OAUTHRULES", "oauth.envrules", "smtpd,pop3d,imapd,auth", "settings of OAuth tokens by the user's domain, pattern:NAME=value,NAME=value a line; a line with OAUTH_ISSUER takes over nothing that is said of another issuer", 0, "oauth")
 	OAuthSkew                = seconds("OAUTH_SKEW", "oauthskew", "60", 0, 600, "smtpd,pop3d,imapd,auth", "seconds that the issuer's clock may be off", 0)
 	OAuthIntrospection       = text("OAUTH_INTROSPECTION", "oauthintrospection", "", "smtpd,pop3d,imapd,auth", "URL at which the issuer is asked about every token (RFC 7662); empty takes JWTs alone, by the issuer's keys", 0, valid(webURL))
 	OAuthIntrospectionID     = text("OAUTH_INTROSPECTION_ID", "oauthintrospectionid", "", "smtpd,pop3d,imapd,auth", "client id to ask OAUTH_INTROSPECTION with", 0)
@@ -462,6 +464,8 @@ func built() []*Setting {
 		OAuthClients.Setting,
 		OAuthClaim.Setting,
 		OAuthScope.Setting,
+		OAuthDomain.Setting,
+		OAuthRules.Setting,
 		OAuthSkew.Setting,
 		OAuthIntrospection.Setting,
 		OAuthIntrospectionID.Setting,

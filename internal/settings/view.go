@@ -358,6 +358,9 @@ func (s *Snapshot) Resolve(q Question) (v *View, verdict TCPVerdict, err error) 
 	}
 	if q.User != "" {
 		v = v.ForUser(q.User)
+		if _, domain, ok := strings.Cut(q.User, "@"); ok {
+			v = v.ForTokens(domain)
+		}
 	}
 	if q.From != nil {
 		v = v.ForSender(*q.From)

@@ -21,8 +21,8 @@ type answer struct {
 	until time.Time
 }
 
-// introspected finds the user of a token by asking the issuer (RFC 7662), or by its last answer.
-func (s *issuer) introspected(ctx context.Context, token string) (string, error) {
+// introspected finds the user of a token, which has a place in running, by asking the issuer (RFC 7662), or by its last answer.
+func (s *issuer) introspected(ctx context.Context, token string, running chan struct{}) (string, error) {
 	key := sha256.Sum256([]byte(token))
 	now := s.now()
 	s.mu.Lock()
@@ -31,7 +31,7 @@ func (s *issuer) introspected(ctx context.Context, token string) (string, error)
 	if ok && now.Before(known.until) {
 		return known.name, known.err
 	}
-	said, err := s.ask(ctx, token)
+	said, err := s.askAside(ctx, token, running)
 	if err != nil {
 		return "", errors.New(clip(fmt.Sprintf("the issuer's introspection %s: %v", s.config.Introspection, err)))
 	}
@@ -66,6 +66,19 @@ func (c Config) introspect(said claims, now time.Time) (name string, limit time.
 		return "", limit, refuse("it is a %q, not a bearer's token", kind)
 	}
 	return c.judge(said, now)
+}
+
+// askAside asks about a token without its place in running.
+func (s *issuer) askAside(ctx context.Context, token string, running chan struct{}) (claims, error) {
+	<-running
+	defer func() { running <- struct{}{} }()
+	select {
+	case s.questions <- struct{}{}:
+		defer func() { <-s.questions }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("too many questions at once: %w", ctx.Err())
+	}
+	return s.ask(ctx, token)
 }
 
 // ask asks about a token. Its errors say nothing of the token.

@@ -5,6 +5,7 @@ package oauth
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,10 +29,10 @@ const (
 	MaxToken = 9216
 	// maxBody bounds what an issuer answers.
 	maxBody = 1 << 20
-	// maxAnswers bounds the answers that are remembered.
+	// maxAnswers bounds the answers that are remembered of one issuer.
 	maxAnswers = 10000
-	// maxIssuers bounds the configurations whose keys and answers are kept.
-	maxIssuers = 32
+	// maxIssuers bounds the configurations whose keys and answers are kept; the one that was asked for least lately makes room.
+	maxIssuers = 1000
 	// keysLife is how long an issuer's keys are believed without a new look, keysAge how long it is not asked again, however many tokens name a
 	// key that it does not have, keysWait the same for tokens by a key that is known.
 	keysLife = time.Hour
@@ -48,6 +49,8 @@ type Config struct {
 	Audiences, Clients string
 	// Claim names the user; Scopes must all be in the token.
 	Claim, Scopes string
+	// Domain is that of a name without one, "" to leave it so.
+	Domain string
 	// Skew is how far the issuer's clock may be off.
 	Skew time.Duration
 	// Introspection is the URL that is asked about every token, as ClientID with Secret; without it tokens are JWTs that the issuer signed.
@@ -94,6 +97,9 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return "token refused: " + r.why }
 
+// Refuse makes a Refusal, for who chooses the issuer.
+func Refuse(format string, a ...any) error { return refuse(format, a...) }
+
 func refuse(format string, a ...any) error { return &Refusal{why: clip(fmt.Sprintf(format, a...))} }
 
 // clip makes what others said fit into a line of a log.
@@ -114,7 +120,8 @@ func clip(s string) string {
 type Issuers struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	Now  func() time.Time
-	// Running bounds how many tokens are looked at at once: a place is taken by a send. One that waits for new keys has none.
+	// Running bounds how many tokens are looked at at once: a place is taken by a send. One that waits for its issuer has none, so that
+	// an issuer that is slow holds up nobody else's; as many as Running has places may ask one issuer at a time.
 	Running chan struct{}
 	// Logger is told by Report.
 	Logger *slog.Logger
@@ -152,16 +159,40 @@ func (s *Issuers) User(ctx context.Context, c Config, token string) (string, err
 	if token == "" || len(token) > MaxToken {
 		return "", refuse("it has %d bytes; from 1 to %d are taken", len(token), MaxToken)
 	}
+	// It is not shown to who has nothing to do with it, nor is anybody asked for keys. Google has names with and without https:// for itself.
+	if said, ok := Peek(token); ok && said.Issuer() != "" && said.Issuer() != c.Issuer && "https://"+said.Issuer() != c.Issuer {
+		return "", refuse("its issuer is %q, not %q", said.Issuer(), c.Issuer)
+	}
 	if c.Introspection != "" {
-		return one.introspected(ctx, token)
+		return one.introspected(ctx, token, s.Running)
 	}
 	return one.signed(ctx, token, s.Running)
 }
+
+// Unverified is what a token says of itself: good for nothing but to choose who is asked whether it is true.
+type Unverified struct{ said claims }
+
+// Peek reads a JWT without a look at its signature; ok is false for what is none.
+func Peek(token string) (u Unverified, ok bool) {
+	parts := strings.Split(token, ".")
+	if len(token) > MaxToken || len(parts) != 3 {
+		return u, false
+	}
+	text, err := base64.RawURLEncoding.DecodeString(parts[1])
+	return u, err == nil && json.Unmarshal(text, &u.said) == nil && u.said != nil
+}
+
+// Issuer gives who the token says has issued it, Text another claim; "" where it has none.
+func (u Unverified) Issuer() string { return u.said.text("iss") }
+
+// Text is Issuer's counterpart.
+func (u Unverified) Text(claim string) string { return u.said.text(claim) }
 
 func (s *Issuers) issuer(c Config) (*issuer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if one := s.all[c]; one != nil {
+		one.used = s.Now()
 		return one, nil
 	}
 	if err := c.Check(); err != nil {
@@ -172,12 +203,19 @@ func (s *Issuers) issuer(c Config) (*issuer, error) {
 		return nil, err
 	}
 	if len(s.all) >= maxIssuers {
-		s.drop()
+		var oldest *issuer
+		for _, one := range s.all {
+			if oldest == nil || one.used.Before(oldest.used) {
+				oldest = one
+			}
+		}
+		oldest.client.Load().CloseIdleConnections()
+		delete(s.all, oldest.config)
 	}
 	if s.all == nil {
 		s.all = map[Config]*issuer{}
 	}
-	one := &issuer{config: c, now: s.Now, asking: make(chan struct{}, 1), answers: map[[sha256.Size]byte]answer{}}
+	one := &issuer{config: c, used: s.Now(), now: s.Now, asking: make(chan struct{}, 1), questions: make(chan struct{}, cap(s.Running)), answers: map[[sha256.Size]byte]answer{}}
 	one.client.Store(client)
 	s.all[c] = one
 	return one, nil
@@ -217,6 +255,10 @@ type issuer struct {
 	config Config
 	now    func() time.Time
 	client atomic.Pointer[http.Client]
+	// used is when a token of its came last; Issuers.mu is held for it.
+	used time.Time
+	// questions bounds how many are asked of its introspection at once.
+	questions chan struct{}
 
 	// asking is held by who asks for the keys; the fields below it are its.
 	asking chan struct{}
@@ -346,7 +388,7 @@ func (c Config) judge(said claims, now time.Time) (name string, until time.Time,
 			return "", until, &Refusal{Scope: true, why: clip(fmt.Sprintf("it lacks the scope %s; it has %q", scope, scopes))}
 		}
 	}
-	name = said.text(c.Claim)
+	name = c.complete(said.text(c.Claim))
 	switch {
 	case name == "":
 		return "", until, refuse("it has no claim %q that names its user; there are %s", c.Claim, strings.Join(said.names(), ", "))
@@ -358,6 +400,14 @@ func (c Config) judge(said claims, now time.Time) (name string, until time.Time,
 		return "", until, refuse("the issuer has not verified that %s is its user's address", name)
 	}
 	return name, until, nil
+}
+
+// complete gives a name without a domain that of the configuration.
+func (c Config) complete(name string) string {
+	if name == "" || c.Domain == "" || strings.Contains(name, "@") {
+		return name
+	}
+	return name + "@" + c.Domain
 }
 
 func (c claims) names() (all []string) {
