@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -41,21 +42,29 @@ func inTLS(tls bool) string {
 }
 
 func (app *App) authReportCommand() *cobra.Command {
-	var asJSON, summary bool
+	var asJSON, summary, cannot bool
 	cmd := &cobra.Command{
 		Use:   "report [DOMAIN]",
 		Short: "Tell which mechanism each user logged in by last, over which protocol, inside TLS or not",
 		Long: `For each user, protocol, mechanism and TLS or not, when it was used last; then how many users each mechanism has. "USER command" and "LOGIN
-command" are the own ones of POP3 and IMAP. Users who never logged in are not in it.`,
-		Example: "  indigo auth report\n  indigo auth report example.org --json\n  indigo auth report --summary",
+command" are the own ones of POP3 and IMAP. Users who never logged in are not in it.
+
+With --cannot: for each domain, how many users have nothing kept that a mechanism needs which they are offered, because others have it: the offer comes
+before the name. Clients that take the strongest mechanism fail for them.`,
+		Example: "  indigo auth report\n  indigo auth report example.org --json\n  indigo auth report --summary\n  indigo auth report --cannot",
 		Args:    cobra.MaximumNArgs(1),
 	}
 	data := app.dataFlag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().BoolVar(&summary, "summary", false, "only the mechanisms, not each user")
+	cmd.Flags().BoolVar(&cannot, "cannot", false, "how many users cannot use a mechanism that is offered, by domain")
+	cmd.MarkFlagsMutuallyExclusive("summary", "cannot")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		domain := strings.Join(args, "")
 		return app.withDirectory(cmd.Context(), *data, func(s *directory.Store) (err error) {
+			if cannot {
+				return app.mechanismGaps(cmd.Context(), *data, s, domain, asJSON)
+			}
 			report := authReport{Mechanisms: []mechanismUse{}, Users: []directory.UsedMechanism{}}
 			if report.Since, err = s.MechanismsSince(cmd.Context()); err != nil {
 				return err
@@ -102,6 +111,24 @@ command" are the own ones of POP3 and IMAP. Users who never logged in are not in
 		})
 	}
 	return cmd
+}
+
+// mechanismGaps tells who cannot use what is offered.
+func (app *App) mechanismGaps(ctx context.Context, data string, s *directory.Store, domain string, asJSON bool) error {
+	gaps, err := service.MechanismGaps(ctx, data, s, domain)
+	if err != nil {
+		return err
+	}
+	return app.table(asJSON, gaps, 0, func(w io.Writer) {
+		if len(gaps) == 0 {
+			fmt.Fprintln(w, "every user can use all that is offered")
+			return
+		}
+		fmt.Fprintln(w, "DOMAIN\tCANNOT\tOF\tMECHANISMS\tOFFERED BY")
+		for _, g := range gaps {
+			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\n", g.Domain, g.Cannot, g.Users, strings.Join(g.Mechanisms, " "), strings.Join(g.Services, " "))
+		}
+	})
 }
 
 func (app *App) authRetireCommand() *cobra.Command {
