@@ -235,8 +235,18 @@ func (app *App) grantATRN(ctx context.Context, data, domain, user string) error 
 		if err == nil && !isAutoturn(data, d) {
 			return fmt.Errorf("the mail of %s does not wait for a host; `indigo domain add DOMAIN --etrn` makes a domain whose mail does", d.Name)
 		}
+		// Who logs in is known by the domain's own name, whichever he was granted by.
+		if u, err := s.User(ctx, a); err == nil {
+			a = u.Address()
+		}
 		if err := s.GrantATRN(ctx, a, domain); err != nil {
 			return err
+		}
+		if all, _ := settings.Inspect(data); a.Domain == "localhost" && settings.Me.Get(all.View("all")) != "localhost" {
+			if u, err := s.User(ctx, addr.Address{Local: a.Local, Domain: settings.Me.Get(all.View("all"))}); err == nil {
+				_, err = fmt.Fprintf(app.Err, "%s: the directory has %s, who is meant by that name and does not get this grant\n", a, u.Address())
+				return err
+			}
 		}
 		// Users of the host have no row (odmr@localhost).
 		if _, err := s.User(ctx, a); a.Domain != "localhost" && (errors.Is(err, directory.ErrNoUser) || errors.Is(err, directory.ErrNoDomain)) {
@@ -252,7 +262,17 @@ func (app *App) revokeATRN(ctx context.Context, data, domain, user string) error
 	if err != nil {
 		return err
 	}
-	return app.withDirectory(ctx, data, func(s *directory.Store) error { return s.RevokeATRN(ctx, a, domain) })
+	return app.withDirectory(ctx, data, func(s *directory.Store) error {
+		// Grants that were made by another name of the user's domain stand by that.
+		written, err := s.ATRNDomains(ctx, a)
+		if err != nil {
+			return err
+		}
+		if u, err := s.User(ctx, a); err == nil && !slices.Contains(written, strings.ToLower(domain)) {
+			a = u.Address()
+		}
+		return s.RevokeATRN(ctx, a, domain)
+	})
 }
 
 // turnPrograms are IndiMail's names.
