@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -196,6 +197,17 @@ func TestTokensByDomain(t *testing.T) {
 	lets("an opaque token of b's for another", "ann@b.test", b.Opaque("x", map[string]any{"sub": "ben"}), false)
 	lets("an opaque token of b's that names another domain", ben, b.Opaque("x", map[string]any{"sub": alice}), false)
 	nameless("a token of b's with half a name, which its introspection does not know", b.Token("x", map[string]any{"sub": "ben"}), false)
+	// What introspection says is not what the token says of itself, by which the issuer was chosen.
+	for name, want := range map[string]bool{"ben": true, alice: false, ann: false, alias: false} {
+		b.Answer(func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path == issuer.Introspection {
+				fmt.Fprintf(w, `{"active":true,"aud":"mail","sub":%q}`, name)
+			}
+			return r.URL.Path == issuer.Introspection
+		})
+		nameless("b's introspection names "+name, b.Token("x", map[string]any{"sub": "ben", "jti": name}), want)
+	}
+	b.Answer(nil)
 	rules(lineA, "b.test:OAUTH_AUDIENCE=shop")
 	lets("the house's token for b", ben, house.Token(ben, map[string]any{"aud": "shop"}), true)
 	nameless("the house's token for b", house.Token(ben, map[string]any{"aud": "shop"}), true)
