@@ -43,6 +43,8 @@ return redis.call('ZRANGEBYSCORE', ARGV[1] .. 'hosts', t[1] - 10, '+inf')`)
 type Conn struct {
 	wire   *wire
 	prefix string
+	// beatTime bounds a sign of life, and what is told.
+	beatTime time.Duration
 	// open gives another socket, for messages.
 	open func(ctx context.Context) (net.Conn, error)
 	// broken gets the first thing that went wrong, doubt a question that was not answered in time.
@@ -51,7 +53,7 @@ type Conn struct {
 }
 
 func connect(ctx context.Context, config Config, o Options) (*Conn, error) {
-	c := &Conn{prefix: o.Prefix, broken: make(chan error, 1), doubt: make(chan struct{}, 1)}
+	c := &Conn{prefix: o.Prefix, beatTime: config.patient(beatTime), broken: make(chan error, 1), doubt: make(chan struct{}, 1)}
 	c.open = func(ctx context.Context) (net.Conn, error) { return open(ctx, config, o) }
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
@@ -169,7 +171,7 @@ func (c *Conn) load(ctx context.Context, scripts []*Script) error {
 
 // beat gives a sign of life, and gets one.
 func (c *Conn) beat(ctx context.Context, host string) error {
-	ctx, cancel := context.WithTimeout(ctx, beatTime)
+	ctx, cancel := context.WithTimeout(ctx, c.beatTime)
 	defer cancel()
 	command := []string{"PING"}
 	if host != "" {
@@ -177,7 +179,7 @@ func (c *Conn) beat(ctx context.Context, host string) error {
 	}
 	_, err := c.wire.do(ctx, command)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("no sign of life within %v: %w", beatTime, err)
+		return fmt.Errorf("no sign of life within %v: %w", c.beatTime, err)
 	}
 	return err
 }
@@ -239,7 +241,7 @@ func (c *Conn) subscribe(ctx context.Context, heard map[string]func(string)) (li
 
 // tell does a batch in one round trip; the error is the first one.
 func (c *Conn) tell(ctx context.Context, batch []told) error {
-	ctx, cancel := context.WithTimeout(ctx, beatTime)
+	ctx, cancel := context.WithTimeout(ctx, c.beatTime)
 	defer cancel()
 	var commands [][]string
 	for _, t := range batch {

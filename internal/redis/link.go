@@ -47,7 +47,11 @@ type Config struct {
 	Heard map[string]func(text string)
 	// Changed is called when the Link came up or went down. It must not wait; nil does nothing.
 	Changed func(up bool)
+	// Patience multiplies AskTime and the time for a sign of life, for tests that must not fail where the machine is slow; 0 is 1.
+	Patience time.Duration
 }
+
+func (c Config) patient(limit time.Duration) time.Duration { return max(1, c.Patience) * limit }
 
 const (
 	// AskTime bounds a question. After one that takes longer none is asked until the server has given a sign of life.
@@ -336,7 +340,7 @@ func (l *Link) join(ctx context.Context, c *Conn, again bool) error {
 
 // Ask runs a script and gives what it returns, within AskTime. ErrDown and ErrBusy come at once.
 func (l *Link) Ask(ctx context.Context, s *Script, args ...string) ([]string, error) {
-	return l.ask(ctx, AskTime, s, args)
+	return l.ask(ctx, l.config.patient(AskTime), s, args)
 }
 
 // AskLong is Ask within LongTime, for operators.
@@ -493,7 +497,7 @@ func (l *Link) tellAll(ctx context.Context, c *Conn) {
 func (l *Link) Status(ctx context.Context) Status {
 	s := l.Stats()
 	if c := l.current.Load(); c != nil {
-		ctx, cancel := context.WithTimeout(ctx, beatTime)
+		ctx, cancel := context.WithTimeout(ctx, l.config.patient(beatTime))
 		defer cancel()
 		s.Hosts, _ = c.hosts(ctx)
 	}

@@ -158,7 +158,7 @@ func TestDown(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > time.Minute { // and more than half an hour if each were asked
 		t.Errorf("10,000 questions took %v", took)
 	}
 	if err := server.Continue(); err != nil {
@@ -170,7 +170,7 @@ func TestDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	began = time.Now()
-	if _, err := l.Ask(t.Context(), echo, "x"); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > AskTime+100*time.Millisecond {
+	if _, err := l.Ask(t.Context(), echo, "x"); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > AskTime+10*time.Second {
 		t.Errorf("%v after %v", err, time.Since(began))
 	}
 	if _, err := l.Ask(t.Context(), echo, "x"); !errors.Is(err, ErrDown) {
