@@ -152,15 +152,18 @@ func (r *Reader) Has(key []byte) (bool, error) {
 func (r *Reader) All() iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		defer runtime.KeepAlive(r)
-		// The records end where the first hash table begins.
+		// The records end where the first hash table begins; without one there are none.
 		end := uint32(0)
 		for i := range tables {
-			if pos, slots := r.table(i); i == 0 || slots > 0 && pos < end {
+			if pos, slots := r.table(i); slots > 0 && (end == 0 || pos < end) {
 				end = pos
 			}
 		}
 		for pos := uint32(headerSize); pos < end; {
 			k, v, err := r.record(pos)
+			if err == nil && pos+8+uint32(len(k))+uint32(len(v)) > end {
+				err = ErrFormat
+			}
 			if err != nil {
 				yield(Record{}, err)
 				return

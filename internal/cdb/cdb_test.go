@@ -182,6 +182,28 @@ func TestReplace(t *testing.T) {
 }
 
 // FuzzReader gives arbitrary bytes as a database: errors, never a fault.
+// TestDamage: a record that reaches into the hash tables is damage, not the last one.
+func TestDamage(t *testing.T) {
+	name := build(t, "one", "Hello", "two", "Goodbye")
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text[headerSize+4] += 40
+	if err := os.WriteFile(name+".damaged", text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Open(name + ".damaged")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err = range r.All() {
+	}
+	if !errors.Is(err, ErrFormat) {
+		t.Errorf("damaged: %v", err)
+	}
+}
+
 func FuzzReader(f *testing.F) {
 	good, err := os.ReadFile(build(f, "one", "Hello", "two", "Goodbye"))
 	if err != nil {

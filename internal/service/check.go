@@ -100,6 +100,8 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 		warnings = append(warnings, at(all, settings.PasswordKeys.Setting, "%v", err))
 	}
 	wrong = append(wrong, checkDeliveryTLS(data, snapshot.View("queue"), place)...)
+	credentials, doubts := settings.RemoteAuth.Get(snapshot.View("queue")).Check()
+	wrong, warnings = append(wrong, credentials...), append(warnings, doubts...)
 	if _, unmapped := tlsx.ParseSuites(settings.TLSCipherList.Get(all)); len(unmapped) > 0 {
 		warnings = append(warnings, at(all, settings.TLSCipherList.Setting, "Go's TLS has nothing for %s: passed over", strings.Join(unmapped, ", ")))
 	}

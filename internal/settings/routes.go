@@ -61,7 +61,7 @@ func (l *Login) standsAt(file string, line int) {
 	}
 }
 
-// Logins gives what deliveries may log in with, and the settings that stand with it: of routes, of remote_auth without its constant database, and of
+// Logins gives what deliveries may log in with, and the settings that stand with it: of routes, of remote_auth and its constant database, and of
 // SMTPROUTE in rules.
 func (v *View) Logins() (all []Login) {
 	routes := append(slices.Clone(SMTPRoutes.Get(v)), SMTPRoute.Get(v))
@@ -90,6 +90,11 @@ func (v *View) Logins() (all []Login) {
 		for _, s := range c.starts {
 			all = append(all, s.login)
 		}
+		for e, err := range c.entries() {
+			if written, there := c.inText(e.key, e.wild); err == nil && e.err == nil && (!there || !e.login.same(written)) {
+				all = append(all, e.login)
+			}
+		}
 	}
 	return all
 }
@@ -107,7 +112,7 @@ func (v *View) ruled() (all []assignment) {
 }
 
 // Places gives each value of s that deliveries may meet, and where it stands: v's own, and those of rules, routes and
-// remote_auth without its constant database.
+// remote_auth.
 func (v *View) Places(s *Setting, each func(where Source)) {
 	if v.IsSet(s) {
 		each(v.Source(s))
@@ -371,7 +376,7 @@ func parseCredentials(l *loader, s string) (*Credentials, error) {
 	if exists(c.path + ".cdb") {
 		var err error
 		if c.cdb, err = cdb.Open(c.path + ".cdb"); err != nil {
-			return nil, fmt.Errorf("constant database (make it again by `cdb-database %s`): %w", filepath.Base(c.path), err)
+			return nil, problemIn{l.file + ".cdb", 1, fmt.Sprintf("%v: make it again by `indigo cdb-database %s`, or remove it", err, filepath.Base(c.path))}
 		}
 		l.warnStale(l.file, c.path)
 	}
