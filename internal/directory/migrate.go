@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -309,6 +310,34 @@ func Inspect(ctx context.Context, config Config) (*Status, error) {
 		s.Rows[t.Name] = n
 	}
 	return s, nil
+}
+
+// Ready tells whether Open would change nothing; the error says what it would, or why it cannot be told. Nothing is changed.
+func Ready(ctx context.Context, config Config) error {
+	src, err := parseDSN(config.DSN, config.Path)
+	if err != nil {
+		return err
+	}
+	if src.engine == sqLite {
+		// To open it would make it.
+		if _, err := os.Stat(src.path); err != nil {
+			return err
+		}
+	}
+	write, read, err := src.open()
+	if err != nil {
+		return err
+	}
+	defer write.Close()
+	defer read.Close()
+	changes, err := plan(ctx, read, src.engine)
+	if err == nil && len(changes) > 0 {
+		err = errors.New("its tables are to be brought up to date first: the next start does that, but for IndiMail's, of which `indigo db status` tells")
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", src.where, err)
+	}
+	return nil
 }
 
 // Migrate brings a database's tables up to date, also IndiMail's own that Indigo has not seen.

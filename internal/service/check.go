@@ -1,6 +1,7 @@
 package service
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,8 +9,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/authd"
+	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/inject"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/tlsx"
@@ -26,7 +32,82 @@ func Check(data string) (wrong, warnings settings.Problems) {
 	}
 	snapshot, wrong := settings.Inspect(data)
 	faults, more := checkServices(data, snapshot)
-	return append(wrong, faults...), append(slices.Clone(snapshot.Warnings), more...)
+	warnings = append(slices.Clone(snapshot.Warnings), more...)
+	ctx, cancel := context.WithTimeout(context.Background(), checkTime)
+	defer cancel()
+	var store *directory.Store
+	open := sync.OnceValue(func() error {
+		config, err := DirectoryConfig(data)
+		if err == nil {
+			err = directory.Ready(ctx, config)
+		}
+		if err == nil {
+			store, err = OpenDirectory(ctx, data, "check")
+		}
+		return err
+	})
+	warnings = append(warnings, checkAnonymous(snapshot, func(user string, flag directory.Flags) (string, error) {
+		if err := open(); err != nil {
+			return "", err
+		}
+		return notAnonymous(ctx, store, user, flag)
+	})...)
+	if store != nil {
+		store.Close()
+	}
+	return append(wrong, faults...), warnings
+}
+
+// checkTime bounds the questions that a check asks the directory.
+const checkTime = 10 * time.Second
+
+// checkAnonymous tells where AUTH_ANONYMOUS offers what lets nobody in; why gives the reason for a user and the flag that keeps users from a service.
+func checkAnonymous(snapshot *settings.Snapshot, why func(user string, flag directory.Flags) (string, error)) (warnings settings.Problems) {
+	flags := map[string]directory.Flags{"imapd": directory.NoIMAP, "pop3d": directory.NoPOP}
+	for _, name := range instances(snapshot) {
+		v := snapshot.View(name)
+		user, flag := settings.AuthAnonymous.Get(v), flags[kindOf(name)]
+		if user == "" || flag == 0 {
+			continue
+		}
+		text, err := why(user, flag)
+		if err != nil {
+			text = fmt.Sprintf("whether there is %s cannot be told now: %v", user, err)
+		}
+		if text != "" {
+			source := v.Source(settings.AuthAnonymous.Setting)
+			warnings = appendOnce(warnings, settings.Problem{File: source.File, Line: source.Line, Text: settings.AuthAnonymous.Name + ": " + text})
+		}
+	}
+	return warnings
+}
+
+// notAnonymous tells why nobody is let in as a user, "" when anybody is; flag is the one that keeps users from the service.
+func notAnonymous(ctx context.Context, store *directory.Store, user string, flag directory.Flags) (string, error) {
+	a, err := addr.Parse(user)
+	if err != nil {
+		return err.Error(), nil
+	}
+	const gets = ": ANONYMOUS is offered, and nobody gets in by it"
+	u, err := store.User(ctx, a)
+	if errors.Is(err, directory.ErrInactive) {
+		// A login makes him active.
+		u, err = store.InactiveUser(ctx, a)
+	}
+	switch {
+	case errors.Is(err, directory.ErrNoUser), errors.Is(err, directory.ErrNoDomain):
+		return fmt.Sprintf("there is no user %s (`indigo user add`)", user) + gets, nil
+	case err != nil:
+		return "", err
+	}
+	if _, err := auth.ParseStored(u.Password, u.Scram); errors.Is(err, auth.ErrNoPassword) {
+		return fmt.Sprintf("%s is locked, or has no password", user) + gets, nil
+	}
+	why, err := store.Denied(ctx, u, flag)
+	if why != "" {
+		why = fmt.Sprintf("%s: %s", user, why) + gets
+	}
+	return why, err
 }
 
 // checkServices looks at what the settings say of services, certificates and programs.

@@ -209,6 +209,14 @@ func (h *House) store(name string) (*tlsx.Store, error) {
 // list of revoked certificates can end while they run: with news, only what was not told since the start or the last reload.
 func (h *House) logFindings(s *settings.Snapshot, news bool) {
 	wrong, warnings := checkServices(h.config.Data, s)
+	// Before the directory is open nobody knows; the first round of keepHouse does.
+	if h.directory != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), checkTime)
+		defer cancel()
+		warnings = append(warnings, checkAnonymous(s, func(user string, flag directory.Flags) (string, error) {
+			return notAnonymous(ctx, h.directory, user, flag)
+		})...)
+	}
 	// A directory of IndiMail's has the same in every service: one line for each, `indigo check` has them all.
 	var order []string
 	first, places := map[string]string{}, map[string]int{}
