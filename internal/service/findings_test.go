@@ -94,3 +94,68 @@ func TestFindings(t *testing.T) {
 		t.Errorf("nothing of others/clientca.pem: %s", s)
 	}
 }
+
+// TestListsReadAgain: the log tells once of lists of revoked certificates that become no good while services run, and of those that are good again.
+func TestListsReadAgain(t *testing.T) {
+	data := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		file := filepath.Join(data, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ours, err := lab.NewAuthority(time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := ours.Revoke(time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("control/me", "mx.here.test\n")
+	write("certs/clientca.pem", string(ours.PEM()))
+	write("certs/clientcrl.pem", string(list))
+	if err := tlsx.SelfSigned(filepath.Join(data, "certs/servercert.pem"), []string{"mx.here.test"}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	h := &House{config: Config{Data: data}, log: slog.New(slog.NewTextHandler(io.Writer(&said), nil))}
+	h.settings.Store(snapshot)
+	h.logFindings(snapshot, false)
+	store, err := h.store("smtpd.25")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Try(tlsOptions(data, h.view("smtpd.25"))); err != nil || said.String() != "" {
+		t.Fatalf("of what is good: %v %s", err, said.String())
+	}
+	for range 2 {
+		write("certs/clientcrl.pem", string(list[:100]))
+		said.Reset()
+		store.Look()
+		h.logFindings(snapshot, true)
+		store.Look()
+		if s := said.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, "level=ERROR") || !strings.Contains(s, "certs/clientcrl.pem:1: CLIENTCRL: revoked client certificates: ") ||
+			!strings.Contains(s, "what was read before stays in force while Indigo runs") {
+			t.Errorf("of half a file: %s", s)
+		}
+		if list, err = ours.Revoke(time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		write("certs/clientcrl.pem", string(list))
+		said.Reset()
+		store.Look()
+		h.logFindings(snapshot, true)
+		if s := said.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, "read again") {
+			t.Errorf("of a whole file: %s", s)
+		}
+	}
+}

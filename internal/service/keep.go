@@ -2,6 +2,8 @@ package service
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/indigomail/indigo/internal/settings"
@@ -50,6 +52,12 @@ func (h *House) keepRound(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			h.log.Warn("keeping the house in order: "+what, "error", err)
 		}
+	}
+	h.unitsMu.Lock()
+	stores := slices.Collect(maps.Values(h.stores))
+	h.unitsMu.Unlock()
+	for _, store := range stores {
+		store.Look()
 	}
 	if snapshot := h.settings.Load(); snapshot != nil {
 		h.logFindings(snapshot, true)

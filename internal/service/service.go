@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -198,6 +199,7 @@ func (h *House) store(name string) (*tlsx.Store, error) {
 		}
 		return h.acme.Certificate(hello)
 	}
+	s.Lists = h.listsRead
 	if h.stores == nil {
 		h.stores = map[string]*tlsx.Store{}
 	}
@@ -238,6 +240,27 @@ func (h *House) logFindings(s *settings.Snapshot, news bool) {
 			line += fmt.Sprintf(" (and in %d more places: see `indigo check`)", n)
 		}
 		h.log.Warn(line)
+	}
+}
+
+// listsRead tells of a file of revoked certificates that was read again, or became no good: that once, as logFindings does.
+func (h *House) listsRead(file string, err error) {
+	p := settings.Problem{File: relativeTo(h.config.Data, file), Line: 1}
+	if err != nil {
+		p.Text = settings.ClientCRL.Name + ": " + err.Error()
+	}
+	h.toldMu.Lock()
+	defer h.toldMu.Unlock()
+	switch {
+	case err == nil:
+		maps.DeleteFunc(h.told, func(text string, _ int) bool { return strings.HasPrefix(text, settings.ClientCRL.Name+": ") })
+		h.log.Info(p.File + ": lists of revoked client certificates read again")
+	case h.told[p.Text] == 0:
+		if h.told == nil {
+			h.told = map[string]int{}
+		}
+		h.told[p.Text]++
+		h.log.Error(p.String())
 	}
 }
 

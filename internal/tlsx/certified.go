@@ -2,6 +2,7 @@ package tlsx
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -62,19 +63,25 @@ func (e *Unverified) Unwrap() error { return e.Cause }
 // Authorities are those whose word counts for clients' certificates, with their lists of revoked ones.
 type Authorities struct {
 	pool *x509.CertPool
-	// lists is nil where no list is wanted; else each authority of a chain, but a root, must have a current one.
-	lists []*x509.RevocationList
-	// err says that files cannot be read: nobody is trusted.
+	// revoked are nil where no list is wanted; else each authority of a chain, but a root, must have a current one.
+	revoked *revocations
+	// err says that clientca.pem cannot be read: nobody is trusted.
 	err error
 }
 
-// ErrRevocations says that it is the lists of revoked certificates that are no good.
-var ErrRevocations = errors.New("revoked client certificates")
-
 // ReadAuthorities reads clientca.pem and, where crl is not "", the lists of revoked certificates (wiki 2066, 2067), in PEM or one in DER.
 // The error says that a file is no good, or a list out of date; what was read may be used all the same, and trusts nobody by what is missing.
+// The lists are read again when their file has changed.
 func ReadAuthorities(ca, crl string, now time.Time) (*Authorities, error) {
-	a := &Authorities{pool: x509.NewCertPool()}
+	var r *revocations
+	if crl != "" {
+		r = &revocations{file: crl}
+	}
+	return readAuthorities(ca, r, now)
+}
+
+func readAuthorities(ca string, r *revocations, now time.Time) (*Authorities, error) {
+	a := &Authorities{pool: x509.NewCertPool(), revoked: r}
 	text, err := os.ReadFile(ca)
 	if err == nil && !a.pool.AppendCertsFromPEM(text) {
 		err = fmt.Errorf("%s holds no certificate in PEM", ca)
@@ -83,39 +90,42 @@ func ReadAuthorities(ca, crl string, now time.Time) (*Authorities, error) {
 		a.err = fmt.Errorf("client authorities: %w", err)
 		return a, a.err
 	}
-	if err = ended(text, now); err != nil {
+	all := certificatesIn(text)
+	if err = ended(all, now); err != nil {
 		err = fmt.Errorf("client authorities: %s: %w", ca, err)
 	}
-	if crl == "" {
+	if r == nil {
 		return a, err
 	}
-	text, listErr := os.ReadFile(crl)
-	if listErr == nil {
-		a.lists, listErr = parseLists(text)
-	}
-	if listErr != nil {
-		a.err = fmt.Errorf("%w: %s: %w", ErrRevocations, crl, listErr)
-		return a, a.err
+	if listErr := r.begin(all); listErr != nil {
+		return a, listErr
 	}
 	if err != nil {
 		return a, err
 	}
-	for _, l := range a.lists {
+	lists, err := r.lists()
+	for _, l := range lists {
 		if stale(l, now) {
-			return a, fmt.Errorf("%w: %s: the list of %s ended at %s: no certificate of that authority is taken; get a new one", ErrRevocations, crl, l.Issuer, l.NextUpdate.UTC().Format(time.RFC3339))
+			return a, fmt.Errorf("%w: %s: the list of %s ended at %s: no certificate of that authority is taken; get a new one", ErrRevocations, r.file, l.Issuer, l.NextUpdate.UTC().Format(time.RFC3339))
 		}
 	}
-	return a, nil
+	return a, err
 }
 
-// ended tells of authorities in PEM that have expired without another of the same name that has not.
-func ended(text []byte, now time.Time) error {
-	last := map[string]*x509.Certificate{}
+// certificatesIn gives the certificates in PEM.
+func certificatesIn(text []byte) (all []*x509.Certificate) {
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil || block.Type != "CERTIFICATE" {
-			continue
+		if c, err := x509.ParseCertificate(block.Bytes); err == nil && block.Type == "CERTIFICATE" {
+			all = append(all, c)
 		}
+	}
+	return all
+}
+
+// ended tells of authorities that have expired without another of the same name that has not.
+func ended(all []*x509.Certificate, now time.Time) error {
+	last := map[string]*x509.Certificate{}
+	for _, c := range all {
 		if other := last[string(c.RawSubject)]; other == nil || c.NotAfter.After(other.NotAfter) {
 			last[string(c.RawSubject)] = c
 		}
@@ -126,31 +136,6 @@ func ended(text []byte, now time.Time) error {
 		}
 	}
 	return nil
-}
-
-func parseLists(text []byte) (lists []*x509.RevocationList, err error) {
-	if bytes.HasPrefix(text, []byte{0x30}) {
-		l, err := x509.ParseRevocationList(text)
-		return []*x509.RevocationList{l}, err
-	}
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "X509 CRL" {
-			continue
-		}
-		l, err := x509.ParseRevocationList(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		lists = append(lists, l)
-	}
-	if len(lists) == 0 {
-		return nil, errors.New("it holds no list (X509 CRL) in PEM or DER")
-	}
-	return lists, nil
-}
-
-func stale(l *x509.RevocationList, now time.Time) bool {
-	return !l.NextUpdate.IsZero() && now.After(l.NextUpdate)
 }
 
 // Judge tells what is to be made of the certificate that a client showed, its own first; nil when it showed none. A nil Authorities trusts
@@ -164,11 +149,14 @@ func (a *Authorities) Judge(shown []*x509.Certificate, now time.Time) (c *Client
 	if c.Subject == "" && len(c.Names) > 0 {
 		c.Subject = printable(c.Names[0])
 	}
-	switch {
-	case a == nil:
+	if a == nil {
 		c.Err = &Unverified{Text: "this system knows no authority for certificates of clients"}
-	case a.err != nil:
-		c.Err = &Unverified{"the authorities for certificates of clients cannot be read", a.err}
+		return c, nil
+	}
+	lists, err := a.revoked.lists()
+	switch err = cmp.Or(a.err, err); {
+	case err != nil:
+		c.Err = &Unverified{"the authorities for certificates of clients cannot be read", err}
 	default:
 		all, err := leaf.Verify(x509.VerifyOptions{Roots: a.pool, Intermediates: between(shown), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 		if err != nil {
@@ -176,7 +164,7 @@ func (a *Authorities) Judge(shown []*x509.Certificate, now time.Time) (c *Client
 			return c, nil
 		}
 		for _, chain := range all {
-			if err = a.revoked(chain, now); err == nil {
+			if err = revoked(lists, chain, now); err == nil {
 				chains = append(chains, chain)
 			}
 		}
@@ -224,13 +212,13 @@ func unverified(leaf *x509.Certificate, err error, now time.Time) *Unverified {
 }
 
 // revoked asks the lists of the authorities of a chain.
-func (a *Authorities) revoked(chain []*x509.Certificate, now time.Time) error {
-	if a.lists == nil {
+func revoked(lists []*x509.RevocationList, chain []*x509.Certificate, now time.Time) error {
+	if lists == nil {
 		return nil
 	}
 	for i, c := range chain[:len(chain)-1] {
 		asked, current := false, false
-		for _, l := range a.lists {
+		for _, l := range lists {
 			if !bytes.Equal(l.RawIssuer, chain[i+1].RawSubject) || l.CheckSignatureFrom(chain[i+1]) != nil {
 				continue
 			}

@@ -67,6 +67,7 @@ func TestJudge(t *testing.T) {
 		return b
 	}
 	der, _ := pem.Decode(list(ours, time.Hour, revoked))
+	foreign := foreignList(t)
 	for _, tc := range []struct {
 		name        string
 		ca, crl     []byte
@@ -81,7 +82,10 @@ func TestJudge(t *testing.T) {
 		{"not revoked", ours.PEM(), list(ours, time.Hour, revoked), good, "", ""},
 		{"list that is out of date", ours.PEM(), list(ours, -time.Minute), good, "the list of revoked certificates of its authority is out of date", "ended at"},
 		{"revoked by a list that is out of date", ours.PEM(), list(ours, -time.Minute, revoked), revoked, "it is revoked", "ended at"},
-		{"list of another authority", ours.PEM(), list(theirs, time.Hour), good, "there is no list of revoked certificates of its authority", ""},
+		{"list of another authority of its name", ours.PEM(), list(theirs, time.Hour), good, "the authorities for certificates of clients cannot be read", "is not signed by it"},
+		{"list of another authority of its name besides", ours.PEM(), slices.Concat(list(ours, time.Hour, revoked), list(theirs, time.Hour)), revoked, "it is revoked", ""},
+		{"list of another authority", ours.PEM(), foreign, good, "there is no list of revoked certificates of its authority", ""},
+		{"list that was not written to its end", ours.PEM(), slices.Concat(list(ours, time.Hour), list(ours, time.Hour)[:200]), good, "the authorities for certificates of clients cannot be read", "2 lists begin in it, and 1 can be read"},
 		{"lists of both", slices.Concat(ours.PEM(), theirs.PEM()), slices.Concat(list(theirs, time.Hour), list(ours, time.Hour, revoked)), good, "", ""},
 		{"list that is none", ours.PEM(), []byte("nonsense"), good, "the authorities for certificates of clients cannot be read", "it holds no list"},
 		{"authority that is none", []byte("nonsense"), nil, good, "the authorities for certificates of clients cannot be read", "holds no certificate in PEM"},
@@ -122,6 +126,151 @@ func TestJudge(t *testing.T) {
 	}
 	if c, _ := (*tlsx.Authorities)(nil).Judge(nil, time.Now()); c != nil {
 		t.Errorf("%+v", c)
+	}
+}
+
+// foreignList gives a list of an authority with another name than the lab's have.
+func foreignList(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuer := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "foreign"}, SubjectKeyId: []byte{1}, KeyUsage: x509.KeyUsageCRLSign}
+	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), NextUpdate: time.Now().Add(time.Hour)}, issuer, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
+}
+
+// TestRevocationsAreReadAgain: a list that changes on the disk is in force for the next certificate, without a reload; one that is no good, or gone, is
+// told once, and leaves what was read before, over a reload too.
+func TestRevocationsAreReadAgain(t *testing.T) {
+	ours := authority(t)
+	one, two := issued(t, ours, time.Hour, "one@here.test"), issued(t, ours, time.Hour, "two@here.test")
+	list := func(valid time.Duration, certificates ...tls.Certificate) []byte {
+		b, err := ours.Revoke(valid, certificates...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for _, named := range []bool{false, true} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, "clientcrl.pem")
+		var options tlsx.Options
+		if named {
+			file = filepath.Join(dir, "lists.pem")
+			options.ClientCRL = file
+		}
+		// write puts the file in the place of the one that is there; in does so in the same file.
+		write := func(name string, text []byte) {
+			t.Helper()
+			if err := os.WriteFile(name+".new", text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(name+".new", name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		in := func(text []byte) {
+			t.Helper()
+			if err := os.WriteFile(file, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(filepath.Join(dir, "clientca.pem"), ours.PEM())
+		if named {
+			write(file, list(time.Hour))
+		}
+		if err := tlsx.SelfSigned(filepath.Join(dir, "servercert.pem"), []string{"here.test"}, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		store, err := tlsx.NewStore(filepath.Join(dir, "servercert.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var told []string
+		store.Lists = func(file string, err error) {
+			if err == nil {
+				told = append(told, "read")
+			} else {
+				told = append(told, err.Error())
+			}
+		}
+		want := func(what string, c tls.Certificate, want string, news ...string) {
+			t.Helper()
+			told = nil
+			for range 3 {
+				got := ""
+				if client := store.Judge(options, chain(t, c), time.Now()); client.Err != nil {
+					got = client.Err.Error()
+				}
+				if !strings.HasPrefix(got, want) || want == "" && got != "" {
+					t.Errorf("%s, by name %v: %q, want %q", what, named, got, want)
+				}
+			}
+			if len(told) != len(news) {
+				t.Errorf("%s, by name %v: told %q, want %q", what, named, told, news)
+				return
+			}
+			for i := range news {
+				if !strings.Contains(told[i], news[i]) {
+					t.Errorf("%s, by name %v: told %q, want %q", what, named, told, news)
+				}
+			}
+		}
+		want("no list, or one without it", one, "")
+		write(file, list(time.Hour, one))
+		want("renewed", one, "it is revoked", "read")
+		want("renewed, another", two, "")
+		whole := list(time.Hour, two)
+		in(whole[:len(whole)/2])
+		want("half of it", one, "it is revoked", "it holds no list")
+		want("half of it, another", two, "")
+		if err := store.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Try(options); err == nil || !strings.Contains(err.Error(), "it holds no list") {
+			t.Errorf("a reload with half of it: %v", err)
+		}
+		want("half of it, after a reload", one, "it is revoked")
+		want("half of it, after a reload, another", two, "")
+		in(whole)
+		want("all of it", two, "it is revoked", "read")
+		want("all of it, another", one, "")
+		in(nil)
+		want("empty", two, "it is revoked", "it holds no list")
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		want("gone", two, "it is revoked", "no such file")
+		want("gone, another", one, "")
+		write(file, list(-time.Minute, two))
+		want("ended", one, "the list of revoked certificates of its authority is out of date", "read")
+		want("ended, a revoked one", two, "it is revoked")
+		write(file, list(time.Hour, one, two))
+		told = nil
+		if store.Look(); !slices.Equal(told, []string{"read"}) {
+			t.Errorf("by a look: %q", told)
+		}
+		want("looked at", one, "it is revoked")
+		// What is gone at a reload is meant to be, unless the settings name it.
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		if named {
+			want("gone before a reload", one, "it is revoked")
+			if err := store.Try(options); err == nil || !strings.Contains(err.Error(), "no such file") {
+				t.Errorf("gone before a reload: %v", err)
+			}
+		} else {
+			want("gone before a reload", one, "", "is gone: no certificate counts as revoked")
+		}
 	}
 }
 

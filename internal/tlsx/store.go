@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +25,12 @@ type Store struct {
 	// Also, when set, is asked first: for certificates that come from elsewhere than files. It must not change once a
 	// handshake may come.
 	Also func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Lists, when set, is told when a file of revoked certificates was read again because it changed, and, once, when it became no good: what was
+	// read before stays in force then. As with Also.
+	Lists func(file string, err error)
+	mu    sync.Mutex
+	// revoked are the files of revoked certificates by their names, behind that of the authorities; mu guards it. They outlive a reload.
+	revoked map[[2]string]*revocations
 }
 
 // loaded is what the files held at one moment, with the configurations made of it.
@@ -33,7 +40,7 @@ type loaded struct {
 	configs      map[string]configured
 	// store has Also.
 	store *Store
-	// fallback is clientca.pem beside the certificates, fallbackCRL clientcrl.pem; "" when there is none.
+	// fallback is clientca.pem beside the certificates, "" when there is none; fallbackCRL is clientcrl.pem, there or not.
 	fallback, fallbackCRL string
 }
 
@@ -96,9 +103,7 @@ func (s *Store) Reload() error {
 	if file := filepath.Join(dir, "clientca.pem"); exists(file) {
 		l.fallback = file
 	}
-	if file := filepath.Join(dir, "clientcrl.pem"); exists(file) {
-		l.fallbackCRL = file
-	}
+	l.fallbackCRL = filepath.Join(dir, "clientcrl.pem")
 	s.current.Store(l)
 	return nil
 }
@@ -156,10 +161,11 @@ func (l *loaded) config(o Options) configured {
 	if o.ClientCA == "" {
 		o.ClientCA = l.fallback
 	}
-	if o.ClientCRL == "" {
+	optional := o.ClientCRL == ""
+	if optional {
 		o.ClientCRL = l.fallbackCRL
 	}
-	key := fmt.Sprint(o)
+	key := fmt.Sprint(o, optional)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if c, ok := l.configs[key]; ok {
@@ -176,11 +182,41 @@ func (l *loaded) config(o Options) configured {
 	}
 	if o.ClientCA != "" {
 		// crypto/tls would end the connection of who shows another certificate, which may be meant for other servers.
-		authorities, err = ReadAuthorities(o.ClientCA, o.ClientCRL, time.Now())
+		authorities, err = readAuthorities(o.ClientCA, l.store.revocations(o, optional), time.Now())
 		c.ClientCAs, c.ClientAuth = authorities.pool, tls.RequestClientCert
 	}
 	l.configs[key] = configured{c, authorities, err}
 	return l.configs[key]
+}
+
+// revocations gives the lists for authorities: as they were before a reload, for when the file has become no good.
+func (s *Store) revocations(o Options, optional bool) *revocations {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.revoked == nil {
+		s.revoked = map[[2]string]*revocations{}
+	}
+	key := [2]string{o.ClientCA, o.ClientCRL}
+	r := s.revoked[key]
+	if r == nil || r.optional != optional {
+		r = &revocations{file: o.ClientCRL, optional: optional, noticed: func(file string, err error) {
+			if s.Lists != nil {
+				s.Lists(file, err)
+			}
+		}}
+		s.revoked[key] = r
+	}
+	return r
+}
+
+// Look reads files of revoked certificates that have changed; without it they are read when a client shows a certificate.
+func (s *Store) Look() {
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.revoked))
+	s.mu.Unlock()
+	for _, r := range all {
+		_, _ = r.lists() // Lists is told
+	}
 }
 
 // certificate chooses for a client: by Also, then the first file that is for the name that it asks for and that it can
