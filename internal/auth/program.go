@@ -33,7 +33,8 @@ const (
 type Program struct {
 	// Path is the program. Self is Indigo's own, which the program is told to run.
 	Path, Self string
-	// Environment is what it gets, beside SERVICE, TCPREMOTEIP, and NATIVE_PASSWORD, which keeps IndiMail's modules to the interface.
+	// Environment is what it gets, beside SERVICE, TCPREMOTEIP, NATIVE_PASSWORD, which keeps IndiMail's modules to the interface, and INDIGO_COUNTED,
+	// which keeps Indigo's own from counting a failure that the door counts.
 	Environment []string
 	// DefaultDomain completes a name without a domain.
 	DefaultDomain string
@@ -107,7 +108,7 @@ func (p *Program) run(ctx context.Context, a Attempt) ([]byte, error) {
 	service := map[string]string{"smtpd": "smtp", "imapd": "imap", "pop3d": "pop3"}[kindOf(a.Service)]
 	said := limited{most: maxSaid}
 	cmd := exec.CommandContext(ctx, p.Path, p.Self, ReplyProgram)
-	cmd.Env = append(p.Environment, "SERVICE="+service, "TCPREMOTEIP="+a.Client.String(), "NATIVE_PASSWORD=1")
+	cmd.Env = append(p.Environment, "SERVICE="+service, "TCPREMOTEIP="+a.Client.String(), "NATIVE_PASSWORD=1", "INDIGO_COUNTED=1")
 	cmd.ExtraFiles = []*os.File{asked, answered}
 	cmd.Stderr = &said
 	cmd.WaitDelay = time.Second

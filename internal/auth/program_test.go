@@ -38,7 +38,7 @@ printf '%s\0%s\0' "$USER" "$HOME" >&4
 		{"lets in", checks + `USER=ann@d.example HOME=/mail/ann; export USER HOME; exec "$@"`, "ann@d.example", "secret", "ann@d.example", "/mail/ann", 0},
 		{"completes the name", checks + `USER=ann HOME=/mail/ann; export USER HOME; exec "$@"`, "ann", "secret", "ann@default.example", "/mail/ann", 0},
 		{"only exits", checks, "ann", "secret", "ann@default.example", "", 0},
-		{"sees its environment", `[ "$SERVICE $TCPREMOTEIP $NATIVE_PASSWORD $OWN" = "imap 192.0.2.1 1 value" ] || exit 111; cat <&3 >/dev/null; exit 0`, "ann", "secret", "ann@default.example", "", 0},
+		{"sees its environment", `[ "$SERVICE $TCPREMOTEIP $NATIVE_PASSWORD $INDIGO_COUNTED $OWN" = "imap 192.0.2.1 1 1 value" ] || exit 111; cat <&3 >/dev/null; exit 0`, "ann", "secret", "ann@default.example", "", 0},
 		{"refuses", checks, "ann", "wrong", "", "", 535},
 		{"knows no user", "exit 3", "ann", "secret", "", "", 535},
 		{"is misused", "exit 2", "ann", "secret", "", "", 454},

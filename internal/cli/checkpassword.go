@@ -62,6 +62,36 @@ func (app *App) vchkpass(args []string) int {
 // checker finds the user of credentials; the error is an exitCode where it says something about them.
 type checker func(environment settings.Environment, credentials []byte) (checkedUser, error)
 
+// counted has the running instance count what fails for the client's address, as it does for vchkpass, and refuse what is locked. Where none can be
+// asked, nobody counts. A module that hands what it does not know to the next one leaves the counting of that to it.
+func counted(program string, handsOn bool, check checker) checker {
+	return func(environment settings.Environment, credentials []byte) (user checkedUser, err error) {
+		// An instance that runs it as one of AUTHMODULES counts itself.
+		if environment.Get("AUTHORIZED") == "1" || environment.Get("INDIGO_COUNTED") == "1" {
+			return check(environment, credentials)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), checkTime)
+		defer cancel()
+		a := attemptOf(environment, credentials, program)
+		err = service.NewControl(environment.Data).Counted(ctx, a, func() (string, error) {
+			user, err = check(environment, credentials)
+			return user.User, err
+		}, func(err error) bool { return errors.Is(err, passwordWrong) && !handsOn })
+		if errors.Is(err, service.ErrNotRunning) {
+			return check(environment, credentials)
+		}
+		return user, err
+	}
+}
+
+// attemptOf gives what the environment and descriptor 3 say of a login.
+func attemptOf(environment settings.Environment, credentials []byte, mechanism string) auth.Attempt {
+	fields := bytes.SplitN(credentials, []byte{0}, 3)
+	local, _ := netip.ParseAddr(environment.Get("TCPLOCALIP"))
+	client, _ := netip.ParseAddr(environment.Get("TCPREMOTEIP"))
+	return auth.Attempt{User: string(fields[0]), Password: string(fields[1]), Service: doorOf(environment), Client: client, Local: local, Mechanism: mechanism, TLS: true}
+}
+
 func (app *App) checkpassword(program string, args []string, check checker) int {
 	err := app.checkAndRun(program, args, check)
 	var code exitCode
@@ -92,9 +122,13 @@ func (app *App) checkAndRun(program string, args []string, check checker) error 
 	}
 	// The chain's own modules get the credentials that this one had.
 	chain := !print && environment.Get("NATIVE_PASSWORD") == "" && strings.HasSuffix(args[len(args)-1], "/false")
+	handsOn := chain && len(args) > 1
+	if program != "vchkpass" {
+		check = counted(program, handsOn, check)
+	}
 	user, err := check(environment, credentials)
 	switch {
-	case chain && errors.Is(err, passwordWrong) && len(args) > 1:
+	case handsOn && errors.Is(err, passwordWrong):
 		if err := again(credentials); err != nil {
 			return err
 		}
@@ -335,7 +369,7 @@ func (app *App) check(environment settings.Environment, credentials []byte, owne
 	ctx, cancel := context.WithTimeout(context.Background(), checkTime)
 	defer cancel()
 	fields := bytes.SplitN(credentials, []byte{0}, 3)
-	name, password := string(fields[0]), string(fields[1])
+	name := string(fields[0])
 	var identity auth.Identity
 	if environment.Get("AUTHORIZED") == "1" {
 		var store *directory.Store
@@ -345,7 +379,7 @@ func (app *App) check(environment settings.Environment, credentials []byte, owne
 		defer store.Close()
 		identity, err = known(ctx, store, name)
 	} else {
-		identity, err = app.judged(ctx, environment, name, password)
+		identity, err = app.judged(ctx, environment, credentials)
 	}
 	var refused *mailerr.Error
 	switch {
@@ -364,10 +398,8 @@ func (app *App) check(environment settings.Environment, credentials []byte, owne
 
 // judged has the running instance check the password, which counts what fails for the client's address. Where none runs, nobody keeps count, and it is
 // checked here.
-func (app *App) judged(ctx context.Context, environment settings.Environment, name, password string) (auth.Identity, error) {
-	local, _ := netip.ParseAddr(environment.Get("TCPLOCALIP"))
-	client, _ := netip.ParseAddr(environment.Get("TCPREMOTEIP"))
-	a := auth.Attempt{User: name, Password: password, Service: doorOf(environment), Client: client, Local: local, Mechanism: "checkpassword", TLS: true}
+func (app *App) judged(ctx context.Context, environment settings.Environment, credentials []byte) (auth.Identity, error) {
+	a := attemptOf(environment, credentials, "checkpassword")
 	identity, err := service.NewControl(environment.Data).Verify(ctx, a)
 	if !errors.Is(err, service.ErrNotRunning) {
 		return identity, err

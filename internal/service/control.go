@@ -114,6 +114,23 @@ func startControl(h *House) (*controlServer, error) {
 		}
 		reply(w, h.judge(r.Context(), a), nil)
 	})
+	mux.HandleFunc("POST /auth/before", func(w http.ResponseWriter, r *http.Request) {
+		var a attempt
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAttempt)).Decode(&a); err != nil {
+			reply(w, nil, err)
+			return
+		}
+		reply(w, h.mayTry(r.Context(), a), nil)
+	})
+	mux.HandleFunc("POST /auth/after", func(w http.ResponseWriter, r *http.Request) {
+		var o outcome
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAttempt)).Decode(&o); err != nil {
+			reply(w, nil, err)
+			return
+		}
+		h.tried(r.Context(), o)
+		reply(w, struct{}{}, nil)
+	})
 	mux.HandleFunc("GET /directory/cache", func(w http.ResponseWriter, r *http.Request) { reply(w, h.directory.CacheStats(), nil) })
 	h.handleQueue(mux)
 	h.handleTurn(mux)

@@ -366,4 +366,5 @@ func TestPasswordsOfLDAP(t *testing.T) {
 			t.Errorf("ldap-checkpwd: %s %s %q: %d %q, want %d %q", c.user, c.password, c.environment, code, out, c.code, c.out)
 		}
 	}
+	countsFailures(t, in, string(indigo), "ldap-checkpwd", "ann@indigo.test", "ldap's", indimail...)
 }

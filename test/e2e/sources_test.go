@@ -114,6 +114,7 @@ exit 1
 	if err != nil || string(out) != "sysann "+dir+" 4001\n" {
 		t.Errorf("sys-checkpwd: %v: %q", err, out)
 	}
+	countsFailures(t, in, inside, "sys-checkpwd", "sysann", "secret")
 	// A reload takes the host's users away, and brings them back.
 	control(t, in, "authmodules", "vchkpass\n")
 	command(t, in, "reload")
@@ -346,6 +347,7 @@ func TestPasswordsOfPAM(t *testing.T) {
 			t.Errorf("pam-checkpwd %q: %s %s: %d %q, want %d %q", c.args, c.user, c.password, code, out, c.code, c.out)
 		}
 	}
+	countsFailures(t, in, inside, "pam-checkpwd", "pamann", "secret", "PAM_SERVICE=indigo")
 	// A service that cannot say makes no wrong password; nor does a helper that others may change, which root does not run.
 	stop(t, in)
 	control(t, in, "pamservice", "broken\n")
@@ -366,4 +368,68 @@ func TestPasswordsOfPAM(t *testing.T) {
 	if out := command(t, in, "check"); !strings.Contains(out, "nor Indigo's indigo-pam: it is passed over") {
 		t.Errorf("check: %s", out)
 	}
+}
+
+// countsFailures: the instance counts what a program of the checkpassword interface finds wrong, for the client's address, and refuses more; where it
+// cannot be asked, nobody counts. The exit codes are those of the interface.
+func countsFailures(t *testing.T, in *instance.Instance, indigo, program, user, right string, environment ...string) {
+	t.Helper()
+	check := func(password string, more ...string) (int, string) {
+		t.Helper()
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(w, "%s\x00%s\x00\x00", user, password)
+		w.Close()
+		defer r.Close()
+		run := exec.Command(indigo, program, "echo", "it ran")
+		if len(more) > 0 && strings.HasPrefix(more[0], "/") {
+			run.Args, more = []string{indigo, program, more[0], "/bin/false"}, more[1:]
+		}
+		run.ExtraFiles = []*os.File{r}
+		run.Env = append(append([]string{"PATH=" + os.Getenv("PATH"), "INDIGO_DATA=" + in.Ready.Data, "TCPREMOTEIP=192.0.2.7", "SERVICE=imap"}, environment...), more...)
+		out, err := run.CombinedOutput()
+		if run.ProcessState == nil {
+			t.Fatal(err)
+		}
+		return run.ProcessState.ExitCode(), string(out)
+	}
+	want := func(what, password string, code int, text string, more ...string) {
+		t.Helper()
+		if got, out := check(password, more...); got != code || !strings.Contains(out, text) || strings.Contains(out, "it ran") != (code == 0 && text == "it ran") {
+			t.Errorf("%s, %s: exit code %d %q, want %d %q", program, what, got, out, code, text)
+		}
+	}
+	limits := map[string]string{"AUTH_EXEMPT": "none", "AUTH_DELAY": "0", "AUTH_LOCK_CLIENT": "3"}
+	for name, value := range limits {
+		command(t, in, "settings", "set", name, value)
+	}
+	command(t, in, "reload")
+	want("no address", "nought", 1, "", "TCPREMOTEIP=")
+	want("counted by who runs it", "nought", 1, "", "INDIGO_COUNTED=1")
+	// The next module counts, not one that hands on: who is its user fails nowhere.
+	want("handed on", "nought", 0, "", "/bin/true")
+	if out := command(t, in, "auth", "locks", "list", "--all", "--json"); strings.TrimSpace(out) != "[]" {
+		t.Errorf("%s: counted without an address, or although it was handed on: %s", program, out)
+	}
+	for _, password := range []string{"one", "two", "two", "three"} {
+		want("wrong", password, 1, "")
+	}
+	if out := command(t, in, "auth", "locks", "list"); !strings.Contains(out, "192.0.2.7") || strings.Contains(out, "127.0.0.1") {
+		t.Errorf("%s: locks: %s", program, out)
+	}
+	want("locked", right, 111, "too many failed logins")
+	if out := command(t, in, "explain", "192.0.2.7"); !strings.Contains(out, program+" imapd") || !strings.Contains(out, "auth-lock") {
+		t.Errorf("%s: the trace: %s", program, out)
+	}
+	want("nobody can be asked", right, 0, "it ran", "INDIGO_DATA=/nonexistent")
+	want("nobody can be asked, wrong", "four", 1, "", "INDIGO_DATA=/nonexistent")
+	command(t, in, "auth", "locks", "clear", "--all")
+	want("cleared", right, 0, "it ran")
+	for name := range limits {
+		command(t, in, "settings", "unset", name)
+	}
+	command(t, in, "auth", "locks", "clear", "--all")
+	command(t, in, "reload")
 }
