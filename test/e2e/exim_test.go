@@ -259,8 +259,6 @@ func TestSendingThroughExim(t *testing.T) {
 		{"Exim of Debian with Cyrus SASL", debian, append(cyrus, "CRAM-MD5", "PLAIN", "LOGIN")}, {"Exim with GNU SASL, TLS 1.2", gsasl, gnu}, {"Exim with GNU SASL, TLS 1.3", newest, gnu},
 	} {
 		cells := map[string]string{}
-		var names []string
-		row := ""
 		for _, m := range server.mechanisms {
 			for _, s := range securities {
 				cell, want := m+" "+s, "logged in"
@@ -294,14 +292,8 @@ func TestSendingThroughExim(t *testing.T) {
 					}
 				}
 			}
-			this := cells[m+" clear"] + " | " + cells[m+" starttls"] + " | " + cells[m+" tls"]
-			if this != row && row != "" {
-				fmt.Fprintf(&table, "| %s | %s | %s |\n", server.name, strings.Join(names, ", "), row)
-				names = nil
-			}
-			names, row = append(names, m), this
 		}
-		fmt.Fprintf(&table, "| %s | %s | %s |\n", server.name, strings.Join(names, ", "), row)
+		table.WriteString(grid(server.name, server.mechanisms, cells))
 	}
 	t.Log("\n" + table.String())
 	documented(t, table.String())
