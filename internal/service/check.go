@@ -42,10 +42,16 @@ func Check(data string) (wrong, warnings settings.Problems) {
 			err = directory.Ready(ctx, config)
 		}
 		if err == nil {
-			store, err = OpenDirectory(ctx, data, "check")
+			store, err = openGuarded(ctx, data, config)
 		}
 		return err
 	})
+	faults = append(faults, checkKeys(data, snapshot, func() (bool, error) {
+		if err := open(); err != nil {
+			return false, err
+		}
+		return store.Sealed(ctx)
+	})...)
 	warnings = append(warnings, checkAnonymous(snapshot, func(user string, flag directory.Flags) (string, error) {
 		if err := open(); err != nil {
 			return "", err
@@ -56,6 +62,21 @@ func Check(data string) (wrong, warnings settings.Problems) {
 		store.Close()
 	}
 	return append(wrong, faults...), warnings
+}
+
+// checkKeys tells of a file of keys that is gone, although passwords are encrypted with them, which sealed tells. A directory that cannot be asked has
+// worse to tell.
+func checkKeys(data string, snapshot *settings.Snapshot, sealed func() (bool, error)) (wrong settings.Problems) {
+	keys := PasswordKeys(data, snapshot.View("all"))
+	// What is wrong with a file that is there, checkServices tells.
+	if ids, err := keys.IDs(); err != nil || len(ids) > 0 {
+		return nil
+	}
+	if there, err := sealed(); err != nil || !there {
+		return nil
+	}
+	return settings.Problems{{File: relativeTo(data, keys.File()), Line: 1, Text: settings.PasswordKeys.Name + ": there is no such file, and the directory has passwords that are encrypted with its keys: " +
+		"put it back from its copy; an Indigo that runs goes on with what it has read, until it is started again, and log-ins that need those passwords fail then"}}
 }
 
 // checkTime bounds the questions that a check asks the directory.

@@ -215,6 +215,7 @@ func (h *House) logFindings(s *settings.Snapshot, news bool) {
 	if h.directory != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), checkTime)
 		defer cancel()
+		wrong = append(wrong, checkKeys(h.config.Data, s, func() (bool, error) { return h.directory.Sealed(ctx) })...)
 		warnings = append(warnings, checkAnonymous(s, func(user string, flag directory.Flags) (string, error) {
 			return notAnonymous(ctx, h.directory, user, flag)
 		})...)
