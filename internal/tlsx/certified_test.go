@@ -247,6 +247,12 @@ func TestRevocationsAreReadAgain(t *testing.T) {
 		}
 		want("gone", two, "it is revoked", "no such file")
 		want("gone, another", one, "")
+		// A service with other options, which nobody came to before, is no reload.
+		other := options
+		other.Minimum = tls.VersionTLS13
+		if client := store.Judge(other, chain(t, two), time.Now()); client.Err == nil || client.Err.Error() != "it is revoked" {
+			t.Errorf("gone, by another service: %v", client.Err)
+		}
 		write(file, list(-time.Minute, two))
 		want("ended", one, "the list of revoked certificates of its authority is out of date", "read")
 		want("ended, a revoked one", two, "it is revoked")

@@ -26,6 +26,8 @@ type revocations struct {
 	noticed func(file string, err error)
 
 	mu sync.Mutex
+	// idle is true from a reload until somebody begins to use them again: the settings may not name the file any more.
+	idle bool
 	// issuers are the authorities whose lists must be signed by them.
 	issuers []*x509.Certificate
 	// read is the file that was read last, good or not, with no change in the moment before; nil means that it is to be read.
@@ -39,8 +41,9 @@ type revocations struct {
 func (r *revocations) begin(issuers []*x509.Certificate) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.issuers, r.read, r.err = issuers, nil, nil
-	if _, err := os.Stat(r.file); r.optional && errors.Is(err, fs.ErrNotExist) {
+	reloaded := r.idle
+	r.issuers, r.read, r.err, r.idle = issuers, nil, nil, false
+	if _, err := os.Stat(r.file); r.optional && reloaded && errors.Is(err, fs.ErrNotExist) {
 		if r.good != nil && r.noticed != nil {
 			r.noticed(r.file, fmt.Errorf("%w: %s is gone: no certificate counts as revoked", ErrRevocations, r.file))
 		}

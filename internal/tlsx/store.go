@@ -105,6 +105,13 @@ func (s *Store) Reload() error {
 	}
 	l.fallbackCRL = filepath.Join(dir, "clientcrl.pem")
 	s.current.Store(l)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.revoked {
+		r.mu.Lock()
+		r.idle = true
+		r.mu.Unlock()
+	}
 	return nil
 }
 
@@ -215,7 +222,12 @@ func (s *Store) Look() {
 	all := slices.Collect(maps.Values(s.revoked))
 	s.mu.Unlock()
 	for _, r := range all {
-		_, _ = r.lists() // Lists is told
+		r.mu.Lock()
+		idle := r.idle
+		r.mu.Unlock()
+		if !idle {
+			_, _ = r.lists() // Lists is told
+		}
 	}
 }
 
