@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -24,7 +25,8 @@ allowed. Warnings are about what will not work as its author may think, and does
 	data := app.dataFlag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		errorsFound, warnings := service.Check(*data)
+		found := service.Check(*data)
+		errorsFound := slices.Concat(found.Refused, found.Wrong)
 		type finding struct {
 			Severity string `json:"severity"`
 			File     string `json:"file"`
@@ -35,7 +37,7 @@ allowed. Warnings are about what will not work as its author may think, and does
 		for _, p := range errorsFound {
 			all = append(all, finding{"error", p.File, max(p.Line, 1), p.Text})
 		}
-		for _, p := range warnings {
+		for _, p := range found.Warnings {
 			all = append(all, finding{"warning", p.File, max(p.Line, 1), p.Text})
 		}
 		if asJSON {
@@ -46,10 +48,13 @@ allowed. Warnings are about what will not work as its author may think, and does
 			for _, f := range all {
 				fmt.Fprintf(app.Out, "%s:%d: %s: %s\n", f.File, f.Line, f.Severity, f.Text)
 			}
-			fmt.Fprintf(app.Out, "%d errors, %d warnings\n", len(errorsFound), len(warnings))
+			fmt.Fprintf(app.Out, "%d errors, %d warnings\n", len(errorsFound), len(found.Warnings))
 		}
-		if len(errorsFound) > 0 {
+		switch {
+		case len(found.Refused) > 0:
 			return errors.New("with these settings nothing starts, and a reload is refused")
+		case len(found.Wrong) > 0:
+			return errors.New("a start and a reload go on with these settings, but what the errors name does not work")
 		}
 		return nil
 	}

@@ -53,8 +53,8 @@ func Add(data, name string, variables []string, down bool) (err error) {
 		}
 	}
 	// The new service may collide with another, or have no port.
-	wrong, _ := Check(data)
-	for _, p := range wrong {
+	found := Check(data)
+	for _, p := range slices.Concat(found.Refused, found.Wrong) {
 		if strings.Contains(p.String(), name) {
 			return errors.New(p.String())
 		}

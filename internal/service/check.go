@@ -21,18 +21,28 @@ import (
 	"github.com/indigomail/indigo/internal/tlsx"
 )
 
-// Check reads all that a start or a reload reads, and gives what is wrong, and what will not work as its author may think.
-// Nothing is changed and no port is opened.
-func Check(data string) (wrong, warnings settings.Problems) {
+// Findings are what Check found.
+type Findings struct {
+	// Refused are settings with which nothing starts, and no reload is done.
+	Refused settings.Problems
+	// Wrong is what does not work, while the rest may.
+	Wrong settings.Problems
+	// Warnings are about what will not work as its author may think, and does no harm.
+	Warnings settings.Problems
+}
+
+// Check reads all that a start or a reload reads. Nothing is changed and no port is opened.
+func Check(data string) (f Findings) {
 	if !Exists(data) {
+		text := "is not there: make a data directory with `indigo up --data " + data + "`, or write the host's name into it"
 		if _, err := os.Stat(filepath.Join(data, "control", "me")); errors.Is(err, fs.ErrPermission) {
-			return settings.Problems{{File: "control/me", Line: 1, Text: "may not be read by this user"}}, nil
+			text = "may not be read by this user"
 		}
-		return settings.Problems{{File: "control/me", Line: 1, Text: "is not there: make a data directory with `indigo up --data " + data + "`, or write the host's name into it"}}, nil
+		return Findings{Refused: settings.Problems{{File: "control/me", Line: 1, Text: text}}}
 	}
-	snapshot, wrong := settings.Inspect(data)
+	snapshot, refused := settings.Inspect(data)
 	faults, more := checkServices(data, snapshot)
-	warnings = append(slices.Clone(snapshot.Warnings), more...)
+	warnings := append(slices.Clone(snapshot.Warnings), more...)
 	ctx, cancel := context.WithTimeout(context.Background(), checkTime)
 	defer cancel()
 	var store *directory.Store
@@ -61,7 +71,7 @@ func Check(data string) (wrong, warnings settings.Problems) {
 	if store != nil {
 		store.Close()
 	}
-	return append(wrong, faults...), warnings
+	return Findings{refused, faults, warnings}
 }
 
 // checkKeys tells of a file of keys that is gone, although passwords are encrypted with them, which sealed tells. A directory that cannot be asked has

@@ -3,6 +3,7 @@ package service
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,9 +32,9 @@ func TestNamedFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	wrong, _ := Check(data)
+	f := Check(data)
 	var said []string
-	for _, p := range wrong {
+	for _, p := range slices.Concat(f.Refused, f.Wrong) {
 		said = append(said, p.String())
 	}
 	all := strings.Join(said, "\n")
@@ -159,11 +160,11 @@ func TestCredentialDatabase(t *testing.T) {
 				}
 			}
 			var said []string
-			wrong, warnings := Check(data)
-			for _, p := range wrong {
+			f := Check(data)
+			for _, p := range slices.Concat(f.Refused, f.Wrong) {
 				said = append(said, "error "+p.String())
 			}
-			for _, p := range warnings {
+			for _, p := range f.Warnings {
 				said = append(said, "warning "+p.String())
 			}
 			for _, want := range tc.want {
