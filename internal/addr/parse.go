@@ -126,6 +126,10 @@ func (p *parser) mailbox() (a Address, err error) {
 		if strings.EqualFold(a.Local, "postmaster") {
 			return a, nil
 		}
+		if p.i < len(p.s) && p.s[p.i] != '>' {
+			c, _ := utf8.DecodeRuneInString(p.s[p.i:])
+			return Address{}, fmt.Errorf("a local part without quotes cannot hold %q", c)
+		}
 		return Address{}, errors.New("no @domain")
 	}
 	a.Domain, err = p.domain()

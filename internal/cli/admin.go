@@ -39,21 +39,13 @@ IndiMail's indisrvr on the same database obeys them; Indigo itself has no admini
 		return c
 	}
 	add := sub("add NAME", "Add a management user", "  indigo admin add carol --password-file pw", cobra.ExactArgs(1), func(ctx context.Context, s *directory.Store, args []string) error {
-		hash, err := app.adminHash(ctx, data, args[0], password{file: passwordFile})
-		if err != nil {
-			return err
-		}
-		return s.AddAdmin(ctx, args[0], hash)
+		return app.adminHash(ctx, data, args[0], password{file: passwordFile}, s.AddAdmin)
 	})
 	passwd := sub("passwd NAME", "Set a management user's password, and unlock", "  indigo admin passwd carol --password-file -", cobra.ExactArgs(1), func(ctx context.Context, s *directory.Store, args []string) error {
 		if _, err := s.Admins(ctx, args[0]); err != nil {
 			return err
 		}
-		hash, err := app.adminHash(ctx, data, args[0], password{file: passwordFile})
-		if err != nil {
-			return err
-		}
-		return s.SetAdminPassword(ctx, args[0], hash)
+		return app.adminHash(ctx, data, args[0], password{file: passwordFile}, s.SetAdminPassword)
 	})
 	for _, c := range []*cobra.Command{add, passwd} {
 		c.Flags().StringVar(&passwordFile, "password-file", "", "file with the password, - for standard input (default: one is made up and printed)")
@@ -115,29 +107,35 @@ IndiMail's indisrvr on the same database obeys them; Indigo itself has no admini
 	return cmd
 }
 
-// adminHash gets a management user's new password, judges it as a user's, and gives its hash by the settings.
-func (app *App) adminHash(ctx context.Context, data, name string, p password) (string, error) {
+// adminHash gets a management user's new password, judges it as a user's, and has store write its hash by the settings. A made-up one is printed then.
+func (app *App) adminHash(ctx context.Context, data, name string, p password, store func(ctx context.Context, name, hash string) error) error {
 	view, err := passwordSettings(data)
 	if err != nil {
-		return "", err
+		return err
 	}
 	p.scram = "none"
 	form, err := p.form(view)
 	if err != nil {
-		return "", err
+		return err
 	}
 	who := addr.Address{Local: name, Domain: settings.Me.Get(view)}
 	text, madeUp, err := app.getPassword(who, p)
 	if err != nil {
-		return "", err
+		return err
 	}
-	if madeUp {
-		fmt.Fprintf(app.Out, "password of %s: %s\n", name, text)
-	} else if err := app.judge(ctx, data, view, who, text, false); err != nil {
-		return "", err
+	if !madeUp {
+		if err := app.judge(ctx, data, view, who, text, false); err != nil {
+			return err
+		}
 	}
 	hash, _, err := form.Store(text)
-	return hash, err
+	if err == nil {
+		err = store(ctx, name, hash)
+	}
+	if err == nil && madeUp {
+		fmt.Fprintf(app.Out, "password of %s: %s\n", name, text)
+	}
+	return err
 }
 
 func adminState(a directory.Admin) string {
@@ -177,22 +175,14 @@ func (app *App) manage(ctx context.Context, data string, s *directory.Store, opt
 		return errors.New("usage: mgmtpass -u USER [-a PASSWORD|-] [-p PASSWORD|-] [-i], or -l")
 	}
 	if given, ok := options['a']; ok {
-		stored, err := app.adminHash(ctx, data, name, password{operand: given})
-		if err != nil {
-			return err
-		}
-		return s.AddAdmin(ctx, name, stored)
+		return app.adminHash(ctx, data, name, password{operand: given}, s.AddAdmin)
 	}
 	admins, err := s.Admins(ctx, name)
 	if err != nil {
 		return err
 	}
 	if given, ok := options['p']; ok {
-		stored, err := app.adminHash(ctx, data, name, password{operand: given})
-		if err != nil {
-			return err
-		}
-		return s.SetAdminPassword(ctx, name, stored)
+		return app.adminHash(ctx, data, name, password{operand: given}, s.SetAdminPassword)
 	}
 	old, locked, err := s.AdminPassword(ctx, name)
 	if err != nil {
@@ -238,11 +228,7 @@ func (app *App) changeOwn(ctx context.Context, data string, s *directory.Store, 
 	if first != second {
 		return errors.New("the two do not match; nothing was changed")
 	}
-	hash, err := app.adminHash(ctx, data, name, password{operand: first})
-	if err != nil {
-		return err
-	}
-	return s.SetAdminPassword(ctx, name, hash)
+	return app.adminHash(ctx, data, name, password{operand: first}, s.SetAdminPassword)
 }
 
 // privilege is vpriv.

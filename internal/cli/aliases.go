@@ -440,11 +440,16 @@ func (app *App) vgroup(ctx context.Context, data string, operands []string, opti
 			if _, err := s.User(ctx, a); err == nil {
 				return fmt.Errorf("%s: %w", a, directory.ErrExists)
 			}
-			var err error
-			if n.Password, n.Scram, err = app.forms(ctx, data, a, p)(); err != nil {
+			passwd, kept, tell, err := app.forms(ctx, data, a, p)
+			if err != nil {
 				return err
 			}
-			return s.AddUser(ctx, n)
+			n.Password, n.Scram = passwd, kept
+			if err := s.AddUser(ctx, n); err != nil {
+				return err
+			}
+			tell()
+			return nil
 		})
 		if err != nil {
 			return err

@@ -110,12 +110,13 @@ func (app *App) addDomain(ctx context.Context, data string, n directory.NewDomai
 		return err
 	}
 	who := addr.Address{Local: "postmaster", Domain: name}
+	var tell func()
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		if err := s.MakeDomain(ctx, n); err != nil {
 			return err
 		}
-		passwd, kept, err := app.forms(ctx, data, who, postmaster)()
-		if err == nil {
+		passwd, kept, told, err := app.forms(ctx, data, who, postmaster)
+		if tell = told; err == nil {
 			err = s.AddUser(ctx, directory.NewUser{Name: who.Local, Domain: name, Password: passwd, Scram: kept, Gecos: "Postmaster", Quota: quota})
 		}
 		if err == nil && catchAll != "" {
@@ -130,6 +131,7 @@ func (app *App) addDomain(ctx context.Context, data string, n directory.NewDomai
 	if err != nil {
 		return err
 	}
+	tell()
 	return app.after(ctx, data, "vadddomain", name)
 }
 
@@ -351,7 +353,7 @@ func (app *App) addUser(ctx context.Context, data string, n directory.NewUser, p
 		if _, err := s.Domain(ctx, a.Domain); err != nil {
 			return fmt.Errorf("domain %s: %w", a.Domain, err)
 		}
-		passwd, kept, err := app.forms(ctx, data, a, p)()
+		passwd, kept, tell, err := app.forms(ctx, data, a, p)
 		if err != nil {
 			return err
 		}
@@ -359,6 +361,7 @@ func (app *App) addUser(ctx context.Context, data string, n directory.NewUser, p
 		if err := s.AddUser(ctx, n); err != nil {
 			return err
 		}
+		tell()
 		return app.noteOwnMailbox(ctx, s, a)
 	})
 	if err != nil {
@@ -372,11 +375,15 @@ func (app *App) setPassword(ctx context.Context, data string, a addr.Address, p 
 		if _, err := s.User(ctx, a); err != nil {
 			return fmt.Errorf("%s: %w", a, err)
 		}
-		passwd, kept, err := app.forms(ctx, data, a, p)()
+		passwd, kept, tell, err := app.forms(ctx, data, a, p)
 		if err != nil {
 			return err
 		}
-		return s.SetPassword(ctx, a, passwd, kept)
+		if err := s.SetPassword(ctx, a, passwd, kept); err != nil {
+			return err
+		}
+		tell()
+		return nil
 	})
 	if err != nil {
 		return err

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -160,6 +162,9 @@ func setLimits(l *directory.Limits, words []string) error {
 			continue
 		}
 		flag, err := directory.FlagsByName(name)
+		if err != nil {
+			err = fmt.Errorf("no limit %q; there are %s; and %w", name, strings.Join(slices.Sorted(maps.Keys(fields)), ", "), err)
+		}
 		if err == nil && flag&directory.DomainFlags() == 0 {
 			err = fmt.Errorf("%s is a flag of users only: `indigo user flags USER@DOMAIN --set %[1]s`", strings.ToUpper(name))
 		}
@@ -386,6 +391,7 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 				}
 			}
 			n := directory.NewUser{Name: a.Local, Domain: a.Domain, Gecos: options['c'], Quota: options['q']}
+			tell := func() {}
 			if text, given := options['P']; given {
 				p, err := oldPassword(text, options)
 				if err != nil {
@@ -394,7 +400,7 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 				if text == "" {
 					return errors.New("an empty password")
 				}
-				if n.Password, n.Scram, err = app.forms(ctx, data, a, p)(); err != nil {
+				if n.Password, n.Scram, tell, err = app.forms(ctx, data, a, p); err != nil {
 					return err
 				}
 				if n.Password == "" {
@@ -428,7 +434,11 @@ func (app *App) limitPrograms() map[string]func([]string) int {
 			if turn {
 				return errors.New("-n goes alone: it marks a user inactive, or active again")
 			}
-			return app.modifyUser(ctx, data, "vmoduser", n, set, clear)
+			if err := app.modifyUser(ctx, data, "vmoduser", n, set, clear); err != nil {
+				return err
+			}
+			tell()
+			return nil
 		}},
 		"vsetuserquota": {"USER@DOMAIN QUOTA", 2, 2, "", func(ctx context.Context, data string, operands []string, _ map[byte]string) error {
 			a, err := addr.Parse(operands[0])

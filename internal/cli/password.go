@@ -41,33 +41,34 @@ type password struct {
 	keepClear, force  bool
 }
 
-// forms gives the function that gets the password, judges it and makes what the columns pw_passwd and scram are to hold.
-func (app *App) forms(ctx context.Context, data string, who addr.Address, p password) func() (passwd, kept string, err error) {
-	return func() (string, string, error) {
-		if p.stored {
-			return app.storedForms(who, p)
+// forms gets the password, judges it and gives what the columns pw_passwd and scram are to hold. tell prints a made-up password, and what a kept one means;
+// it is to be called when the database has them.
+func (app *App) forms(ctx context.Context, data string, who addr.Address, p password) (passwd, kept string, tell func(), err error) {
+	if p.stored {
+		passwd, kept, err = app.storedForms(who, p)
+		return passwd, kept, func() {}, err
+	}
+	view, err := passwordSettings(data)
+	if err != nil {
+		return "", "", nil, err
+	}
+	form, err := p.form(view)
+	if err != nil {
+		return "", "", nil, err
+	}
+	text, madeUp, err := app.getPassword(who, p)
+	if err != nil {
+		return "", "", nil, err
+	}
+	if !madeUp {
+		if err := app.judge(ctx, data, view, who, text, p.force); err != nil {
+			return "", "", nil, err
 		}
-		view, err := passwordSettings(data)
-		if err != nil {
-			return "", "", err
-		}
-		form, err := p.form(view)
-		if err != nil {
-			return "", "", err
-		}
-		text, madeUp, err := app.getPassword(who, p)
-		if err != nil {
-			return "", "", err
-		}
-		if !madeUp {
-			if err := app.judge(ctx, data, view, who, text, p.force); err != nil {
-				return "", "", err
-			}
-		}
-		passwd, kept, err := form.Store(text)
-		if err != nil {
-			return "", "", err
-		}
+	}
+	if passwd, kept, err = form.Store(text); err != nil {
+		return "", "", nil, err
+	}
+	return passwd, kept, func() {
 		if p.keepClear {
 			dangers := "; who gets at the database has it"
 			if form.Encrypt {
@@ -78,8 +79,7 @@ func (app *App) forms(ctx context.Context, data string, who addr.Address, p pass
 		if madeUp {
 			fmt.Fprintf(app.Out, "password of %s: %s\n", who, text)
 		}
-		return passwd, kept, nil
-	}
+	}, nil
 }
 
 // passwordSettings gives the settings of data; what is wrong with those of passwords is an error, and with others none of the command's.

@@ -14,6 +14,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 	"github.com/pressly/goose/v3"
+	"golang.org/x/sys/unix"
 	_ "modernc.org/sqlite" // the driver "sqlite"
 )
 
@@ -125,6 +126,15 @@ func parseDSN(dsn, path string) (source, error) {
 		return source{engine: mySQL, driver: "mysql", dsn: c.FormatDSN(), where: "mysql://" + c.Addr + "/" + c.DBName}, nil
 	}
 	return source{}, errors.New("the database's URL must begin with sqlite:, mysql:// or postgres://")
+}
+
+// full says so where err is likely to be for want of room: SQLite calls that an I/O error when it makes its files for shared memory, of 32 KiB.
+func (s source) full(err error) error {
+	var disk unix.Statfs_t
+	if s.engine == sqLite && unix.Statfs(filepath.Dir(s.path), &disk) == nil && disk.Bavail*uint64(disk.Bsize) < 64<<10 {
+		return fmt.Errorf("%w: its file system is full; make room first", err)
+	}
+	return err
 }
 
 func sqliteSource(path string) source {

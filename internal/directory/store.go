@@ -77,7 +77,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	}
 	if err != nil {
 		s.Close()
-		return nil, fmt.Errorf("%s: %w", src.where, err)
+		return nil, fmt.Errorf("%s: %w", src.where, src.full(err))
 	}
 	s.cache.now = config.Now
 	if config.Listen && s.engine == postgreSQL {
