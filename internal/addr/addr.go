@@ -4,8 +4,8 @@ package addr
 
 import "strings"
 
-// Address is a mailbox: a local part without its quoting, and a domain as written (a host name, a U-label name, or an
-// address literal with its brackets). The zero value is the null address, "<>", the sender of bounces. A local part
+// Address is a mailbox: a local part without its quoting, and a domain as written (a host name or an address
+// literal with its brackets; a name beyond ASCII in A-labels, RFC 5890). The zero value is the null address, "<>", the sender of bounces. A local part
 // without a domain is allowed only for "postmaster" (RFC 5321 section 4.1.1.3).
 type Address struct {
 	Local  string

@@ -18,7 +18,7 @@ func TestParsePath(t *testing.T) {
 		{in: "<a@[127.0.0.1]>", local: "a", domain: "[127.0.0.1]"},
 		{in: "<a@[IPv6:::1]>", local: "a", domain: "[IPv6:::1]"},
 		{in: "<ä@b>", bad: true},
-		{in: "<ä@ü.example>", utf8: true, local: "ä", domain: "ü.example"},
+		{in: "<ä@ü.example>", utf8: true, local: "ä", domain: "xn--tda.example"},
 		{in: "<\xff@b>", utf8: true, bad: true},
 		{in: "a@b", bad: true}, {in: "<a@b", bad: true}, {in: "<a>", bad: true}, {in: "<@b>", bad: true},
 		{in: "<a..b@c>", bad: true}, {in: "<.a@c>", bad: true}, {in: "<a.@c>", bad: true},

@@ -239,7 +239,17 @@ func (p *parser) domain() (string, error) {
 		}
 	}
 	domain := p.s[start:p.i]
-	if domain == "" || len(domain) > maxDomain || !utf8.ValidString(domain) {
+	if domain == "" || !utf8.ValidString(domain) {
+		return "", errors.New("malformed domain name")
+	}
+	// A name beyond ASCII means what it stands for in the DNS.
+	if !ascii(domain) {
+		var err error
+		if domain, err = toASCII(domain); err != nil {
+			return "", err
+		}
+	}
+	if len(domain) > maxDomain {
 		return "", errors.New("malformed domain name")
 	}
 	return domain, nil

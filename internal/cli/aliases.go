@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,11 +32,11 @@ func instructionLine(target string) string {
 	return "&" + target
 }
 
-// targetLine is instructionLine for a target of the alias a: a name without a domain is of the alias's.
+// targetLine is instructionLine for a target of the alias a: a name without a domain is of the alias's, and a domain beyond ASCII gets its A-labels.
 func targetLine(a addr.Address, target string) string {
 	line := instructionLine(target)
-	if in, err := instruct.Parse(line); err == nil && in.Kind == instruct.Forward && in.Address.Domain == "" {
-		in.Address.Domain = a.Domain
+	if in, err := instruct.Parse(line); err == nil && in.Kind == instruct.Forward {
+		in.Address.Domain = cmp.Or(in.Address.Domain, a.Domain)
 		return "&" + in.Address.String()
 	}
 	return line

@@ -105,6 +105,7 @@ func (app *App) domainCommand() *cobra.Command {
 
 // addDomain adds a domain with a postmaster, whose quota is "" for the domain's. catchAll gets what is for nobody of it, "" for no one.
 func (app *App) addDomain(ctx context.Context, data string, n directory.NewDomain, quota, catchAll string, postmaster password) error {
+	n.Name = addr.FoldDomain(n.Name)
 	name := n.Name
 	if err := homesAllowed(data, n.Dir, n.Base); err != nil {
 		return err
@@ -145,7 +146,7 @@ func (app *App) addAutoturn(ctx context.Context, data, name, client string) erro
 		}
 		client = strings.ReplaceAll(ip.Unmap().String(), ":", "_")
 	}
-	name = strings.ToLower(name)
+	name = addr.FoldDomain(name)
 	err := app.withDirectory(ctx, data, func(s *directory.Store) error {
 		if err := s.MakeDomain(ctx, directory.NewDomain{Name: name, Autoturn: cmp.Or(client, name)}); err != nil {
 			return err
@@ -201,7 +202,7 @@ func (app *App) removeDomain(ctx context.Context, data, name string, yes bool) e
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		if d.Name != strings.ToLower(name) {
+		if d.Name != addr.FoldDomain(name) {
 			if err := app.confirm(yes, fmt.Sprintf("Remove %s, an alias of the domain %s, which stays?", name, d.Name)); err != nil {
 				return err
 			}

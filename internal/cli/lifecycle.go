@@ -58,14 +58,14 @@ func (app *App) renameDomain(ctx context.Context, data, from, to string) error {
 		if err != nil || !isAutoturn(data, d) {
 			return err
 		}
-		return errors.Join(unlistAutoturn(data, strings.ToLower(from)), app.listAutoturn(data, d.Name))
+		return errors.Join(unlistAutoturn(data, addr.FoldDomain(from)), app.listAutoturn(data, d.Name))
 	})
 	if err != nil {
 		return err
 	}
 	snapshot, _ := settings.Inspect(data)
-	if strings.EqualFold(settings.DefaultDomain.Get(snapshot.View("all")), from) {
-		fmt.Fprintf(app.Err, "DEFAULT_DOMAIN is still %s: indigo settings set DEFAULT_DOMAIN %s, and a restart\n", from, to)
+	if addr.FoldDomain(settings.DefaultDomain.Get(snapshot.View("all"))) == addr.FoldDomain(from) {
+		fmt.Fprintf(app.Err, "DEFAULT_DOMAIN is still %s: indigo settings set DEFAULT_DOMAIN %s, and indigo reload\n", from, to)
 	}
 	return app.after(ctx, data, "vrenamedomain", from, to)
 }

@@ -92,7 +92,7 @@ func domainText(info directory.DomainInfo, name string, options map[byte]string)
 	} else {
 		fmt.Fprintf(out, "---- Domain %s ----------------\n", name)
 	}
-	if name == info.Name {
+	if addr.FoldDomain(name) == info.Name {
 		line('n', "domain", name)
 	} else {
 		line('n', "domain", name+" aliased to "+info.Name)

@@ -387,7 +387,7 @@ type AliasDomain struct {
 func (s *Store) AliasDomains(ctx context.Context, domain string) (all []AliasDomain, err error) {
 	where, values := "domain IS NOT NULL", []any{}
 	if domain != "" {
-		where, values = "domain = ?", append(values, strings.ToLower(domain))
+		where, values = "domain = ?", append(values, addr.FoldDomain(domain))
 	}
 	rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT alias, domain FROM aliasdomain WHERE "+where+" ORDER BY domain, alias"), values...)
 	if err != nil {
@@ -407,7 +407,7 @@ func (s *Store) AliasDomains(ctx context.Context, domain string) (all []AliasDom
 // AddAliasDomain gives a domain another name: its users and aliases have addresses in both. ErrNoDomain; ErrExists when alias is a domain or
 // an alias already. An alias of an alias is an error.
 func (s *Store) AddAliasDomain(ctx context.Context, alias, domain string) error {
-	alias, domain = strings.ToLower(alias), strings.ToLower(domain)
+	alias, domain = addr.FoldDomain(alias), addr.FoldDomain(domain)
 	if err := errors.Join(validName(alias, maxDomain), addr.ValidDomain(alias)); err != nil {
 		return fmt.Errorf("alias domain: %w", err)
 	}
@@ -456,7 +456,7 @@ func (s *Store) nameIsFree(ctx context.Context, tx *sql.Tx, name string) error {
 
 // RemoveAliasDomain takes a name away from its domain, which stays as it is. ErrNoDomain when it is none.
 func (s *Store) RemoveAliasDomain(ctx context.Context, alias string) error {
-	alias = strings.ToLower(alias)
+	alias = addr.FoldDomain(alias)
 	d, err := s.Domain(ctx, alias)
 	if err == nil && d.Name == alias {
 		return fmt.Errorf("%s is a domain, no alias of one", alias)

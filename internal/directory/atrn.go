@@ -81,7 +81,7 @@ func (s *Store) GrantATRN(ctx context.Context, user addr.Address, domain string)
 
 // RevokeATRN takes that back; the domain need not be there any more. A grant that is not there is an error.
 func (s *Store) RevokeATRN(ctx context.Context, user addr.Address, domain string) error {
-	local, host, domain := strings.ToLower(user.Local), strings.ToLower(user.Domain), strings.ToLower(domain)
+	local, host, domain := strings.ToLower(user.Local), strings.ToLower(user.Domain), addr.FoldDomain(domain)
 	return s.transaction(ctx, func(tx *sql.Tx) error {
 		lists, err := s.listsOf(ctx, tx, local, host)
 		if err != nil {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/indigomail/indigo/internal/addr"
 )
 
 // Change is one line of who changed what, of IndiMail's table vlog.
@@ -53,7 +55,7 @@ func (s *Store) record(ctx context.Context, tx *sql.Tx, user, domain, what strin
 func (s *Store) Changes(ctx context.Context, user, domain string, before int64, limit int) (changes []Change, next int64, err error) {
 	where, values := "1 = 1", []any{}
 	if domain != "" {
-		where, values = where+" AND domain = ?", append(values, strings.ToLower(domain))
+		where, values = where+" AND domain = ?", append(values, addr.FoldDomain(domain))
 	}
 	if user != "" {
 		where, values = where+" AND "+s.engine.name("user")+" = ?", append(values, strings.ToLower(user))

@@ -191,7 +191,7 @@ func (l *Limits) Changes(before Limits) string {
 
 // Limits gives a domain's limits; NoLimits when it has none. ErrNoDomain.
 func (s *Store) Limits(ctx context.Context, domain string) (Limits, error) {
-	domain = strings.ToLower(domain)
+	domain = addr.FoldDomain(domain)
 	return lookUp(ctx, &s.cache, &s.cache.limits, domain, func() (Limits, error) {
 		d, err := s.Domain(ctx, domain)
 		if err != nil {

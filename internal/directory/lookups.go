@@ -98,7 +98,7 @@ func (s *Store) RealDomain(ctx context.Context, name string) (string, error) {
 	if !errors.Is(err, ErrNoDomain) {
 		return d.Name, err
 	}
-	names, err := s.texts(ctx, "SELECT coalesce(domain, '') FROM aliasdomain WHERE alias = ?", strings.ToLower(name))
+	names, err := s.texts(ctx, "SELECT coalesce(domain, '') FROM aliasdomain WHERE alias = ?", addr.FoldDomain(name))
 	if err != nil {
 		return "", err
 	}
@@ -220,7 +220,7 @@ func (s *Store) MapIP(ctx context.Context, ip netip.Addr, domain string) error {
 func (s *Store) UnmapIP(ctx context.Context, ip netip.Addr, domain string) error {
 	address := ip.Unmap().WithZone("").String()
 	statement, args := "DELETE FROM ip_alias_map WHERE ipaddr = ?", []any{address}
-	if domain = strings.ToLower(domain); domain != "" {
+	if domain = addr.FoldDomain(domain); domain != "" {
 		statement, args = statement+" AND domain = ?", append(args, domain)
 	}
 	n, err := s.change(ctx, "", domain, "address "+address+" unmapped", statement, args...)
@@ -334,7 +334,7 @@ type ClusterServer struct {
 
 // ClusterServers gives a domain's rows of dbinfo, in the order of servers; no domain needs to be there.
 func (s *Store) ClusterServers(ctx context.Context, domain string) (all []ClusterServer, err error) {
-	rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT server, mdahost, port, dbname, "+s.engine.name("user")+" FROM dbinfo WHERE domain = ? ORDER BY server, mdahost"), strings.ToLower(domain))
+	rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT server, mdahost, port, dbname, "+s.engine.name("user")+" FROM dbinfo WHERE domain = ? ORDER BY server, mdahost"), addr.FoldDomain(domain))
 	if err != nil {
 		return nil, err
 	}

@@ -229,7 +229,7 @@ func (s *Store) ownDomain(ctx context.Context, name string) (Domain, error) {
 	if err != nil {
 		return d, fmt.Errorf("domain %s: %w", name, err)
 	}
-	if d.Name != strings.ToLower(name) {
+	if d.Name != addr.FoldDomain(name) {
 		return d, fmt.Errorf("%s is an alias of the domain %s: name that", name, d.Name)
 	}
 	return d, nil
@@ -238,11 +238,21 @@ func (s *Store) ownDomain(ctx context.Context, name string) (Domain, error) {
 // RenameDomain gives a domain, or the alias of one, another name in every table. The directories stay where they are. ErrNoDomain,
 // ErrExists.
 func (s *Store) RenameDomain(ctx context.Context, from, to string) error {
-	from, to = strings.ToLower(from), strings.ToLower(to)
+	written, from, to := strings.ToLower(from), addr.FoldDomain(from), addr.FoldDomain(to)
 	if err := errors.Join(validName(to, maxDomain), addr.ValidDomain(to)); err != nil {
 		return fmt.Errorf("domain: %w", err)
 	}
 	return s.transaction(ctx, func(tx *sql.Tx) error {
+		// A name beyond ASCII may stand there as it was written: it is found by nothing else, and gets its A-labels so.
+		if written != from {
+			n, err := s.count(ctx, tx, "SELECT count(*) FROM indigo_domain WHERE domain = ?", written)
+			if err != nil {
+				return err
+			}
+			if n > 0 {
+				from = written
+			}
+		}
 		for _, statement := range []string{"SELECT count(*) FROM indigo_domain WHERE domain = ?", "SELECT count(*) FROM aliasdomain WHERE alias = ?", "SELECT count(*) FROM indimail WHERE pw_domain = ?"} {
 			n, err := s.count(ctx, tx, statement, to)
 			if err != nil {

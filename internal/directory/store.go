@@ -144,7 +144,7 @@ func (s *Store) AddDomain(ctx context.Context, name string) error {
 
 // MakeDomain is AddDomain with a choice of where homes go.
 func (s *Store) MakeDomain(ctx context.Context, n NewDomain) error {
-	name := strings.ToLower(n.Name)
+	name := addr.FoldDomain(n.Name)
 	if err := errors.Join(validName(name, maxDomain), addr.ValidDomain(name)); err != nil {
 		return fmt.Errorf("domain: %w", err)
 	}
@@ -255,9 +255,9 @@ func (s *Store) transaction(ctx context.Context, run func(*sql.Tx) error) error 
 	return nil
 }
 
-// Domain finds a domain by its name, or that of one of its aliases, in any case. ErrNoDomain if there is none.
+// Domain finds a domain by its name, or that of one of its aliases, in any case and as a name beyond ASCII is written. ErrNoDomain if there is none.
 func (s *Store) Domain(ctx context.Context, name string) (Domain, error) {
-	name = strings.ToLower(name)
+	name = addr.FoldDomain(name)
 	return lookUp(ctx, &s.cache, &s.cache.domains, name, func() (Domain, error) {
 		var d Domain
 		err := s.retried(ctx, func() error {
@@ -307,7 +307,7 @@ func (s *Store) Domains(ctx context.Context) ([]Domain, error) {
 
 // DomainsBelow gives a domain and those below it whose directories lie below root, in the order of their names, up to limit.
 func (s *Store) DomainsBelow(ctx context.Context, name, root string, limit int) ([]Domain, error) {
-	name = strings.ToLower(name)
+	name = addr.FoldDomain(name)
 	rows, err := s.read.QueryContext(ctx, s.engine.rebind("SELECT domain, dir FROM indigo_domain WHERE (domain = ? OR domain LIKE ? ESCAPE '!') AND dir LIKE ? ESCAPE '!' ORDER BY domain"), name, "%."+likeText(name), likeText(root)+"/%")
 	if err != nil {
 		return nil, err
@@ -336,7 +336,7 @@ func scanUser(scan func(...any) error) (User, error) {
 // User finds a user by an address in his domain or in one of its aliases; case does not count. ErrNoDomain or ErrNoUser if there is none,
 // ErrInactive if he is marked so.
 func (s *Store) User(ctx context.Context, a addr.Address) (User, error) {
-	key := addr.Address{Local: strings.ToLower(a.Local), Domain: strings.ToLower(a.Domain)}
+	key := addr.Address{Local: strings.ToLower(a.Local), Domain: addr.FoldDomain(a.Domain)}
 	return lookUp(ctx, &s.cache, &s.cache.users, key, func() (User, error) {
 		var u User
 		err := s.retried(ctx, func() (err error) {

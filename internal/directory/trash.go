@@ -109,7 +109,7 @@ func (s *Store) RemoveDomain(ctx context.Context, name string) (trash string, er
 	if err != nil {
 		return "", err
 	}
-	if d.Name != strings.ToLower(name) {
+	if d.Name != addr.FoldDomain(name) {
 		return "", s.RemoveAliasDomain(ctx, name)
 	}
 	roots, err := s.rootsOf(ctx, d)
@@ -411,8 +411,12 @@ func (s *Store) FindTrash(id string) (Trash, error) {
 	if err != nil {
 		return Trash{}, err
 	}
+	name := addr.FoldDomain(id)
+	if a, err := addr.Parse(id); err == nil {
+		name = a.Key()
+	}
 	for _, t := range slices.Backward(all) {
-		if t.ID == id || strings.EqualFold(t.Name, id) {
+		if t.ID == id || strings.EqualFold(t.Name, id) || strings.EqualFold(t.Name, name) {
 			return t, nil
 		}
 	}

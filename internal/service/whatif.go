@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
@@ -42,6 +43,14 @@ type Question struct {
 	// Certificate is what the client would show, its own first, nil for none; Fingerprint stands in its place, as sha256:HEX.
 	Certificate []*x509.Certificate
 	Fingerprint string
+}
+
+// onWire gives an address as a client would say it, with A-labels; what is no address stays as it is.
+func onWire(s string) string {
+	if a, err := addr.Parse(s); err == nil {
+		return a.String()
+	}
+	return s
 }
 
 // shown gives what the door would make of the client's certificate.
@@ -118,9 +127,12 @@ func rehearse(ctx context.Context, data string, q Question) (_ *rehearsed, err e
 			r.certificate = certificate.Subject + ", not verified: " + certificate.Err.Error()
 		}
 	}
-	lines := []string{"EHLO " + q.Helo, "MAIL FROM:<" + q.From + ">"}
+	lines := []string{"EHLO " + q.Helo, "MAIL FROM:<" + onWire(q.From) + ">"}
 	for _, to := range q.To {
-		lines = append(lines, "RCPT TO:<"+to+">")
+		lines = append(lines, "RCPT TO:<"+onWire(to)+">")
+	}
+	if strings.ContainsFunc(strings.Join(lines, ""), func(r rune) bool { return r >= utf8.RuneSelf }) {
+		lines[1] += " SMTPUTF8"
 	}
 	for _, line := range lines {
 		if strings.ContainsAny(line, "\r\n") {

@@ -138,6 +138,7 @@ func parseMail(args string) (m mailCommand, refused *reply, what string) {
 	if m.from, rest, refused, what = parsePath(args, "FROM:", replyMailSyntax, replyBadSender); refused != nil {
 		return m, refused, what
 	}
+	path := args[:len(args)-len(rest)]
 	const (
 		size = 1 << iota
 		body
@@ -196,7 +197,7 @@ func parseMail(args string) (m mailCommand, refused *reply, what string) {
 		}
 		seen |= bit
 	}
-	if !m.utf8 && !isASCII(m.from) {
+	if !m.utf8 && !isASCII(path) {
 		return m, replyNeedsUTF8, ""
 	}
 	return m, nil, ""
@@ -211,7 +212,7 @@ func parseRcpt(args string, utf8 bool) (r rcptCommand, refused *reply, what stri
 	if r.to.IsNull() {
 		return r, replyBadAddress, "null address"
 	}
-	if !utf8 && !isASCII(r.to) {
+	if !utf8 && !isASCII(args[:len(args)-len(rest)]) {
 		return r, replyNeedsUTF8, ""
 	}
 	for rest = strings.TrimLeft(rest, " "); rest != ""; {
@@ -281,12 +282,10 @@ func isAlnum(c byte) bool {
 	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 }
 
-func isASCII(a addr.Address) bool {
-	for _, s := range [...]string{a.Local, a.Domain} {
-		for i := range len(s) {
-			if s[i] >= 0x80 {
-				return false
-			}
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return false
 		}
 	}
 	return true

@@ -30,7 +30,7 @@ func FuzzCommand(f *testing.F) {
 			if m.size < 0 || len(m.envid) > 100 || hasControl(m.envid) || m.ret != "" && m.ret != "FULL" && m.ret != "HDRS" || m.body != "" && m.body != "7BIT" && m.body != "8BITMIME" {
 				t.Errorf("MAIL %+v", m)
 			}
-			if hasControl(m.from.String()) || !utf8.ValidString(m.from.String()) || !m.utf8 && !isASCII(m.from) {
+			if hasControl(m.from.String()) || !utf8.ValidString(m.from.String()) || !m.utf8 && !isASCII(m.from.String()) {
 				t.Errorf("sender %+v", m)
 			}
 		} else if refused.code < 500 {
@@ -38,7 +38,7 @@ func FuzzCommand(f *testing.F) {
 		}
 		for _, utf8 := range []bool{false, true} {
 			if r, refused, _ := parseRcpt(string(args), utf8); refused == nil {
-				if r.to.IsNull() || hasControl(r.to.String()+r.notify+r.orcpt) || len(r.orcpt) > 500 || !utf8 && !isASCII(r.to) {
+				if r.to.IsNull() || hasControl(r.to.String()+r.notify+r.orcpt) || len(r.orcpt) > 500 || !utf8 && !isASCII(r.to.String()) {
 					t.Errorf("RCPT %+v", r)
 				}
 			}
