@@ -17,7 +17,7 @@ func BenchmarkFlood(b *testing.B) {
 	}
 	for _, strangers := range []int{0, 200} {
 		b.Run(fmt.Sprint(strangers), func(b *testing.B) {
-			v, err := NewVerifier(Config{DefaultDomain: "d.example", Now: time.Now, Directory: users{"ann@d.example": hash}})
+			v, err := NewVerifier(Config{DefaultDomain: ofExample, Now: time.Now, Directory: users{"ann@d.example": hash}})
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -78,7 +78,7 @@ func wikiPeople() people {
 
 func accounts(t *testing.T) *Accounts {
 	t.Helper()
-	p, err := NewVerifier(Config{DefaultDomain: "d.example", Now: time.Now, Directory: wikiPeople(),
+	p, err := NewVerifier(Config{DefaultDomain: ofExample, Now: time.Now, Directory: wikiPeople(),
 		Denied: func(_ context.Context, u directory.User, _ directory.Flags) (string, error) {
 			if u.Name == "off" {
 				return "NO_SMTP", nil
@@ -410,7 +410,7 @@ func TestKeptEncrypted(t *testing.T) {
 		"without it": {lost, map[string]string{"cram CRAM-MD5": later, "cram DIGEST-MD5": later, "cram SCRAM-SHA-1": later, "both CRAM-MD5": later, "both DIGEST-MD5": later, "both SCRAM-SHA-1": later,
 			"alone CRAM-MD5": later, "alone DIGEST-MD5": later, "alone SCRAM-SHA-1": later, "alone PLAIN": later, "alone SCRAM-SHA-256": later, "cram SCRAM-SHA-256": later}},
 	} {
-		p, err := NewVerifier(Config{DefaultDomain: "d.example", Now: time.Now, Directory: everybody, Keys: c.keys})
+		p, err := NewVerifier(Config{DefaultDomain: ofExample, Now: time.Now, Directory: everybody, Keys: c.keys})
 		if err != nil {
 			t.Fatal(err)
 		}

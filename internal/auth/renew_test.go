@@ -31,7 +31,7 @@ func openedWith(t *testing.T, form Form, guard *Secrets) (*directory.Store, *Pas
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := NewVerifier(Config{Directory: s, Keys: guard.Keys, Denied: s.Denied, Renew: func() (Form, bool) { return form, true }, DefaultDomain: "d.example", Now: time.Now})
+	p, err := NewVerifier(Config{Directory: s, Keys: guard.Keys, Denied: s.Denied, Renew: func() (Form, bool) { return form, true }, DefaultDomain: ofExample, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ func TestTimings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := NewVerifier(Config{DefaultDomain: "d.example", Now: time.Now, Directory: users{
+	v, err := NewVerifier(Config{DefaultDomain: ofExample, Now: time.Now, Directory: users{
 		"argon2id@d.example": argon,
 		"sha512@d.example":   "$6$saltsalt$TVLlQcbpFVof5W3Yz4DTP6gRstiNuHwwTt6GLc1E5n0U0aDehy0S5knV8wiOQSpT0Y77vwPZN.Pq.H91p5hVO1",
 		"sha256@d.example":   "$5$saltsalt$0IyaXrmV7.sGNS6tirgqHLqX/G.FBvgkYA.lpPdS5sA", "md5@d.example": "$1$saltsalt$9xy1btjgzLYfb7hivXtC//",

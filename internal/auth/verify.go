@@ -46,8 +46,8 @@ type Config struct {
 	DomainOf func(ctx context.Context, local netip.Addr) (string, error)
 	// Keys decrypt passwords that are kept encrypted; with nil none can be.
 	Keys *Keyring
-	// DefaultDomain completes a name without a domain.
-	DefaultDomain string
+	// DefaultDomain gives what completes a name without a domain, now; it may change while this runs.
+	DefaultDomain func() string
 	// Workers bounds how many hashes are computed at once, because an argon2id hash takes 19 MiB; 0 means one a CPU.
 	Workers int
 	Now     func() time.Time
@@ -372,7 +372,7 @@ func (p *Password) complete(ctx context.Context, a Attempt) (string, error) {
 			return "", fmt.Errorf("domain of the address %s: %w", a.Local, err)
 		}
 	}
-	return a.User + "@" + cmp.Or(domain, p.config.DefaultDomain), nil
+	return a.User + "@" + cmp.Or(domain, p.config.DefaultDomain()), nil
 }
 
 // Whom gives whom the name of an attempt means, whether there is such a user or not: a domain that the directory knows has its real name, any

@@ -44,13 +44,16 @@ func (u users) User(_ context.Context, a addr.Address) (directory.User, error) {
 	return directory.User{Name: a.Local, Domain: a.Domain, Password: hash}, nil
 }
 
+// ofExample gives a default domain.
+func ofExample() string { return "d.example" }
+
 func TestVerify(t *testing.T) {
 	hash, err := HashPassword("secret")
 	if err != nil || len(hash) > 128 {
 		t.Fatalf("%q %v", hash, err)
 	}
 	now := time.Now()
-	v, err := NewVerifier(Config{DefaultDomain: "d.example", Now: func() time.Time { return now }, Directory: users{
+	v, err := NewVerifier(Config{DefaultDomain: ofExample, Now: func() time.Time { return now }, Directory: users{
 		"argon@d.example": hash,
 		// made by openssl passwd -6 / -5 / -1 with the password "secret"
 		"sha512@d.example": "$6$saltsalt$TVLlQcbpFVof5W3Yz4DTP6gRstiNuHwwTt6GLc1E5n0U0aDehy0S5knV8wiOQSpT0Y77vwPZN.Pq.H91p5hVO1",
@@ -104,7 +107,7 @@ func TestDomainOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	mapped, failing := netip.MustParseAddr("192.0.2.17"), netip.MustParseAddr("192.0.2.18")
-	v, err := NewVerifier(Config{DefaultDomain: "d.example", Now: time.Now, Directory: users{"a@d.example": hash, "b@m.example": hash},
+	v, err := NewVerifier(Config{DefaultDomain: ofExample, Now: time.Now, Directory: users{"a@d.example": hash, "b@m.example": hash},
 		DomainOf: func(_ context.Context, local netip.Addr) (string, error) {
 			switch local {
 			case mapped:

@@ -69,7 +69,7 @@ func Create(ctx context.Context, n NewHouse) (*Created, error) {
 		return nil, err
 	}
 	defer store.Close()
-	domain := strings.ToLower(n.Domain)
+	domain := addr.FoldDomain(n.Domain)
 	if err := store.AddDomain(ctx, domain); err != nil && !errors.Is(err, directory.ErrExists) {
 		return nil, err
 	}
@@ -192,7 +192,7 @@ func OpenVerifier(ctx context.Context, data, who string, asks bool) (*directory.
 	if asks {
 		users = question{store}
 	}
-	verifier, err := newVerifier(data, snapshot.View("all"), users, store, nil, nil, nil)
+	verifier, err := newVerifier(data, snapshot.View("all"), func() string { return defaultDomain(snapshot.View("all")) }, users, store, nil, nil, nil)
 	if err != nil {
 		return nil, nil, errors.Join(err, store.Close())
 	}
@@ -205,9 +205,9 @@ type question struct{ *directory.Store }
 // ActivateUser does nothing.
 func (question) ActivateUser(context.Context, addr.Address) error { return nil }
 
-func newVerifier(data string, all *settings.View, users auth.Users, store *directory.Store, saw func(directory.User, auth.Attempt), renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
+func newVerifier(data string, all *settings.View, domain func() string, users auth.Users, store *directory.Store, saw func(directory.User, auth.Attempt), renew func() (auth.Form, bool), logger *slog.Logger) (*auth.Password, error) {
 	return auth.NewVerifier(auth.Config{
-		Directory: users, Keys: PasswordKeys(data, all), Denied: store.Denied, Saw: saw, DomainOf: store.DomainOfIP, Renew: renew, DefaultDomain: defaultDomain(all), Now: time.Now, Logger: logger,
+		Directory: users, Keys: PasswordKeys(data, all), Denied: store.Denied, Saw: saw, DomainOf: store.DomainOfIP, Renew: renew, DefaultDomain: domain, Now: time.Now, Logger: logger,
 	})
 }
 

@@ -300,7 +300,7 @@ func (h *House) openStations(ctx context.Context) (err error) {
 		return form, err == nil && settings.PasswordRehash.Get(v)
 	}
 	h.logins = directory.NewLogins(h.directory, h.log)
-	if h.verifier, err = newVerifier(h.config.Data, all, h.directory, h.directory, h.saw, renew, h.log); err != nil {
+	if h.verifier, err = newVerifier(h.config.Data, all, func() string { return defaultDomain(h.view("all")) }, h.directory, h.directory, h.saw, renew, h.log); err != nil {
 		return err
 	}
 	h.passwordPrograms = make(chan struct{}, maxPrograms)
