@@ -247,6 +247,8 @@ func (l *LDAP) search(ctx context.Context, user addr.Address) (*ldap.Entry, erro
 		return err
 	})
 	switch {
+	case resultOf(err) == ldap.LDAPResultNoSuchObject:
+		return nil, errUnavailable.Because(fmt.Errorf("LDAP search: there is no entry %q, which LDAP_BASE names, or LDAP_BIND_DN may not see it: %w", l.Base, err))
 	case err != nil:
 		return nil, errUnavailable.Because(fmt.Errorf("LDAP search: %w", err))
 	case len(entries) == 0 || entries[0].DN == "":

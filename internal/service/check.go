@@ -230,7 +230,7 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 			switch {
 			case isDirectory(word):
 			case isSystem(word) && settings.RunAs.Get(all) == "":
-				warnings = appendOnce(warnings, at(v, setting, "%s: the host's users are known only to an instance that root starts, with RUNAS", word))
+				warnings = appendOnce(warnings, at(v, setting, "%s: RUNAS is not set: only an instance that runs as root itself knows the host's users", word))
 			case isSystem(word):
 			case isPAM(word):
 				p, err := newPAM(all)

@@ -83,13 +83,16 @@ type House struct {
 	// passwordPrograms bounds the programs that check passwords, passwordServers the questions to servers, which cost less.
 	passwordPrograms chan struct{}
 	passwordServers  chan struct{}
-	ldap             *auth.LDAPPool
-	tokens           *oauth.Issuers
-	resolver         *dnsx.Client
-	local            *local.Deliverer
-	remote           *remote.Deliverer
-	queue            *queue.Set
-	turn             *turn.Station
+	// unansweredAt is when the log last had why the sources of passwords of some service could not say.
+	unansweredMu sync.Mutex
+	unansweredAt map[string]time.Time
+	ldap         *auth.LDAPPool
+	tokens       *oauth.Issuers
+	resolver     *dnsx.Client
+	local        *local.Deliverer
+	remote       *remote.Deliverer
+	queue        *queue.Set
+	turn         *turn.Station
 
 	// unitsMu guards units; rules are the doors'.
 	unitsMu sync.Mutex

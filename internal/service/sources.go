@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/authd"
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/mailerr"
 	"github.com/indigomail/indigo/internal/settings"
 )
 
@@ -36,13 +38,39 @@ func (s sources) Verify(ctx context.Context, a auth.Attempt) (auth.Identity, err
 	words, _ := moduleWords(s.kind, view)
 	chain, err := s.h.chain(words, view)
 	if err != nil {
+		s.h.unanswered(words, err)
 		return auth.Identity{}, err
 	}
 	identity, err := chain.Verify(ctx, a)
+	if ctx.Err() == nil {
+		s.h.unanswered(words, err)
+	}
 	if err == nil && identity.Home == "" && (s.kind == "pop3d" || s.kind == "imapd") {
 		return auth.Identity{}, auth.Refused(fmt.Errorf("%s has no mailbox here", identity.Address))
 	}
 	return identity, err
+}
+
+// unanswered writes into the log, once a minute for the same sources, why logins get a temporary error; with another err nothing.
+func (h *House) unanswered(words []string, err error) {
+	var refusal *mailerr.Error
+	if h.log == nil || err == nil || errors.As(err, &refusal) && !refusal.Temporary() {
+		return
+	}
+	cause := err
+	if refusal != nil {
+		cause = cmp.Or[error](refusal.Cause, err)
+	}
+	sources := strings.Join(words, " ")
+	h.unansweredMu.Lock()
+	defer h.unansweredMu.Unlock()
+	if now := time.Now(); now.Sub(h.unansweredAt[sources]) >= time.Minute {
+		if h.unansweredAt == nil {
+			h.unansweredAt = map[string]time.Time{}
+		}
+		h.unansweredAt[sources] = now
+		h.log.Warn("a source of passwords cannot say, so that logins get a temporary error", "sources", sources, "error", cause)
+	}
 }
 
 // known is a source of passwords whose users may be in the directory too: that says then where their mail is, and what they may not.

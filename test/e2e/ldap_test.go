@@ -286,6 +286,10 @@ func TestPasswordsOfLDAP(t *testing.T) {
 	command(t, in, "user", "remove", "o+b@indigo.test", "--yes")
 	server.stop()
 	want("without a server", "ann@indigo.test", "ldap's", "454")
+	want("without a server", "ann@indigo.test", "ldap's again", "454")
+	if n := strings.Count(in.Log(), "a source of passwords cannot say, so that logins get a temporary error"); n != 1 || !strings.Contains(in.Log(), "LDAP search: LDAP server ldap://127.0.0.1") {
+		t.Errorf("the log has %d lines of the LDAP server that does not answer:\n%s", n, in.Log())
+	}
 	want("without a server", "alice@indigo.test", password, "235")
 	whyLogin(t, indigo, in, "smtpd.587", "ann@indigo.test", "ldap's", false, "454 4.7.0 temporary authentication failure (#4.7.0): LDAP search: LDAP server ldap://127.0.0.1")
 	whyLogin(t, indigo, in, "smtpd.587", "ann@indigo.test", "", true, "can log in if /usr/sbin/ldap-checkpwd knows the user")
