@@ -250,8 +250,13 @@ func (app *App) settingsCommand() *cobra.Command {
 		if err := settings.Set(data, args[0], settings.ServiceName(service), args[1]); err != nil {
 			return err
 		}
-		if s, err := settings.Lookup(args[0]); err == nil && s.Pending {
+		s, err := settings.Lookup(args[0])
+		if err == nil && s.Pending {
 			fmt.Fprintf(app.Err, "warning: %s has no effect yet\n", s.Name)
+		}
+		if err == nil && s.AtStart() {
+			fmt.Fprintln(app.Out, "set; a running instance takes it over when it is restarted, `indigo settings unset` undoes it")
+			return nil
 		}
 		fmt.Fprintln(app.Out, "set; a running instance takes it over on `indigo reload`, `indigo settings unset` undoes it")
 		return nil

@@ -49,6 +49,9 @@ type Setting struct {
 	check func(l *loader, text string) (any, error)
 }
 
+// AtStart tells whether a setting is read at a start alone, which its help says, and a reload does not take it over.
+func (s *Setting) AtStart() bool { return strings.Contains(s.Help, "read at start") }
+
 // Key is a setting with its Go type. Get is the only way to read a value.
 type Key[T any] struct{ *Setting }
 
