@@ -286,9 +286,9 @@ func TestPasswordsOfLDAP(t *testing.T) {
 	command(t, in, "user", "remove", "o+b@indigo.test", "--yes")
 	server.stop()
 	want("without a server", "ann@indigo.test", "ldap's", "454")
-	want("without a server", "ann@indigo.test", "ldap's again", "454")
-	if n := strings.Count(in.Log(), "a source of passwords cannot say, so that logins get a temporary error"); n != 1 || !strings.Contains(in.Log(), "LDAP search: LDAP server ldap://127.0.0.1") {
-		t.Errorf("the log has %d lines of the LDAP server that does not answer:\n%s", n, in.Log())
+	// The log has the first cause of each minute.
+	if !strings.Contains(in.Log(), `a source of passwords cannot say, so that logins get a temporary error sources="/usr/sbin/ldap-checkpwd vchkpass" error="LDAP_BIND_PASSWD_FILE: others may read`) {
+		t.Errorf("the log does not say why logins get a temporary error:\n%s", in.Log())
 	}
 	want("without a server", "alice@indigo.test", password, "235")
 	whyLogin(t, indigo, in, "smtpd.587", "ann@indigo.test", "ldap's", false, "454 4.7.0 temporary authentication failure (#4.7.0): LDAP search: LDAP server ldap://127.0.0.1")
