@@ -243,7 +243,7 @@ func (p *parser) domain() (string, error) {
 		return "", errors.New("malformed domain name")
 	}
 	// A name beyond ASCII means what it stands for in the DNS.
-	if !ascii(domain) {
+	if !isASCII(domain) {
 		var err error
 		if domain, err = toASCII(domain); err != nil {
 			return "", err

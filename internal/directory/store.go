@@ -105,13 +105,13 @@ const (
 	maxDomain = 67
 )
 
-// validName checks that a name can be a directory's name and nothing more.
+// validName checks that a name can be a directory's name and nothing more. There are people by the name of O'Brien: an apostrophe may stand in it.
 func validName(name string, limit int) error {
 	if name == "" || len(name) > limit || name[0] == '.' || name[0] == '-' {
 		return fmt.Errorf("name %q: must have 1 to %d bytes and not begin with a dot or hyphen", name, limit)
 	}
 	for _, r := range name {
-		if r <= ' ' || r == 0x7f || strings.ContainsRune(`/\:,"<>()[];*?|&$'`+"`", r) {
+		if r <= ' ' || r == 0x7f || strings.ContainsRune(`/\:,"<>()[];*?|&$`+"`", r) {
 			return fmt.Errorf("name %q: must not hold %q", name, r)
 		}
 	}
