@@ -212,6 +212,7 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 		warnings = append(warnings, at(all, settings.PasswordKeys.Setting, "%v", err))
 	}
 	wrong = append(wrong, checkDeliveryTLS(data, snapshot.View("queue"), place)...)
+	warnings = append(warnings, idleHosts(data, certificateDirectory(data, snapshot.View("queue")))...)
 	credentials, doubts := settings.RemoteAuth.Get(snapshot.View("queue")).Check()
 	wrong, warnings = append(wrong, credentials...), append(warnings, doubts...)
 	if _, unmapped := tlsx.ParseSuites(settings.TLSCipherList.Get(all)); len(unmapped) > 0 {
@@ -284,6 +285,11 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 				wrong = append(wrong, p)
 			}
 		})
+		if kindOf(name) == "smtpd" {
+			for _, p := range idleClients(data, settings.TLSClients.Get(v)) {
+				warnings = appendOnce(warnings, p)
+			}
+		}
 		idleTokens(v, kindOf(name), func(where settings.Source, s *settings.Setting, format string, a ...any) {
 			warnings = appendOnce(warnings, place(where, s, format, a...))
 		})
@@ -346,6 +352,59 @@ func checkDeliveryTLS(data string, v *settings.View, place func(settings.Source,
 		there(file, err)
 	}
 	return wrong
+}
+
+// idleHosts tells which files in tlshosts and notlshosts nothing looks for: who made one believes that it protects him.
+func idleHosts(data, certificates string) (warnings settings.Problems) {
+	for _, dir := range []struct{ name, suffix, form string }{{"tlshosts", ".pem", "HOST.pem in small letters, and exhaustivelist"}, {"notlshosts", "", "HOST in small letters"}} {
+		files, err := os.ReadDir(filepath.Join(certificates, dir.name))
+		if err != nil {
+			continue // there is none
+		}
+		for _, f := range files {
+			host, fits := strings.CutSuffix(f.Name(), dir.suffix)
+			if fits && host != "" && host[0] != '.' && host == addr.FoldDomain(host) || dir.suffix != "" && f.Name() == "exhaustivelist" {
+				continue
+			}
+			warnings = append(warnings, settings.Problem{File: relativeTo(data, filepath.Join(certificates, dir.name, f.Name())), Line: 1,
+				Text: "has no effect: nothing looks for a file of this name, but for " + dir.form})
+		}
+	}
+	return warnings
+}
+
+// idleClients tells which lines of tlsclients no certificate can be found by.
+func idleClients(data string, l *settings.List) (warnings settings.Problems) {
+	if l.Empty() || l.File == "" {
+		return nil
+	}
+	path := l.File
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(data, path)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil // the list is read elsewhere, and that is told there
+	}
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		n++
+		line = strings.TrimSpace(line)
+		why := ""
+		switch _, err := tlsx.Fingerprint(line); {
+		case line == "" || line[0] == '#':
+		case strings.HasPrefix(strings.ToLower(line), "sha256:"):
+			if err != nil {
+				why = err.Error()
+			}
+		case strings.ContainsAny(line, " \t"):
+			why = fmt.Sprintf("%q: a line is a mail address, a host name or a fingerprint, and has no blank", line)
+		}
+		if why != "" {
+			warnings = append(warnings, settings.Problem{File: l.File, Line: n, Text: settings.TLSClients.Name + ": has no effect: " + why})
+		}
+	}
+	return warnings
 }
 
 // relativeTo gives a file's name within the data directory; one outside keeps its whole path.
