@@ -324,20 +324,13 @@ func Ready(ctx context.Context, config Config) error {
 			return err
 		}
 	}
-	write, read, err := src.open()
-	if err != nil {
+	return src.with(func(read *sql.DB) error {
+		changes, err := plan(ctx, read, src.engine)
+		if err == nil && len(changes) > 0 {
+			err = errors.New("its tables are to be brought up to date first: the next start does that, but for IndiMail's, of which `indigo db status` tells")
+		}
 		return err
-	}
-	defer write.Close()
-	defer read.Close()
-	changes, err := plan(ctx, read, src.engine)
-	if err == nil && len(changes) > 0 {
-		err = errors.New("its tables are to be brought up to date first: the next start does that, but for IndiMail's, of which `indigo db status` tells")
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", src.where, err)
-	}
-	return nil
+	})
 }
 
 // Migrate brings a database's tables up to date, also IndiMail's own that Indigo has not seen.
@@ -346,14 +339,19 @@ func Migrate(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
-	write, read, err := src.open()
+	return src.with(func(read *sql.DB) error { return migrate(ctx, read, src.engine, true) })
+}
+
+// with opens a database while do works on it; an error says where it is.
+func (s source) with(do func(read *sql.DB) error) error {
+	write, read, err := s.open()
 	if err != nil {
 		return err
 	}
 	defer write.Close()
 	defer read.Close()
-	if err := migrate(ctx, read, src.engine, true); err != nil {
-		return fmt.Errorf("%s: %w", src.where, err)
+	if err := do(read); err != nil {
+		return fmt.Errorf("%s: %w", s.where, err)
 	}
 	return nil
 }

@@ -24,13 +24,7 @@ func TestNamedFiles(t *testing.T) {
 		"services/queue/variables/SMTPROUTE": ":relay.test CLIENTCERT=certs/none7.pem\n",
 		"certs/bad.pem":                      "nonsense\n",
 	} {
-		name := filepath.Join(data, file)
-		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		writerInto(t, data)(file, text)
 	}
 	f := Check(data)
 	var said []string
@@ -62,16 +56,7 @@ func TestNamedFiles(t *testing.T) {
 // TestCredentialDatabase: remote_auth.cdb is read to its end, and compared with the text beside it; no password is shown.
 func TestCredentialDatabase(t *testing.T) {
 	data := t.TempDir()
-	write := func(file, text string) {
-		t.Helper()
-		name := filepath.Join(data, file)
-		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	write := writerInto(t, data)
 	text, database := "control/remote_auth", filepath.Join(data, "control/remote_auth.cdb")
 	write("control/me", "mx.here.test\n")
 	write("certs/bad.pem", "nonsense\n")

@@ -15,10 +15,9 @@ import (
 	"github.com/indigomail/indigo/internal/tlsx"
 )
 
-// TestFindings: the log tells of authorities for clients' certificates that are no good; while services run, once.
-func TestFindings(t *testing.T) {
-	data := t.TempDir()
-	write := func(name, text string) {
+// writerInto gives what writes files of a data directory, with the directories that they are in.
+func writerInto(t *testing.T, data string) func(name, text string) {
+	return func(name, text string) {
 		t.Helper()
 		file := filepath.Join(data, name)
 		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
@@ -28,6 +27,12 @@ func TestFindings(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestFindings: the log tells of authorities for clients' certificates that are no good; while services run, once.
+func TestFindings(t *testing.T) {
+	data := t.TempDir()
+	write := writerInto(t, data)
 	write("control/me", "mx.here.test\n")
 	write("services/smtpd.25/variables/MAXDAEMONS", "10\n")
 	write("services/smtpd.26/variables/CERTDIR", "others\n")
@@ -98,16 +103,7 @@ func TestFindings(t *testing.T) {
 // TestListsReadAgain: the log tells once of lists of revoked certificates that become no good while services run, and of those that are good again.
 func TestListsReadAgain(t *testing.T) {
 	data := t.TempDir()
-	write := func(name, text string) {
-		t.Helper()
-		file := filepath.Join(data, name)
-		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	write := writerInto(t, data)
 	ours, err := lab.NewAuthority(time.Now)
 	if err != nil {
 		t.Fatal(err)
