@@ -24,6 +24,7 @@ import (
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/probe"
 	"github.com/indigomail/indigo/internal/service"
+	"github.com/indigomail/indigo/internal/wire"
 )
 
 func (app *App) authCommand() *cobra.Command {
@@ -225,12 +226,12 @@ func (app *App) sayer(show, asJSON bool) func(probe.Line) error {
 		if l.From != "" {
 			out.WriteString(l.From + ": ")
 		}
-		out.WriteString(l.Text + "\n")
+		out.WriteString(wire.Printable(l.Text) + "\n")
 		if l.Means != "" {
-			fmt.Fprintf(out, "      %s\n", l.Means)
+			fmt.Fprintf(out, "      %s\n", wire.Printable(l.Means))
 		}
 		if m := l.Message; m != nil {
-			fmt.Fprintf(out, "      %s\n", strings.TrimSpace(m.Mechanism+" "+m.Kind))
+			fmt.Fprintf(out, "      %s\n", wire.Printable(strings.TrimSpace(m.Mechanism+" "+m.Kind)))
 			for _, p := range m.Parts {
 				text := p.Text
 				if !show {

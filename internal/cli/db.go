@@ -12,13 +12,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"github.com/indigomail/indigo/internal/directory"
 	"github.com/indigomail/indigo/internal/service"
 	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/wire"
 )
 
 // who names the one who called: who became root by sudo or doas is known by the name before.
@@ -69,12 +69,7 @@ transaction, in IndiMail's table vlog, with the host's name of who called the co
 						err = json.NewEncoder(app.Out).Encode(c)
 					} else {
 						_, err = fmt.Fprintf(app.Out, "%s %s %s %s\n", c.Time.Local().Format(time.DateTime), c.Who, strings.TrimPrefix(c.User+"@"+c.Domain, "@"),
-							strings.Map(func(r rune) rune {
-								if unicode.IsControl(r) {
-									return '?'
-								}
-								return r
-							}, c.What))
+							wire.Printable(c.What))
 					}
 					if err != nil {
 						return err

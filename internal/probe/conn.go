@@ -19,6 +19,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/auth/sasl"
 	"github.com/indigomail/indigo/internal/tlsx"
+	"github.com/indigomail/indigo/internal/wire"
 )
 
 // What a server may make us read.
@@ -219,7 +220,7 @@ func (c *Conn) line(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("waiting for %s: %w", c.target.Address, err)
 	}
-	text := printable(strings.TrimRight(string(raw), "\r\n"))
+	text := wire.Printable(strings.TrimRight(string(raw), "\r\n"))
 	c.heard("S", text)
 	return text, nil
 }
@@ -522,14 +523,4 @@ func encode(response []byte) string {
 // quoted writes a string of IMAP.
 func quoted(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
-}
-
-// printable gives s without what a terminal would obey.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
 }

@@ -16,7 +16,8 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
+
+	"github.com/indigomail/indigo/internal/wire"
 )
 
 // Client is what a client's certificate says of it.
@@ -50,12 +51,7 @@ func printable(s string) string {
 	if len(s) > 300 {
 		s = strings.ToValidUTF8(s[:300], "") + "…"
 	}
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
+	return wire.Printable(s)
 }
 
 func (e *Unverified) Unwrap() error { return e.Cause }

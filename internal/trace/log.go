@@ -17,6 +17,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/indigomail/indigo/internal/wire"
 )
 
 // Bounds of the log: what may wait in memory, how big a file gets, how long an event may wait.
@@ -362,7 +364,7 @@ func Format(w io.Writer, events []Event) error {
 			{"to ", angle(e.To, false)}, {"message-id ", e.MessageID}, {"check ", e.Check}, {"given ", e.Input}, {"by ", setting(e)}, {"reply ", e.Reply},
 		} {
 			if f.value != "" {
-				fmt.Fprintf(&b, "  %s%s", f.label, printable(f.value))
+				fmt.Fprintf(&b, "  %s%s", f.label, wire.Printable(f.value))
 			}
 		}
 		if e.Bytes > 0 {
@@ -373,7 +375,7 @@ func Format(w io.Writer, events []Event) error {
 		}
 		b.WriteByte('\n')
 		for _, line := range e.Dialogue {
-			fmt.Fprintf(&b, "    %s\n", printable(line))
+			fmt.Fprintf(&b, "    %s\n", wire.Printable(line))
 		}
 	}
 	_, err := io.WriteString(w, b.String())
@@ -392,13 +394,4 @@ func setting(e Event) string {
 		return ""
 	}
 	return "setting " + e.Setting + " (" + e.Layer + ")"
-}
-
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '?'
-		}
-		return r
-	}, s)
 }

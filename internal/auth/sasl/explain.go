@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/indigomail/indigo/internal/wire"
 )
 
 // Part is a piece of a message, for people. Secret tells that Text is a password, or something that passwords can be guessed with.
@@ -344,15 +346,10 @@ func bindingMeaning(flag string) string {
 	return "the client binds to nothing"
 }
 
-// printable gives s without what a terminal would obey.
+// printable gives s without what a terminal would obey; octets that are no UTF-8 are shown by their numbers.
 func printable(s string) string {
 	if !utf8.ValidString(s) {
 		return strconv.QuoteToASCII(s)
 	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, s)
+	return wire.Printable(s)
 }
