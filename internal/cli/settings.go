@@ -254,7 +254,7 @@ func (app *App) settingsCommand() *cobra.Command {
 		if err == nil && s.Pending {
 			fmt.Fprintf(app.Err, "warning: %s has no effect yet\n", s.Name)
 		}
-		if err == nil && s.AtStart() {
+		if err == nil && s.AtStart {
 			fmt.Fprintln(app.Out, "set; a running instance takes it over when it is restarted, `indigo settings unset` undoes it")
 			return nil
 		}

@@ -98,8 +98,8 @@ type outcome struct {
 	Took time.Duration `json:"took"`
 }
 
-// placeholder stands for a password that is not told.
-const placeholder = "not told"
+// untold stands for a password that a program keeps to itself.
+const untold = "not told"
 
 func (a attempt) told() auth.Attempt {
 	return auth.Attempt{User: string(a.User), Password: string(a.Password), Local: a.Local, Client: a.Client, Service: a.Service, Mechanism: a.Mechanism, TLS: a.TLS}
@@ -108,7 +108,7 @@ func (a attempt) told() auth.Attempt {
 // mayTry tells whether the count of failed logins lets an attempt be tried.
 func (h *House) mayTry(ctx context.Context, given attempt) judgement {
 	a := given.told()
-	a.Password = placeholder
+	a.Password = untold
 	known, err := h.accounts.Before(ctx, a)
 	if err != nil {
 		return h.judged(a, time.Now(), auth.Identity{}, err)
@@ -121,7 +121,7 @@ func (h *House) tried(ctx context.Context, o outcome) {
 	a := o.told()
 	a.Known = o.Known
 	if !o.Refused || a.Password == "" {
-		a.Password = placeholder
+		a.Password = untold
 	}
 	identity, err := auth.Identity{}, auth.Unavailable(errors.New(a.Mechanism+" could not say, or asks the next module"))
 	if o.Refused {

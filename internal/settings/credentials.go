@@ -22,8 +22,8 @@ type entry struct {
 	err   error
 }
 
-// entries gives those of the constant database, each key once, and how many records no look-up finds. It ends with an error in the place of an entry
-// where the file is damaged.
+// entries gives those of the constant database, each key once; one that no look-up asks for has errNeverAsked. It ends with an error in the place of
+// an entry where the file is damaged.
 func (c *Credentials) entries() iter.Seq2[entry, error] {
 	return func(yield func(entry, error) bool) {
 		if c == nil || c.cdb == nil {

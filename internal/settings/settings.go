@@ -39,6 +39,8 @@ type Setting struct {
 	Pending bool
 	// Secret marks a value that is never printed.
 	Secret bool
+	// AtStart is true when it is read at a start alone, and a reload does not take it over; its help says so.
+	AtStart bool
 
 	index int
 	// inFile is true when a control file holds the value itself, over many lines, and a variable only names the control
@@ -48,9 +50,6 @@ type Setting struct {
 	// check parses a text and reports what is wrong with it: an error, or faults with line numbers.
 	check func(l *loader, text string) (any, error)
 }
-
-// AtStart tells whether a setting is read at a start alone, which its help says, and a reload does not take it over.
-func (s *Setting) AtStart() bool { return strings.Contains(s.Help, "read at start") }
 
 // Key is a setting with its Go type. Get is the only way to read a value.
 type Key[T any] struct{ *Setting }
@@ -178,6 +177,11 @@ func unset(value string) option { return func(s *Setting) { s.Unset = value } }
 func secret(s *Setting) { s.Secret = true }
 
 func pending(s *Setting) { s.Pending = true }
+
+func atStart(s *Setting) {
+	s.AtStart = true
+	s.Help += "; read at start"
+}
 
 // row makes a row; it panics when the default is malformed, which a test would find.
 func row[T any](name, file, kind, def, services, help string, wiki int, parse func(*loader, string) (T, error), options []option) Key[T] {
