@@ -73,7 +73,7 @@ fuzz:
 crash:
 	$(GO) test -count=1 ./internal/queue/seglog -run TestModel -crashes 10000
 	$(GO) test -count=1 -v ./test/e2e -run TestImportKilled -users 100000
-	$(GO) test -count=1 -timeout 60m -v ./internal/queue -run '^TestModel$$' -runs 2500
+	$(GO) test -count=1 -timeout 60m -v ./internal/queue -run '^TestModel$$' -runs 25000
 	$(GO) test -count=1 -timeout 0 -v ./test/crash -run TestKill -rounds $$(( $(ROUNDS) * 10 ))
 
 bench: peers

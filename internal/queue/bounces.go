@@ -12,6 +12,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/bounce"
+	"github.com/indigomail/indigo/internal/queue/seglog"
 	"github.com/indigomail/indigo/internal/settings"
 	"github.com/indigomail/indigo/internal/trace"
 )
@@ -35,11 +36,16 @@ func wantsFailure(notify string) bool { return notify == "" || strings.Contains(
 func wantsDelay(notify string) bool   { return notify == "" || strings.Contains(notify, "DELAY") }
 func wantsSuccess(notify string) bool { return strings.Contains(notify, "SUCCESS") }
 
-// told forgets the first notices of a message.
-func (m *message) told(n int, warned bool) {
+// told forgets the notices of some recipients, who are named because the log may lack others that memory has, after a write that
+// failed: by their number alone a replay could forget the wrong ones.
+func (m *message) told(recipients []int, warned bool) {
 	m.warned = m.warned || warned
+	gone := make(map[int]bool, len(recipients))
+	for _, i := range recipients {
+		gone[i] = true
+	}
 	if m.rare != nil {
-		m.rare.notices = m.rare.notices[min(n, len(m.rare.notices)):]
+		m.rare.notices = slices.DeleteFunc(slices.Clone(m.rare.notices), func(n notice) bool { return gone[n.index] })
 	}
 }
 
@@ -125,7 +131,9 @@ func (q *Queue) tell(m *message, h *head, c Content, warn bool) error {
 	q.mu.Unlock()
 	slices.SortStableFunc(notices, func(a, b notice) int { return a.index - b.index })
 	var failed, succeeded []notice
+	var told []int
 	for _, n := range notices {
+		told = append(told, n.index)
 		if n.action == bounce.Failed {
 			failed = append(failed, n)
 		} else {
@@ -142,15 +150,17 @@ func (q *Queue) tell(m *message, h *head, c Content, warn bool) error {
 		}
 	}
 	if warn {
-		e := encoder{}
-		e.uint(uint64(len(notices)))
-		e.bool(warned)
 		q.mu.Lock()
-		q.log.Enqueue(kindTold, uint64(m.id), false, e)
-		m.told(len(notices), warned)
+		q.tellNoMore(m, told, warned, false)
 		q.mu.Unlock()
 	}
 	return nil
+}
+
+// tellNoMore forgets the notices of some recipients, in the log too; called with mu held.
+func (q *Queue) tellNoMore(m *message, recipients []int, warned, sync bool) seglog.Pending {
+	m.told(recipients, warned)
+	return q.log.Enqueue(kindTold, uint64(m.id), sync, encodeTold(recipients, warned))
 }
 
 func wanted(a bounce.Action, notify string) bool {

@@ -29,7 +29,7 @@ func (q *Queue) clean() {
 		slices.Sort(numbers)
 		dropped := 0
 		for _, n := range numbers {
-			if u := q.live[uint32(n)]; u != nil && u.count > 0 {
+			if q.lives(n) {
 				break
 			}
 			delete(q.live, uint32(n))
@@ -50,7 +50,9 @@ func (q *Queue) clean() {
 		q.gate.Unlock()
 		for _, n := range numbers[:dropped] {
 			if err := q.log.Drop(n); err != nil {
+				// None behind it may go before it: a record of what ended must outlive what it ends.
 				q.config.Logger.Warn(fmt.Sprintf("queue: segment %016x: %v", n, err))
+				return
 			}
 		}
 		if len(move) == 0 || !q.move(move) {
@@ -92,16 +94,24 @@ func (q *Queue) move(messages []*message) bool {
 				q.config.Logger.Warn(fmt.Sprintf("queue: compaction: %v", err))
 				return false
 			}
-			q.mu.Lock()
-			if _, queued := q.messages[w.m.id]; queued {
-				q.unuse(w.m)
-				w.m.put(position)
-				q.use(w.m)
-			}
-			q.mu.Unlock()
+			whole = q.settle(w.m, position) && whole
 		}
 	}
 	return whole
+}
+
+// settle makes a copy of a message's record the one that counts; false if the message has ended or is ending, or an edit has put
+// another entry in its place, or is about to: that one knows where its own record lies.
+func (q *Queue) settle(m *message, at seglog.Position) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.messages[m.id] != m || m.finished {
+		return false
+	}
+	q.unuse(m)
+	m.put(at)
+	q.use(m)
+	return true
 }
 
 // copyRecord puts a message's record in line again, with its state; nil when the message has ended. A delivery may be under way:

@@ -94,9 +94,9 @@ type Queue struct {
 
 // segmentUse tells what lives in a segment.
 type segmentUse struct {
-	// ids holds every message that ever lived here; who moved or ended is passed over.
-	ids   []ID
-	count int
+	// ids holds every message that lives here, and some that moved or ended: lives takes those off that it meets.
+	ids []ID
+	// bytes is what the living take; it decides when to compact, never what may go.
 	bytes int64
 }
 
@@ -312,9 +312,7 @@ func (q *Queue) replay(r seglog.Record) error {
 		}
 	case kindTold:
 		if m := q.messages[id]; m != nil {
-			d := &decoder{b: r.Payload}
-			told, warned := int(d.uint()), d.byte() == 1
-			if !d.bad {
+			if told, warned, err := decodeTold(r.Payload); err == nil {
 				m.told(told, warned)
 			}
 		}
@@ -327,8 +325,14 @@ func (q *Queue) replay(r seglog.Record) error {
 	return nil
 }
 
-// apply takes results into the state. A recipient that is done stays done.
+// apply takes results into the state, and the notices that go with them. A recipient that is done stays done, and nothing more is
+// told of him: an operator ended him while a delivery ran, or gave his word twice.
 func (q *Queue) apply(m *message, results []result, failures []notice) {
+	for _, f := range failures {
+		if m.recipients[f.index].status == waiting {
+			m.trouble().notices = append(m.notices(), f)
+		}
+	}
 	for _, r := range results {
 		rec := &m.recipients[r.index]
 		if rec.status != waiting {
@@ -340,9 +344,6 @@ func (q *Queue) apply(m *message, results []result, failures []notice) {
 			q.recipients--
 		}
 	}
-	if len(failures) > 0 {
-		m.trouble().notices = append(m.notices(), failures...)
-	}
 }
 
 // use counts a message where its record lies; unuse takes it back.
@@ -353,17 +354,28 @@ func (q *Queue) use(m *message) {
 		q.live[m.segment] = u
 	}
 	u.ids = append(u.ids, m.id)
-	u.count++
 	u.bytes += int64(m.length)
 	q.recipients += int(m.left)
 }
 
 func (q *Queue) unuse(m *message) {
 	if u := q.live[m.segment]; u != nil {
-		u.count--
 		u.bytes -= int64(m.length)
 	}
 	q.recipients -= int(m.left)
+}
+
+// lives tells whether a message lives in a segment. It asks the messages themselves: a count that was once wrong would cost one
+// its record. Nobody comes to live in a segment but by use, so who is found gone need not be looked at again. Called with mu held.
+func (q *Queue) lives(segment uint64) bool {
+	u := q.live[uint32(segment)]
+	for u != nil && len(u.ids) > 0 {
+		if m := q.messages[u.ids[0]]; m != nil && uint64(m.segment) == segment {
+			return true
+		}
+		u.ids = u.ids[1:]
+	}
+	return false
 }
 
 func syncDir(path string) error {

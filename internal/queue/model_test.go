@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -19,7 +20,7 @@ import (
 )
 
 var (
-	modelRuns = flag.Int("runs", 20, "runs of TestModel, of four crashes each; make crash takes 2,500")
+	modelRuns = flag.Int("runs", 20, "runs of TestModel, of four crashes each; make crash takes 25,000")
 	modelSeed = flag.Uint64("seed", 0, "seed of TestModel; 0 draws one")
 )
 
@@ -223,7 +224,7 @@ func (m *modelRun) use() {
 		if m.world.disk.Off() {
 			break
 		}
-		switch m.random.IntN(12) {
+		switch m.random.IntN(13) {
 		case 0:
 			m.act(q, Hold)
 		case 1:
@@ -232,9 +233,9 @@ func (m *modelRun) use() {
 			m.act(q, Delete)
 		case 3:
 			m.act(q, RetryNow)
-		case 4:
+		case 4, 5:
 			m.edit(q)
-		case 5:
+		case 6:
 			time.Sleep(time.Duration(m.random.IntN(3600)) * time.Second)
 		default:
 			m.submit(q)
@@ -242,18 +243,36 @@ func (m *modelRun) use() {
 	}
 	m.world.disk.CutAfter(0)
 	synctest.Wait()
+	m.readable(q)
 	ended, cancel := context.WithCancel(m.t.Context())
 	cancel()
 	q.Shutdown(ended)
 }
 
+// readable wants every message of a queue's memory to be in its log.
+func (m *modelRun) readable(q *Queue) {
+	q.mu.Lock()
+	all := slices.Collect(maps.Values(q.messages))
+	q.mu.Unlock()
+	for _, message := range all {
+		_, _, release, err := q.load(message)
+		if err != nil {
+			m.t.Errorf("message %s is there, but not its record: %v", message.id, err)
+			continue
+		}
+		release()
+	}
+}
+
 func (m *modelRun) run() {
+	faults := 0
 	for range 4 {
 		m.world.disk.CutAfter(m.random.IntN(400))
-		if m.random.IntN(3) == 0 {
-			m.world.disk.FailOnce(15)
+		if m.random.IntN(2) == 0 {
+			m.world.disk.FailOnce(8 + m.random.IntN(12))
 		}
 		m.use()
+		faults += m.world.disk.Faults()
 		m.world.disk = m.world.disk.Reboot()
 		m.config.LogDisk = m.world.disk
 	}
@@ -272,8 +291,10 @@ func (m *modelRun) run() {
 	if _, err := q.Act(m.t.Context(), Release, Filter{Held: true}, false, nil); err != nil {
 		m.t.Error(err)
 	}
-	time.Sleep(3 * 24 * time.Hour)
-	synctest.Wait()
+	for hours := 0; hours < 72 && q.Stats().Messages > 0; hours++ {
+		time.Sleep(time.Hour)
+		synctest.Wait()
+	}
 	if n := q.Stats().Messages; n != 0 {
 		m.t.Errorf("%d messages never end: %+v", n, list(m.t, q))
 	}
@@ -282,8 +303,8 @@ func (m *modelRun) run() {
 		for _, to := range message.to {
 			arrived, bounced := m.world.arrived[to], m.world.bounced[to]
 			switch {
-			case arrived > 5 || bounced > 5:
-				m.t.Errorf("message %s: %s arrived %d times, bounced %d times in four crashes", id, to, arrived, bounced)
+			case arrived > 5+faults || bounced > 5+faults:
+				m.t.Errorf("message %s: %s arrived %d times, bounced %d times in four crashes with %d errors", id, to, arrived, bounced, faults)
 			case arrived+bounced == 0 && !message.deleted && !m.unsure[to]:
 				m.t.Errorf("message %s was acknowledged, and %s is lost", id, to)
 			}
@@ -296,7 +317,7 @@ func (m *modelRun) run() {
 
 // TestModel makes random use of a queue on a disk whose power is cut at random operations and that may fail, recovers, and
 // compares with what was promised: what was acknowledged arrives or bounces, what was deleted or is held does not arrive, and
-// repeats come only from crashes.
+// repeats come only from crashes and errors.
 func TestModel(t *testing.T) {
 	seed := *modelSeed
 	if seed == 0 {
@@ -309,7 +330,7 @@ func TestModel(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, uint64(n)))
 			w := &world{disk: seglog.NewFaultDisk(random), arrived: map[string]int{}, bounced: map[string]int{}, attempts: map[string]int{}, forbidden: map[string]string{}}
 			c := testConfig(t.TempDir(), w, w)
-			c.LogDisk, c.SegmentSize = w.disk, 16<<10
+			c.LogDisk, c.SegmentSize = w.disk, 4<<10<<random.IntN(3)
 			m := &modelRun{t: t, random: random, world: w, config: c, acked: map[ID]*modelMessage{}, unsure: map[string]bool{}}
 			m.run()
 			acked += len(m.acked)

@@ -352,10 +352,15 @@ func (q *Queue) act(a Action, m *message, meant func(int) bool, hasten map[*mess
 	case Bounce, Delete:
 		// Jobs that wait for their time shall find now that there is nothing to do.
 		hasten[m] = true
-		var results []result
+		// done are those that an earlier word may have ended without the log: a write that failed, and that the operator repeats.
+		var done, results []result
 		var failures []notice
 		for i, r := range m.recipients {
-			if r.status != waiting || !meant(i) {
+			if !meant(i) {
+				continue
+			}
+			if r.status != waiting {
+				done = append(done, result{index: i, status: r.status})
 				continue
 			}
 			if a == Delete {
@@ -365,15 +370,20 @@ func (q *Queue) act(a Action, m *message, meant func(int) bool, hasten map[*mess
 			results = append(results, result{index: i, status: failed})
 			failures = append(failures, newNotice(i, errGivenUp, errGivenUp.Text))
 		}
-		if a == Delete && m.rare != nil && int(m.left) == len(results) {
-			m.rare.notices = nil
+		if a == Delete && int(m.left) == len(results) && m.rare != nil {
+			all := make([]int, len(m.recipients))
+			for i := range all {
+				all[i] = i
+			}
+			waits = append(waits, q.tellNoMore(m, all, false, true))
 		}
 		if int(m.left) == len(results) {
 			m.held = false
 		}
-		if len(results) > 0 {
-			waits = append(waits, q.log.Enqueue(kindResult, uint64(m.id), true, encodeResults(results, failures)))
-			q.apply(m, results, failures)
+		q.apply(m, results, failures)
+		if results = append(done, results...); len(results) > 0 {
+			told := slices.DeleteFunc(slices.Clone(m.notices()), func(n notice) bool { return !meant(n.index) })
+			waits = append(waits, q.log.Enqueue(kindResult, uint64(m.id), true, encodeResults(results, told)))
 		}
 		q.unpark(m)
 		if m.left == 0 && m.running == 0 {

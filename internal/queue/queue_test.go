@@ -232,9 +232,10 @@ func TestRecovery(t *testing.T) {
 // faulty is a file layer that fails on demand.
 type faulty struct {
 	seglog.Disk
-	mu    sync.Mutex
-	write error
-	sync  error
+	mu     sync.Mutex
+	write  error
+	sync   error
+	remove error
 }
 
 func (f *faulty) Open(name string) (seglog.File, error) {

@@ -31,7 +31,7 @@ const (
 	kindFinished = 3
 	// kindHold: one byte, 1 when an operator holds the message, 0 when he lets it go.
 	kindHold = 4
-	// kindTold: the sender was told of the first so many notices; and whether he was warned of a delay.
+	// kindTold: which notices need not be told any more; and whether the sender was warned of a delay.
 	kindTold = 5
 )
 
@@ -249,6 +249,30 @@ func decodeResults(b []byte, recipients int) ([]result, []notice, error) {
 		return nil, nil, errRecord
 	}
 	return results, notices, nil
+}
+
+// encodeTold names the recipients whose notices need not be told any more, by their positions; decodeTold reads them.
+func encodeTold(recipients []int, warned bool) []byte {
+	e := make(encoder, 0, 16)
+	e.uint(uint64(len(recipients)))
+	e.bool(warned)
+	for _, i := range recipients {
+		e.uint(uint64(i))
+	}
+	return e
+}
+
+func decodeTold(b []byte) (told []int, warned bool, err error) {
+	d := &decoder{b: b}
+	n := d.uint()
+	warned = d.byte() == 1
+	for range min(n, uint64(len(d.b))) {
+		told = append(told, int(d.uint()))
+	}
+	if d.bad || len(d.b) != 0 || uint64(len(told)) != n {
+		return nil, false, errRecord
+	}
+	return told, warned, nil
 }
 
 // newNotice is that of a failure.

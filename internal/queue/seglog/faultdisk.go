@@ -21,8 +21,9 @@ type FaultDisk struct {
 	waiting     []func(map[string]*inode)
 	// power counts the operations until the cut.
 	power int
-	// fault is asked before each write and sync.
-	fault func() error
+	// fault is asked before each write and sync; faults counts those that failed.
+	fault  func() error
+	faults int
 	// lies makes Datasync do nothing, as a broken engine or disk would.
 	lies bool
 }
@@ -63,10 +64,18 @@ func (d *FaultDisk) FailOnce(in int) {
 	// Asked with mu held.
 	d.fault = func() error {
 		if d.random.IntN(in) == 0 {
+			d.faults++
 			return errors.New("input/output error")
 		}
 		return nil
 	}
+}
+
+// Faults tells how many writes and syncs have failed.
+func (d *FaultDisk) Faults() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.faults
 }
 
 // spend is called with mu held at the start of every operation that changes something.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"slices"
 	"sync"
@@ -666,7 +667,7 @@ func (l *Log) DropSpare() error {
 }
 
 // Drop removes a segment, or keeps its file to be used again. The caller knows that nothing in it, and nothing in an older
-// one, matters any more.
+// one, matters any more. After an error the segment is still one of Sizes, to be dropped again before those behind it.
 func (l *Log) Drop(n uint64) error {
 	l.mu.Lock()
 	s := l.segments[n]
@@ -688,14 +689,23 @@ func (l *Log) Drop(n uint64) error {
 		s.file.Close()
 	}
 	_ = l.config.Disk.Remove(hintName(n))
-	if !keep {
-		return l.config.Disk.Remove(segmentName(n))
+	var err error
+	if keep {
+		err = l.config.Disk.Rename(segmentName(n), spareName)
+	} else {
+		err = l.config.Disk.Remove(segmentName(n))
 	}
-	err := l.config.Disk.Rename(segmentName(n), spareName)
 	l.mu.Lock()
-	l.spare, l.taking = err == nil, false
-	l.mu.Unlock()
-	return err
+	defer l.mu.Unlock()
+	if keep {
+		l.spare, l.taking = err == nil, false
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// Its file is there still, and a start would read it.
+		l.segments[n] = s
+		return err
+	}
+	return nil
 }
 
 // Close syncs and closes the log.

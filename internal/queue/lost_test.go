@@ -1,0 +1,300 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/mailerr"
+	"github.com/indigomail/indigo/internal/queue/seglog"
+)
+
+// rot fails writes, and removals, when told to.
+func rot(dir string) *faulty { return &faulty{Disk: seglog.Folder(filepath.Join(dir, "log"))} }
+
+func (f *faulty) fail(write, remove error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.write, f.remove = write, remove
+}
+
+// Remove fails for the first segment.
+func (f *faulty) Remove(name string) error {
+	return f.gone(name, func() error { return f.Disk.Remove(name) })
+}
+
+// Rename fails for the first segment.
+func (f *faulty) Rename(from, to string) error {
+	return f.gone(from, func() error { return f.Disk.Rename(from, to) })
+}
+
+func (f *faulty) gone(name string, do func() error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.remove != nil && name == "0000000000000001.seg" {
+		return f.remove
+	}
+	return do()
+}
+
+// TestEditWhileCompacted: a message that is edited between the copying of its record and the copy's being on the disk keeps the
+// record of the edit, whether that could be written or not; and no segment is given up in which another message lives.
+func TestEditWhileCompacted(t *testing.T) {
+	for _, broken := range []bool{false, true} {
+		t.Run(fmt.Sprintf("broken=%v", broken), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dir := t.TempDir()
+				disk := rot(dir)
+				c := testConfig(dir, &sink{}, &sink{do: later})
+				c.LogDisk, c.SegmentSize = disk, 4<<10
+				q := open(t, c)
+				for _, to := range []string{"edited@far.test", "stays@far.test"} {
+					if err := submit(t, q, "Subject: x\r\n\r\n", "s@local.test", to); err != nil {
+						t.Fatal(err)
+					}
+				}
+				synctest.Wait()
+				m := q.messages[1]
+				copied, err := q.copyRecord(m)
+				if err != nil || len(copied) == 0 {
+					t.Fatal(copied, err)
+				}
+				at, err := copied[0].Wait()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if broken {
+					disk.fail(errors.New("input/output error"), nil)
+				}
+				err = q.Edit(1, func(e *Envelope) error {
+					e.Recipients[0].Address, _ = addr.Parse("now@far.test")
+					return nil
+				})
+				if broken == (err == nil) {
+					t.Fatal(err)
+				}
+				disk.fail(nil, nil)
+				if q.settle(m, at) {
+					t.Error("the copy of the entry that an edit replaced counts")
+				}
+				// New segments are begun, and what is dead in the first may go.
+				for range 10 {
+					if err := submit(t, q, strings.Repeat("x", 1000), "s@local.test", "u@local.test"); err != nil {
+						t.Fatal(err)
+					}
+					synctest.Wait()
+					q.clean()
+				}
+				want := []string{"now@far.test", "stays@far.test"}
+				if broken {
+					want[0] = "edited@far.test"
+				}
+				for _, when := range []string{"before", "after"} {
+					var left []string
+					for _, l := range list(t, q) {
+						left = append(left, l.Recipients...)
+					}
+					if !slices.Equal(left, want) {
+						t.Errorf("%s a restart: left are %v, want %v", when, left, want)
+					}
+					for _, m := range q.messages {
+						if _, _, release, err := q.load(m); err != nil {
+							t.Errorf("%s a restart: %v", when, err)
+						} else {
+							release()
+						}
+					}
+					q.Shutdown(t.Context())
+					q = open(t, c)
+				}
+				q.Shutdown(t.Context())
+			})
+		})
+	}
+}
+
+// TestWordGivenTwice: when the log cannot be written, an operator is told that his word may not last; given again when the disk is
+// well it does, and a notice that memory had is not lost.
+func TestWordGivenTwice(t *testing.T) {
+	for _, action := range []Action{Delete, Bounce} {
+		t.Run(string(action), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dir := t.TempDir()
+				disk, hang := rot(dir), &blocker{make(chan struct{})}
+				c := testConfig(dir, &byName{}, hang)
+				// Most of the log is this message, so that it is not compacted, which would write its state again.
+				c.LogDisk, c.SegmentSize = disk, 4<<10
+				q := open(t, c)
+				if err := submit(t, q, strings.Repeat("x", 3000), "s@local.test", "bad@local.test", "u@far.test"); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait() // one recipient has failed, and the other's delivery hangs, so that nobody is told yet
+				disk.fail(errors.New("input/output error"), nil)
+				if _, err := q.Act(t.Context(), action, Filter{IDs: []ID{1}}, false, nil); err == nil {
+					t.Fatal("no error though the log was not written")
+				}
+				disk.fail(nil, nil)
+				// What the failed write left behind is cut off by the next.
+				if err := submit(t, q, "Subject: y\r\n\r\n", "s@local.test", "other@local.test"); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				for range 2 {
+					if n, err := q.Act(t.Context(), action, Filter{IDs: []ID{1}}, false, nil); n != 1 || err != nil {
+						t.Fatal(n, err)
+					}
+				}
+				// The power goes before the delivery ends: what is on the disk is all that a start finds.
+				after := t.TempDir()
+				if err := os.CopyFS(filepath.Join(after, "log"), os.DirFS(filepath.Join(dir, "log"))); err != nil {
+					t.Fatal(err)
+				}
+				local, remote := &sink{}, &sink{}
+				again := open(t, testConfig(after, local, remote))
+				synctest.Wait()
+				var told []string
+				for _, body := range local.body {
+					for line := range strings.Lines(body) {
+						if address, ok := strings.CutPrefix(line, "X-Bounced-Address: "); ok {
+							told = append(told, strings.TrimSpace(address))
+						}
+					}
+				}
+				want := map[Action][]string{Bounce: {"bad@local.test", "u@far.test"}}[action]
+				if len(remote.all()) != 0 || !slices.Equal(told, want) || again.Stats().Messages != 0 {
+					t.Errorf("after the crash delivered %v, told of %v, %d left", remote.all(), told, again.Stats().Messages)
+				}
+				again.Shutdown(t.Context())
+				close(hang.open)
+				synctest.Wait()
+				q.Shutdown(t.Context())
+			})
+		})
+	}
+}
+
+// TestToldByName: what the log says of notices that were told holds for these alone, also when the log lacks one of them.
+func TestToldByName(t *testing.T) {
+	dir := t.TempDir()
+	disk := rot(dir)
+	c := testConfig(dir, &sink{}, &sink{})
+	c.LogDisk, c.Idle = disk, true
+	q := open(t, c)
+	if err := submit(t, q, "Subject: x\r\n\r\n", "s@local.test", "a@far.test", "b@far.test"); err != nil {
+		t.Fatal(err)
+	}
+	m := q.messages[1]
+	fails := func(i int) {
+		q.mu.Lock()
+		q.record(m, []result{{index: i, status: failed}}, []notice{newNotice(i, errGivenUp, "no")})
+		q.mu.Unlock()
+		// What is in line is written when a later record is.
+		q.log.Enqueue(kindHold, 1, true, []byte{0}).Wait()
+	}
+	disk.fail(errors.New("input/output error"), nil)
+	fails(0)
+	disk.fail(nil, nil)
+	q.mu.Lock()
+	first := slices.Clone(m.notices())
+	q.mu.Unlock()
+	fails(1)
+	q.mu.Lock()
+	pending := q.tellNoMore(m, []int{first[0].index}, false, true)
+	q.mu.Unlock()
+	if _, err := pending.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	q.Shutdown(t.Context())
+	q = open(t, c)
+	defer q.Shutdown(t.Context())
+	if got := q.messages[1].notices(); len(got) != 1 || got[0].index != 1 {
+		t.Errorf("left to tell: %+v, want that of the second recipient", got)
+	}
+}
+
+// TestDropInOrder: a segment whose file cannot be removed stays, and all behind it, whose records say what of it has ended; and they
+// go when it can.
+func TestDropInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		disk := rot(dir)
+		c := testConfig(dir, &sink{}, &sink{})
+		c.LogDisk, c.SegmentSize = disk, 4<<10
+		q := open(t, c)
+		files := func() int {
+			found, err := filepath.Glob(filepath.Join(dir, "log", "*.seg"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(found)
+		}
+		disk.fail(nil, errors.New("operation not permitted"))
+		for range 20 {
+			if err := submit(t, q, strings.Repeat("x", 1500), "s@local.test", "u@local.test"); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			q.clean()
+		}
+		before := files()
+		if sizes, _ := q.log.Sizes(); before < 5 || len(sizes) != before {
+			t.Errorf("%d files, of which the log knows %d", before, len(sizes))
+		}
+		disk.fail(nil, nil)
+		q.clean()
+		if n := files(); n > 1 {
+			t.Errorf("%d files when they can be removed", n)
+		}
+		if err := submit(t, q, "x", "s@local.test", "u@local.test"); err != nil {
+			t.Error(mailerr.From(err))
+		}
+		synctest.Wait()
+		q.Shutdown(t.Context())
+	})
+}
+
+// failsLate fails for good, once it is let go.
+type failsLate struct{ blocker }
+
+func (f *failsLate) Deliver(ctx context.Context, d *Delivery) []Result {
+	results := f.blocker.Deliver(ctx, d)
+	for i := range results {
+		results[i].Err = mailerr.New(550, mailerr.Enhanced{5, 1, 1}, "no such user")
+	}
+	return results
+}
+
+// TestDeletedWhileDelivered: nobody is told of a message that was deleted, also when the delivery that ran then fails; and of one
+// that was given up, once.
+func TestDeletedWhileDelivered(t *testing.T) {
+	for action, want := range map[Action]int{Delete: 0, Bounce: 1} {
+		synctest.Test(t, func(t *testing.T) {
+			local, remote := &sink{}, &failsLate{blocker{make(chan struct{})}}
+			q := open(t, testConfig(t.TempDir(), local, remote))
+			if err := submit(t, q, "Subject: x\r\n\r\n", "s@local.test", "u@far.test"); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if n, err := q.Act(t.Context(), action, Filter{IDs: []ID{1}}, false, nil); n != 1 || err != nil {
+				t.Fatal(n, err)
+			}
+			close(remote.open)
+			synctest.Wait()
+			told := 0
+			for _, body := range local.body {
+				told += strings.Count(body, "X-Bounced-Address: u@far.test")
+			}
+			if told != want || q.Stats().Messages != 0 {
+				t.Errorf("%s: told %d times, want %d; %d messages left", action, told, want, q.Stats().Messages)
+			}
+			q.Shutdown(t.Context())
+		})
+	}
+}
