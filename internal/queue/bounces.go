@@ -52,7 +52,7 @@ func (m *message) told(recipients []int, warned bool) {
 // roundOver looks, when nothing of a message runs or is due, whether the sender should be told something now, though some
 // recipients are left; called with mu held.
 func (q *Queue) roundOver(m *message) {
-	if m.lined > 0 || m.finished || m.held || q.closing {
+	if m.lined > 0 || m.finished || m.kept() || q.closing {
 		return
 	}
 	late := settings.DelayWarning.Get(q.config.Settings())

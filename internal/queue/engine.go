@@ -111,7 +111,8 @@ type message struct {
 	left, running int32
 	// repeat: an attempt may have been made whose result was lost. finished: nothing is left to do.
 	// held: an operator keeps it back. warned: the sender knows that it is late.
-	repeat, finished, held, warned bool
+	// moving: another queue is taking it over.
+	repeat, finished, held, warned, moving bool
 	// big: the content lies in a file of its own.
 	big bool
 	// lined counts the jobs in lanes: of what is due, when none is left and nothing runs, a round is over.
@@ -136,6 +137,9 @@ func (m *message) at() seglog.Position {
 func (m *message) put(p seglog.Position) {
 	m.segment, m.offset, m.length = uint32(p.Segment), uint32(p.Offset), uint32(p.Length)
 }
+
+// kept tells whether nothing may be delivered now.
+func (m *message) kept() bool { return m.held || m.moving }
 
 func (m *message) notices() []notice {
 	if m.rare == nil {

@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/mailerr"
@@ -297,4 +299,86 @@ func TestDeletedWhileDelivered(t *testing.T) {
 			q.Shutdown(t.Context())
 		})
 	}
+}
+
+// stalls is a disk whose new files wait to be made.
+type stalls struct {
+	seglog.Disk
+	open chan struct{}
+}
+
+func (s *stalls) Create(name string, room int64) (seglog.File, error) {
+	<-s.open
+	return s.Disk.Create(name, room)
+}
+
+// TestMoveIsLeftAlone: while another queue takes a message over, no word of an operator begins to deliver it here or ends it behind
+// the other's back, and what compaction writes of it is not a message that somebody holds.
+func TestMoveIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		from, to, remote := t.TempDir(), t.TempDir(), &sink{}
+		c := testConfig(from, &sink{}, remote)
+		c.Router = &unready{}
+		q := open(t, c)
+		if err := submit(t, q, "Subject: x\r\n\r\n", "s@local.test", "u@far.test"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		slow := &stalls{seglog.Folder(filepath.Join(to, "log")), make(chan struct{})}
+		there := testConfig(to, &sink{}, &sink{})
+		// It delivers nothing, for its cleaning would wait for the gate, in which time stands still here.
+		there.LogDisk, there.Idle = slow, true
+		other := open(t, there)
+		moved := make(chan error, 1)
+		go func() { moved <- q.handOver(1, other) }()
+		synctest.Wait()
+		for _, a := range []Action{Hold, Release, RetryNow, Delete, Bounce} {
+			if n, err := q.Act(t.Context(), a, Filter{IDs: []ID{1}}, false, nil); n != 0 || err != nil {
+				t.Errorf("%s did something to a message that is being moved: %d, %v", a, n, err)
+			}
+		}
+		time.Sleep(2 * routeRetry)
+		synctest.Wait()
+		if got := remote.all(); len(got) != 0 {
+			t.Errorf("delivered %v while it was moved", got)
+		}
+		if !q.move([]*message{q.messages[1]}) {
+			t.Error("not compacted")
+		}
+		// A crash here leaves the message in the old queue alone, and on its way.
+		after := t.TempDir()
+		if err := os.CopyFS(filepath.Join(after, "log"), os.DirFS(filepath.Join(from, "log"))); err != nil {
+			t.Fatal(err)
+		}
+		late := &sink{}
+		again := open(t, testConfig(after, &sink{}, late))
+		synctest.Wait()
+		if got := late.all(); len(got) != 1 {
+			t.Errorf("after a crash delivered %v", got)
+		}
+		again.Shutdown(t.Context())
+		close(slow.open)
+		if err := <-moved; err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if a, b := q.Stats().Messages, other.Stats().Messages; a != 0 || b != 1 {
+			t.Errorf("%d messages here, %d there", a, b)
+		}
+		q.Shutdown(t.Context())
+		other.Shutdown(t.Context())
+	})
+}
+
+// unready has no answer the first time.
+type unready struct {
+	byDomain
+	asked atomic.Int32
+}
+
+func (u *unready) Route(ctx context.Context, a addr.Address) (Destination, error) {
+	if u.asked.Add(1) == 1 {
+		return Destination{}, errors.New("no answer")
+	}
+	return u.byDomain.Route(ctx, a)
 }

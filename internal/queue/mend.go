@@ -191,9 +191,8 @@ func (q *Queue) handOver(id ID, to *Queue) error {
 		return errBusy
 	}
 	// Nothing else may begin to work on it.
-	held := m.held
 	m.running++
-	m.held = true
+	m.moving = true
 	q.mu.Unlock()
 	h, c, release, err := q.load(m)
 	if err == nil {
@@ -201,17 +200,16 @@ func (q *Queue) handOver(id ID, to *Queue) error {
 		for i, r := range m.recipients {
 			h.statuses[i] = r.status
 		}
-		h.notices, h.held, h.warned = slices.Clone(m.notices()), held, m.warned
+		h.notices, h.held, h.warned = slices.Clone(m.notices()), m.held, m.warned
 		q.mu.Unlock()
 		err = to.insert(h, c)
 		release()
 	}
 	q.mu.Lock()
 	m.running--
+	m.moving = false
 	if err != nil {
-		if m.held = held; !held {
-			q.unpark(m)
-		}
+		q.unpark(m)
 		q.mu.Unlock()
 		q.signal()
 		return err

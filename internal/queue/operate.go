@@ -127,7 +127,7 @@ func (q *Queue) Each(ctx context.Context, f Filter, use func(Listed) error) erro
 				continue
 			}
 			l.Recipients = append(l.Recipients, h.envelope.Recipients[i].Address.String())
-			if next := time.Unix(0, r.next); r.next != 0 && !m.held && (l.Next.IsZero() || next.Before(l.Next)) {
+			if next := time.Unix(0, r.next); r.next != 0 && !m.kept() && (l.Next.IsZero() || next.Before(l.Next)) {
 				l.Next = next
 			}
 		}
@@ -331,10 +331,10 @@ func (q *Queue) Act(ctx context.Context, a Action, f Filter, dry bool, done func
 	return n, err
 }
 
-// act does it to one message, unless that is over; Bounce and Delete to those of its recipients that are meant.
+// act does it to one message, unless that is over, or about to be another queue's; Bounce and Delete to those of its recipients that are meant.
 func (q *Queue) act(a Action, m *message, meant func(int) bool, hasten map[*message]bool) (waits []seglog.Pending, acted bool) {
 	q.mu.Lock()
-	if _, queued := q.messages[m.id]; !queued || m.finished {
+	if _, queued := q.messages[m.id]; !queued || m.finished || m.moving {
 		q.mu.Unlock()
 		return nil, false
 	}

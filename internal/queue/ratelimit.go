@@ -164,7 +164,7 @@ func (q *Queue) wakeGate(g *gate) {
 	g.clock = nil
 	for g.waiting.len() > 0 {
 		j := g.waiting.items[g.waiting.head]
-		if !over(j) && !j.m.held {
+		if !over(j) && !j.m.kept() {
 			name, s, ok := q.check(j)
 			if !ok && name == g.name {
 				q.exceeded(j, name, s)

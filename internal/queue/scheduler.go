@@ -368,13 +368,13 @@ func (q *Queue) dispatch() {
 }
 
 // idle takes care of a job that must not run: one whose recipients are done by an operator's word, one that was to end a message
-// that has another entry now, or one whose message is held.
+// that has another entry now, or one whose message is held or goes to another queue.
 // Called with mu held.
 func (q *Queue) idle(j *job) bool {
 	switch {
 	case over(j), j.first < 0 && j.m.finished:
 		q.free(j)
-	case j.m.held:
+	case j.m.kept():
 		q.park(j)
 	default:
 		return false
