@@ -175,6 +175,9 @@ func (m *modelRun) act(q *Queue, a Action) {
 		switch a {
 		case Delete:
 			m.world.forbidden[to] = "it was deleted"
+		case Bounce:
+			// Whoever had not arrived is told of, and that is wanted in the end.
+			m.world.forbidden[to] = "it was given up"
 		case Hold:
 			m.world.forbidden[to] = "it is held"
 		}
@@ -224,7 +227,7 @@ func (m *modelRun) use() {
 		if m.world.disk.Off() {
 			break
 		}
-		switch m.random.IntN(13) {
+		switch m.random.IntN(14) {
 		case 0:
 			m.act(q, Hold)
 		case 1:
@@ -236,6 +239,8 @@ func (m *modelRun) use() {
 		case 4, 5:
 			m.edit(q)
 		case 6:
+			m.act(q, Bounce)
+		case 7:
 			time.Sleep(time.Duration(m.random.IntN(3600)) * time.Second)
 		default:
 			m.submit(q)

@@ -68,6 +68,13 @@ func (q *Queue) forgetRoutes() {
 			forget(j)
 		}
 	}
+	for _, jobs := range q.parked {
+		for _, j := range jobs {
+			if j.first >= 0 {
+				forget(j)
+			}
+		}
+	}
 	for _, m := range q.messages {
 		m.lined = 0
 	}

@@ -13,6 +13,41 @@ import (
 	"time"
 )
 
+// TestHeldMailObeysANewLimit: mail that was held when a limit was set obeys it when it is let go.
+func TestHeldMailObeysANewLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		remote := &sink{do: later}
+		q := open(t, testConfig(t.TempDir(), &sink{}, remote))
+		for range 3 {
+			if err := submit(t, q, "x", "s@x.test", "u@far.test"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		act := func(a Action) {
+			t.Helper()
+			if n, err := q.Act(t.Context(), a, Filter{}, false, nil); n != 3 || err != nil {
+				t.Fatal(n, err)
+			}
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+		}
+		act(Hold)
+		act(RetryNow)
+		if err := q.rates[0].Set("far.test", "1/3600", 1); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(cleanEvery)
+		synctest.Wait()
+		before := len(remote.all())
+		act(Release)
+		if n := len(remote.all()) - before; n != 1 {
+			t.Errorf("%d attempts at once, of which the limit allows 1", n)
+		}
+		q.Shutdown(t.Context())
+	})
+}
+
 func TestEvaluate(t *testing.T) {
 	for text, want := range map[string]float64{"50/3600": 50.0 / 3600, "5": 5, "1 / ( 2 + 2 )": .25, "2*3-1": 5, "0.5": .5, "8/2/2": 2} {
 		if got, err := evaluate(text); err != nil || got != want {
