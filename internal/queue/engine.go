@@ -646,10 +646,9 @@ func (q *Queue) load(m *message) (h *head, c Content, release func(), err error)
 // finish removes a message for which nothing is left to do.
 func (q *Queue) finish(m *message, big bool) {
 	if _, err := q.log.Enqueue(kindFinished, uint64(m.id), big, nil).Wait(); err != nil {
-		// The message would come back at the next start, with its recipients marked done, and end then.
-		q.config.Logger.Warn(fmt.Sprintf("queue: end of message %s: %v", m.id, err))
-	}
-	if big {
+		// The message comes back at the next start, and needs its content then.
+		q.config.Logger.Warn(fmt.Sprintf("queue: end of message %s: %v; it comes back at the next start", m.id, err))
+	} else if big {
 		os.Remove(q.bigPath(m.id))
 	}
 	q.mu.Lock()

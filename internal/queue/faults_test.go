@@ -301,6 +301,47 @@ func TestDeletedWhileDelivered(t *testing.T) {
 	}
 }
 
+// TestEndNotWritten: when the end of a large message cannot be written, its content stays, for the message comes back at the next
+// start; there it ends, and nothing is left of it. The two others wait.
+func TestEndNotWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		disk, hang := rot(dir), &blocker{make(chan struct{})}
+		c := testConfig(dir, &sink{do: later}, hang)
+		c.LogDisk, c.SegmentSize = disk, 4<<10
+		q := open(t, c)
+		if err := submit(t, q, strings.Repeat("0123456789abcde\r\n", 20000), "s@local.test", "u@far.test"); err != nil {
+			t.Fatal(err)
+		}
+		// This one keeps the segment from being given up.
+		if err := submit(t, q, strings.Repeat("x", 3000), "s@local.test", "stays@local.test"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		disk.fail(errors.New("input/output error"), nil)
+		close(hang.open)
+		synctest.Wait()
+		if n := q.Stats().Messages; n != 1 {
+			t.Fatalf("%d messages", n)
+		}
+		disk.fail(nil, nil)
+		// What the failed writes left behind is cut off by the next.
+		if err := submit(t, q, "Subject: y\r\n\r\n", "s@local.test", "other@local.test"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		q.Shutdown(t.Context())
+		again := &sink{}
+		q = open(t, testConfig(dir, &sink{}, again))
+		synctest.Wait()
+		left, err := filepath.Glob(filepath.Join(dir, "big", "*"))
+		if n := q.Stats().Messages; n != 2 || len(left) != 0 || err != nil || len(again.all()) != 1 {
+			t.Errorf("%d messages, files %v, delivered again: %v", n, left, again.all())
+		}
+		q.Shutdown(t.Context())
+	})
+}
+
 // stalls is a disk whose new files wait to be made.
 type stalls struct {
 	seglog.Disk
