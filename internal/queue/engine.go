@@ -81,6 +81,8 @@ type Queue struct {
 	mu       sync.Mutex
 	messages map[ID]*message
 	live     map[uint32]*segmentUse
+	// unread are messages that a replay could not read; empty afterwards.
+	unread map[ID]seglog.Position
 	// recipients counts those that are not done, of all messages.
 	recipients int
 	scheduler
@@ -210,7 +212,7 @@ func Open(ctx context.Context, config Config) (*Queue, error) {
 	if err := os.MkdirAll(filepath.Join(config.Dir, "big"), 0o700); err != nil {
 		return nil, err
 	}
-	q := &Queue{config: config, messages: map[ID]*message{}, live: map[uint32]*segmentUse{}}
+	q := &Queue{config: config, messages: map[ID]*message{}, live: map[uint32]*segmentUse{}, unread: map[ID]seglog.Position{}}
 	var err error
 	if q.lock, err = os.OpenFile(filepath.Join(config.Dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return nil, err
@@ -255,26 +257,50 @@ func Open(ctx context.Context, config Config) (*Queue, error) {
 		q.lock.Close()
 		return nil, fmt.Errorf("queue %s: %w", config.Dir, err)
 	}
+	for id, at := range q.unread {
+		if err := q.setMessageAside(id, at); err != nil {
+			q.log.Close()
+			q.lock.Close()
+			return nil, fmt.Errorf("queue %s: %w", config.Dir, err)
+		}
+	}
+	q.unread = nil
 	q.workCtx, q.cancelWork = context.WithCancel(context.WithoutCancel(ctx))
 	q.removeOrphans()
 	q.start()
 	return q, nil
 }
 
-// setAside keeps bytes of the log that should be records and are none: what a crash tore, or damage.
+// setAside keeps bytes of the log that should be records and are none.
 func (q *Queue) setAside(segment uint64, offset int64, b []byte) {
+	_ = q.keepAside(segment, offset, b, "no record: what a crash tore, or damage")
+}
+
+// setMessageAside keeps the record of a message that this version cannot read, though it is what was written: the segment may go.
+func (q *Queue) setMessageAside(id ID, at seglog.Position) error {
+	buffer := new([]byte)
+	payload, err := q.log.Read(uint64(id), at, buffer)
+	if err != nil {
+		return fmt.Errorf("message %s: %w", id, err)
+	}
+	return q.keepAside(at.Segment, at.Offset, payload, "a message, "+id.String()+", that this version of Indigo cannot read")
+}
+
+// keepAside writes bytes of the log to a file for the operator, and says so in the log.
+func (q *Queue) keepAside(segment uint64, offset int64, b []byte, why string) error {
 	dir := filepath.Join(q.config.Dir, "damaged")
 	name := filepath.Join(dir, fmt.Sprintf("%016x-%d", segment, offset))
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
 		err = os.WriteFile(name, b, 0o600)
 	}
-	what := fmt.Sprintf("queue: %d bytes of segment %016x at %d are no record: what a crash tore, or damage", len(b), segment, offset)
+	what := fmt.Sprintf("queue: %d bytes of segment %016x at %d are %s", len(b), segment, offset, why)
 	if err != nil {
 		q.config.Logger.Error(what + "; they could not be set aside: " + err.Error())
-		return
+		return fmt.Errorf("%d bytes of segment %016x could not be set aside: %w", len(b), segment, err)
 	}
 	q.config.Logger.Warn(what + "; kept in " + name)
+	return nil
 }
 
 // replay takes one record of the log.
@@ -285,9 +311,10 @@ func (q *Queue) replay(r seglog.Record) error {
 	case kindMessage:
 		h, _, err := decodeHead(r.Payload)
 		if err != nil {
-			q.config.Logger.Warn(fmt.Sprintf("queue: message %s: %v", id, err))
+			q.unread[id] = r.Position
 			return nil
 		}
+		delete(q.unread, id)
 		old := q.messages[id]
 		m := h.message(id, r.Position)
 		m.repeat = true
@@ -321,6 +348,7 @@ func (q *Queue) replay(r seglog.Record) error {
 			}
 		}
 	case kindFinished:
+		delete(q.unread, id)
 		if m := q.messages[id]; m != nil {
 			q.unuse(m)
 			delete(q.messages, id)

@@ -423,3 +423,38 @@ func (u *unready) Route(ctx context.Context, a addr.Address) (Destination, error
 	}
 	return u.byDomain.Route(ctx, a)
 }
+
+// TestUnreadableMessageIsKept: a record that is whole, but of which this version makes no message, as one of another version may be,
+// is set aside before its segment goes, with its content; unless it has ended.
+func TestUnreadableMessageIsKept(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "log"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	log, err := seglog.Open(seglog.Config{Disk: seglog.Folder(filepath.Join(dir, "log"))}, func(seglog.Record) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id := range uint64(2) {
+		if _, err := log.Enqueue(kindMessage, id+1, true, []byte("\xff\xff of another version"), []byte("precious content")).Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := log.Enqueue(kindFinished, 2, true, nil).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	log.Close()
+	c := testConfig(dir, &sink{}, &sink{})
+	c.Idle = true
+	for range 2 {
+		q := open(t, c)
+		files, _ := filepath.Glob(filepath.Join(dir, "damaged", "*"))
+		if len(files) != 1 || q.Stats().Messages != 0 {
+			t.Fatalf("files %v, %d messages", files, q.Stats().Messages)
+		}
+		if b, err := os.ReadFile(files[0]); err != nil || !strings.HasSuffix(string(b), "precious content") {
+			t.Errorf("%q, %v", b, err)
+		}
+		q.Shutdown(t.Context())
+	}
+}

@@ -301,7 +301,7 @@ func (s *Set) Check(ctx context.Context, f Filter, checked func(), found func(Fa
 		damaged, _ := os.ReadDir(filepath.Join(q.config.Dir, "damaged"))
 		for _, e := range damaged {
 			found(Fault{Queue: q.config.Name, File: filepath.Join(q.config.Dir, "damaged", e.Name()),
-				Text: "bytes of the log that were no record: what a crash tore (then nobody was told that it was accepted), or damage"})
+				Text: "bytes of the log that were no record: what a crash tore (then nobody was told that it was accepted), damage, or a message of another version: the log says which"})
 		}
 	}
 	return n, nil
