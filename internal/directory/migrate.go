@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
+	"golang.org/x/sys/unix"
 )
 
 //go:embed migrations/*.sql
@@ -328,6 +329,33 @@ func Ready(ctx context.Context, config Config) error {
 		changes, err := plan(ctx, read, src.engine)
 		if err == nil && len(changes) > 0 {
 			err = errors.New("its tables are to be brought up to date first: the next start does that, but for IndiMail's, of which `indigo db status` tells")
+		}
+		return err
+	})
+}
+
+// Openable gives the error that Open would fail with, nil when it would not. Nothing is changed, and no file is made.
+func Openable(ctx context.Context, config Config) error {
+	src, err := parseDSN(config.DSN, config.Path)
+	if err != nil {
+		return err
+	}
+	if src.engine == sqLite {
+		switch _, err := os.Stat(src.path); {
+		case errors.Is(err, fs.ErrNotExist):
+			// Open makes it.
+			if err := unix.Access(filepath.Dir(src.path), unix.W_OK|unix.X_OK); err != nil {
+				return fmt.Errorf("%s cannot be made: %w", src.path, err)
+			}
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+	return src.with(func(read *sql.DB) error {
+		strange, err := foreign(ctx, read, src.engine)
+		if err == nil && strange {
+			err = ErrForeign
 		}
 		return err
 	})

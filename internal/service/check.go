@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/auth"
 	"github.com/indigomail/indigo/internal/authd"
@@ -25,6 +27,8 @@ import (
 type Findings struct {
 	// Refused are settings with which nothing starts, and no reload is done.
 	Refused settings.Problems
+	// Down is what keeps anything from starting now, while an instance that runs goes on, and can be reloaded.
+	Down settings.Problems
 	// Wrong is what does not work, while the rest may.
 	Wrong settings.Problems
 	// Warnings are about what will not work as its author may think, and does no harm.
@@ -71,7 +75,53 @@ func Check(data string) (f Findings) {
 	if store != nil {
 		store.Close()
 	}
-	return Findings{refused, faults, warnings}
+	warnings = append(warnings, checkRoom(data, snapshot)...)
+	return Findings{refused, checkDirectory(ctx, data, snapshot), faults, warnings}
+}
+
+// checkDirectory tells of a directory that cannot be opened: nothing starts while it cannot.
+func checkDirectory(ctx context.Context, data string, snapshot *settings.Snapshot) settings.Problems {
+	all := snapshot.View("all")
+	source, name := settings.Source{File: databaseName}, "the directory"
+	for _, s := range []*settings.Setting{settings.HostMySQL.Setting, settings.DirectoryDSN.Setting} {
+		if from := all.Source(s); from.File != "" && from.Value != "" {
+			source, name = from, s.Name
+		}
+	}
+	config, err := DirectoryConfig(data)
+	if err == nil {
+		err = directory.Openable(ctx, config)
+	}
+	if err == nil {
+		return nil
+	}
+	// Some name the setting's place themselves.
+	text := strings.TrimPrefix(err.Error(), fmt.Sprintf("%s: ", source))
+	return settings.Problems{{File: source.File, Line: source.Line, Text: name + ": " + text}}
+}
+
+// checkRoom tells of queues whose disk has less than MIN_FREE left.
+func checkRoom(data string, snapshot *settings.Snapshot) (warnings settings.Problems) {
+	entries, err := os.ReadDir(filepath.Join(data, "queue"))
+	if err != nil {
+		return nil // the first start makes it
+	}
+	for _, e := range entries {
+		path := filepath.Join(data, "queue", e.Name())
+		if _, err := os.Stat(filepath.Join(path, "log")); err != nil {
+			continue
+		}
+		var disk unix.Statfs_t
+		least := int64(settings.MinFree.Get(snapshot.View("queue." + e.Name())))
+		if unix.Statfs(path, &disk) != nil {
+			continue
+		}
+		if free := int64(disk.Bavail) * disk.Bsize; free < least {
+			warnings = append(warnings, settings.Problem{File: filepath.Join("queue", e.Name()), Text: fmt.Sprintf(
+				"its disk has %d bytes free, less than %s, which is %d: mail for this queue is put off with 452", free, settings.MinFree.Name, least)})
+		}
+	}
+	return warnings
 }
 
 // checkKeys tells of a file of keys that is gone, although passwords are encrypted with them, which sealed tells. A directory that cannot be asked has
