@@ -167,6 +167,9 @@ func TestMigrations(t *testing.T) {
 			if _, err := Open(ctx, config); !errors.Is(err, ErrForeign) {
 				t.Fatalf("a foreign database was opened: %v", err)
 			}
+			if err := Openable(ctx, config); !errors.Is(err, ErrForeign) {
+				t.Errorf("a foreign database can be opened: %v", err)
+			}
 			status, err := Inspect(ctx, config)
 			if err != nil || !status.Foreign || status.Rows["indimail"] != 1 || strings.Contains(status.Where, "abcdefgh") {
 				t.Fatalf("%+v %v", status, err)
@@ -183,6 +186,9 @@ func TestMigrations(t *testing.T) {
 				})
 			}
 			at.Wait()
+			if err := Openable(ctx, config); err != nil {
+				t.Errorf("after the migration: %v", err)
+			}
 			s := openOn(t, config.DSN, t.TempDir(), time.Now)
 			u, err := s.User(ctx, addr.Address{Local: "testuser01", Domain: "example.com"})
 			if err != nil || u.Dir != "/home/mail/T2Zsym/example.com/testuser01" || u.Quota != "524288000" {
