@@ -10,10 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pressly/goose/v3"
 	"golang.org/x/sys/unix"
+
+	"github.com/indigomail/indigo/internal/addr"
 )
 
 //go:embed migrations/*.sql
@@ -92,8 +95,36 @@ func plan(ctx context.Context, db *sql.DB, e engine) (statements []string, err e
 			}
 			statements = append(statements, "ALTER TABLE "+e.name(t.Name)+" ADD COLUMN "+e.name(c.Name)+" "+e.sqlType(c))
 		}
+		if t.Name != "indimail" && t.Name != "indibak" {
+			continue
+		}
+		key, err := homesKey(ctx, db, e, t.Name)
+		if err != nil {
+			return nil, err
+		}
+		statements = append(statements, key...)
 	}
 	return statements, nil
+}
+
+// homesKey gives the statement that makes the key on pw_dir of a table of users that is there, none when it has one: whose a home is would be
+// looked for in the whole table.
+func homesKey(ctx context.Context, db *sql.DB, e engine, table string) (statements []string, err error) {
+	name := table + "_pw_dir"
+	// MySQL has no CREATE INDEX IF NOT EXISTS, and names the keys of its own tables itself.
+	query, arg := map[engine]string{
+		sqLite:     "SELECT count(*) FROM sqlite_master WHERE type = 'index' AND name = ?",
+		mySQL:      "SELECT count(*) FROM information_schema.statistics WHERE table_schema = DATABASE() AND table_name = ? AND column_name = 'pw_dir' AND seq_in_index = 1",
+		postgreSQL: "SELECT count(*) FROM pg_indexes WHERE schemaname = current_schema() AND indexname = $1",
+	}[e], name
+	if e == mySQL {
+		arg = table
+	}
+	there := 0
+	if err := db.QueryRowContext(ctx, query, arg).Scan(&there); err != nil || there > 0 {
+		return nil, err
+	}
+	return []string{"CREATE INDEX " + e.name(name) + " ON " + e.name(table) + " (" + e.name("pw_dir") + ")"}, nil
 }
 
 // bringUpToDate makes the tables and columns that are missing.
@@ -120,8 +151,8 @@ func foreign(ctx context.Context, db *sql.DB, e engine) (bool, error) {
 	return theirs, err
 }
 
-// migrate brings the tables up to date; adopt lets it change IndiMail's own. It may run twice, and from two hosts at once.
-func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
+// migrate brings the tables up to date; adopt lets it change IndiMail's own, whose domains without homes are to have them in mailRoot. It may run twice, and from two hosts at once.
+func migrate(ctx context.Context, db *sql.DB, e engine, mailRoot string, adopt bool) error {
 	release, err := lockDatabase(ctx, db, e)
 	if err != nil {
 		return err
@@ -141,7 +172,7 @@ func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
 		if _, err := db.ExecContext(ctx, e.insert("indigo_change", "id", "version"), 1, 1); err != nil {
 			return err
 		}
-		return adoptDomains(ctx, db, e)
+		return adoptDomains(ctx, db, e, mailRoot)
 	}}, nil)
 	appPasswords := goose.NewGoMigration(3, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error {
 		if err := bringUpToDate(ctx, db, e); err != nil || strange {
@@ -152,7 +183,8 @@ func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
 		_, err := db.ExecContext(ctx, "UPDATE indimail SET scram = NULL, timestamp = timestamp WHERE scram = ''")
 		return err
 	}}, nil)
-	homes := goose.NewGoMigration(4, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error { return migrateHomes(ctx, db, e) }}, nil)
+	// What the places of homes need: columns of indigo_domain, the table indigo_moved, and a key on pw_dir.
+	homes := goose.NewGoMigration(4, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error { return bringUpToDate(ctx, db, e) }}, nil)
 	mechanisms := goose.NewGoMigration(5, &goose.GoFunc{RunDB: func(ctx context.Context, db *sql.DB) error { return bringUpToDate(ctx, db, e) }}, nil)
 	options := []goose.ProviderOption{goose.WithGoMigrations(rest, appPasswords, homes, mechanisms)}
 	var scripts fs.FS
@@ -173,38 +205,10 @@ func migrate(ctx context.Context, db *sql.DB, e engine, adopt bool) error {
 	return err
 }
 
-// migrateHomes adds what the places of homes need: columns of indigo_domain, the table indigo_moved, and a key on pw_dir.
-func migrateHomes(ctx context.Context, db *sql.DB, e engine) error {
-	if err := bringUpToDate(ctx, db, e); err != nil {
-		return err
-	}
-	var statements []string
-	for _, table := range []string{"indimail", "indibak"} {
-		// MySQL has no CREATE INDEX IF NOT EXISTS.
-		there := 0
-		if e == mySQL {
-			err := db.QueryRowContext(ctx, "SELECT count(*) FROM information_schema.statistics WHERE table_schema = DATABASE() AND table_name = ? AND column_name = 'pw_dir' AND seq_in_index = 1", table).Scan(&there)
-			if err != nil {
-				return err
-			}
-		}
-		if name := e.name(table + "_pw_dir"); e != mySQL {
-			statements = append(statements, "CREATE INDEX IF NOT EXISTS "+name+" ON "+table+" (pw_dir)")
-		} else if there == 0 {
-			statements = append(statements, "CREATE INDEX "+name+" ON "+table+" (pw_dir)")
-		}
-	}
-	for _, one := range statements {
-		if _, err := db.ExecContext(ctx, one); err != nil {
-			return fmt.Errorf("%s: %w", one, err)
-		}
-	}
-	return nil
-}
-
-// adoptDomains makes the list of domains out of the users that are there: IndiMail keeps it in a file of its own.
-func adoptDomains(ctx context.Context, db *sql.DB, e engine) error {
-	rows, err := db.QueryContext(ctx, "SELECT pw_domain, min(coalesce(pw_dir, '')) FROM indimail GROUP BY pw_domain")
+// adoptDomains makes the list of domains out of the users that are there: IndiMail keeps it in a file of its own. A domain whose users have no
+// homes gets a directory in mailRoot, and what is no domain's name, which would be a path, is none.
+func adoptDomains(ctx context.Context, db *sql.DB, e engine, mailRoot string) error {
+	rows, err := db.QueryContext(ctx, "SELECT pw_domain, coalesce(min(CASE WHEN pw_dir LIKE '/%' THEN pw_dir END), '') FROM indimail GROUP BY pw_domain")
 	if err != nil {
 		return err
 	}
@@ -215,7 +219,13 @@ func adoptDomains(ctx context.Context, db *sql.DB, e engine) error {
 			rows.Close()
 			return err
 		}
-		found[domain] = filepath.Dir(dir)
+		switch {
+		case addr.ValidDomain(strings.ToLower(domain)) != nil:
+		case dir == "":
+			found[domain] = filepath.Join(mailRoot, strings.ToLower(domain))
+		default:
+			found[domain] = filepath.Dir(dir)
+		}
 	}
 	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return err
@@ -367,7 +377,7 @@ func Migrate(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
-	return src.with(func(read *sql.DB) error { return migrate(ctx, read, src.engine, true) })
+	return src.with(func(read *sql.DB) error { return migrate(ctx, read, src.engine, config.MailRoot, true) })
 }
 
 // with opens a database while do works on it; an error says where it is.

@@ -68,7 +68,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		return nil, err
 	}
 	// The pool that writes has one connection, which the migrations would hold while they need another.
-	if err = migrate(ctx, s.read, s.engine, false); err == nil && s.engine == sqLite {
+	if err = migrate(ctx, s.read, s.engine, config.MailRoot, false); err == nil && s.engine == sqLite {
 		if err = os.Chmod(src.path, 0o600); err == nil {
 			err = s.cache.watchSQLite(ctx, s.read)
 		}

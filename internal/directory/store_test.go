@@ -155,6 +155,8 @@ func TestMigrations(t *testing.T) {
 			for _, statement := range []string{
 				"CREATE TABLE indimail (pw_name char(40) not null, pw_domain char(67) not null, pw_passwd char(128) not null, pw_uid int, pw_gid int, pw_gecos char(48) not null, pw_dir char(156), pw_shell char(30), " + stamp + ", primary key (pw_name, pw_domain))",
 				"INSERT INTO indimail (pw_name, pw_domain, pw_passwd, pw_uid, pw_gid, pw_gecos, pw_dir, pw_shell) VALUES ('testuser01', 'example.com', '$1$x', 1, 0, 'Test', '/home/mail/T2Zsym/example.com/testuser01', '524288000')",
+				// Rows without a home, as IndiMail has them too, tell nothing of where homes are; and a domain is no path.
+				"INSERT INTO indimail (pw_name, pw_domain, pw_passwd, pw_gecos, pw_dir) VALUES ('a', 'example.com', '', '', ''), ('b', 'example.com', '', '', NULL), ('postmaster', 'homeless.test', '', '', NULL), ('root', '..', '', '', '/etc')",
 			} {
 				if kind == "postgres" {
 					// Its CHAR would give back blanks.
@@ -171,10 +173,10 @@ func TestMigrations(t *testing.T) {
 				t.Errorf("a foreign database can be opened: %v", err)
 			}
 			status, err := Inspect(ctx, config)
-			if err != nil || !status.Foreign || status.Rows["indimail"] != 1 || strings.Contains(status.Where, "abcdefgh") {
+			if err != nil || !status.Foreign || status.Rows["indimail"] != 5 || strings.Contains(status.Where, "abcdefgh") {
 				t.Fatalf("%+v %v", status, err)
 			}
-			if changes := strings.Join(status.Changes, "\n"); !strings.Contains(changes, "ADD COLUMN") || !strings.Contains(changes, "scram") || !strings.Contains(changes, "vlimits") {
+			if changes := strings.Join(status.Changes, "\n"); !strings.Contains(changes, "ADD COLUMN") || !strings.Contains(changes, "scram") || !strings.Contains(changes, "vlimits") || !strings.Contains(changes, "indimail_pw_dir") {
 				t.Errorf("changes:\n%s", changes)
 			}
 			var at sync.WaitGroup
@@ -190,6 +192,12 @@ func TestMigrations(t *testing.T) {
 				t.Errorf("after the migration: %v", err)
 			}
 			s := openOn(t, config.DSN, t.TempDir(), time.Now)
+			if d, err := s.Domain(ctx, "homeless.test"); err != nil || d.Dir != filepath.Join(config.MailRoot, "homeless.test") {
+				t.Errorf("%+v %v", d, err)
+			}
+			if d, err := s.Domain(ctx, ".."); err == nil {
+				t.Errorf("a domain %+v", d)
+			}
 			u, err := s.User(ctx, addr.Address{Local: "testuser01", Domain: "example.com"})
 			if err != nil || u.Dir != "/home/mail/T2Zsym/example.com/testuser01" || u.Quota != "524288000" {
 				t.Errorf("%+v %v", u, err)
