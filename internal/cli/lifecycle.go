@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/indigomail/indigo/internal/addr"
 	"github.com/indigomail/indigo/internal/directory"
+	"github.com/indigomail/indigo/internal/maildir"
 	"github.com/indigomail/indigo/internal/service"
 	"github.com/indigomail/indigo/internal/settings"
 )
@@ -57,6 +59,12 @@ func (app *App) renameDomain(ctx context.Context, data, from, to string) error {
 		d, err := s.Domain(ctx, to)
 		if err != nil || !isAutoturn(data, d) {
 			return err
+		}
+		// A host with an address gets all that is in its directory.
+		if _, err := netip.ParseAddr(strings.ReplaceAll(filepath.Base(d.Dir), "_", ":")); err != nil {
+			if some, err := maildir.List(filepath.Join(d.Dir, "Maildir")); err != nil || len(some) > 0 {
+				fmt.Fprintf(app.Err, "mail that waits for %s in %s is handed to the host of %s only when that is an alias: indigo domain alias add %[1]s %[3]s\n", addr.FoldDomain(from), d.Dir, d.Name)
+			}
 		}
 		return errors.Join(unlistAutoturn(data, addr.FoldDomain(from)), app.listAutoturn(data, d.Name))
 	})

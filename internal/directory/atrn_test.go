@@ -2,6 +2,7 @@ package directory
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -93,4 +94,58 @@ func testATRN(t *testing.T, dsn string) {
 	has("one.dom", "x.dom")
 	must(s.RenameDomain(ctx, "one.dom", "new.dom"))
 	has("new.dom", "x.dom")
+}
+
+func TestAutoturnPlaces(t *testing.T) { onEngines(t, testAutoturnPlaces) }
+
+// testAutoturnPlaces renames, removes and restores domains whose mail waits: none gets another's, and the mail comes back where it was.
+func testAutoturnPlaces(t *testing.T, dsn string) {
+	dir := t.TempDir()
+	s := openOn(t, dsn, dir, time.Now)
+	ctx := t.Context()
+	place := func(name string) string {
+		t.Helper()
+		d, err := s.Domain(ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.Dir
+	}
+	if err := errors.Join(s.MakeDomain(ctx, NewDomain{Name: "old.dom", Autoturn: "old.dom"}), s.RenameDomain(ctx, "old.dom", "new.dom"), s.MakeDomain(ctx, NewDomain{Name: "old.dom", Autoturn: "old.dom"})); err != nil {
+		t.Fatal(err)
+	}
+	if was, is := place("new.dom"), place("old.dom"); was == is || filepath.Dir(was) != filepath.Dir(is) {
+		t.Errorf("new.dom in %s, old.dom in %s", was, is)
+	}
+	if err := errors.Join(s.MakeDomain(ctx, NewDomain{Name: "s1.dom", Autoturn: "192.0.2.9"}), s.MakeDomain(ctx, NewDomain{Name: "s2.dom", Autoturn: "192.0.2.9"})); err != nil {
+		t.Fatal(err)
+	}
+	shared := place("s1.dom")
+	mail := filepath.Join("Maildir", "new", "1.mail")
+	if err := os.WriteFile(filepath.Join(shared, mail), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"s1.dom", "s2.dom"} {
+		if _, err := s.RemoveDomain(ctx, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"s1.dom", "s2.dom"} {
+		removed, err := s.FindTrash(name)
+		if err == nil {
+			err = s.RestoreTrash(ctx, removed)
+		}
+		if err != nil || place(name) != shared {
+			t.Errorf("%s came back in %s, not %s: %v", name, place(name), shared, err)
+		}
+		// What comes in before the other one is back stays too.
+		if err := errors.Join(os.MkdirAll(filepath.Join(shared, "Maildir", "new"), 0o700), os.WriteFile(filepath.Join(shared, "Maildir", "new", name), []byte("x"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"1.mail", "s1.dom", "s2.dom"} {
+		if _, err := os.Stat(filepath.Join(shared, "Maildir", "new", name)); err != nil {
+			t.Error(err)
+		}
+	}
 }

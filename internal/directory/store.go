@@ -137,6 +137,18 @@ func isAddress(text string) bool {
 	return err == nil
 }
 
+// autoturnRoot holds a directory for each host, or domain, whose mail waits for it; waits tells whether dir is one.
+func (s *Store) autoturnRoot() string {
+	return filepath.Join(filepath.Dir(s.config.MailRoot), "autoturn")
+}
+
+func (s *Store) waits(dir string) bool { return filepath.Dir(filepath.Clean(dir)) == s.autoturnRoot() }
+
+// sharedByHost tells whether a directory of autoturnRoot is that of a host's address, which the domains of that host share.
+func sharedByHost(dir string) bool {
+	return isAddress(strings.ReplaceAll(filepath.Base(dir), "_", ":"))
+}
+
 // AddDomain adds a virtual domain and makes its directory. ErrExists if it is there already.
 func (s *Store) AddDomain(ctx context.Context, name string) error {
 	return s.MakeDomain(ctx, NewDomain{Name: name})
@@ -155,7 +167,7 @@ func (s *Store) MakeDomain(ctx context.Context, n NewDomain) error {
 		if err := validName(n.Autoturn, maxDomain); err != nil && !isAddress(n.Autoturn) {
 			return fmt.Errorf("domain %s: %w", name, err)
 		}
-		n.Dir = filepath.Join(filepath.Dir(s.config.MailRoot), "autoturn", strings.ToLower(n.Autoturn))
+		n.Dir = filepath.Join(s.autoturnRoot(), strings.ToLower(n.Autoturn))
 	}
 	for _, dir := range []string{n.Dir, n.Base} {
 		if err := validDir(dir); dir != "" && err != nil {
@@ -171,6 +183,11 @@ func (s *Store) MakeDomain(ctx context.Context, n NewDomain) error {
 		if n.Dir == "" {
 			// A domain that was renamed keeps its directory.
 			if dir, err = s.freeDir(ctx, tx, filepath.Join(s.config.MailRoot, name), "", ""); err != nil {
+				return err
+			}
+		} else if s.waits(dir) && !sharedByHost(dir) {
+			// So does one whose mail waits: its mail is not for who gets the name later.
+			if dir, err = s.freeDir(ctx, tx, dir, "", ""); err != nil {
 				return err
 			}
 		} else if user, err := s.userOf(ctx, tx, dir, "", ""); err != nil || user != "" && n.Autoturn == "" {

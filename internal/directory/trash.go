@@ -149,7 +149,7 @@ func (s *Store) rootsOf(ctx context.Context, d Domain) (roots []string, err erro
 		// Another one may hold more than the domain: that of IndiMail's is guessed from a home.
 		roots = append(roots, filepath.Clean(d.Dir))
 	}
-	if strings.HasPrefix(d.Dir, filepath.Join(filepath.Dir(s.config.MailRoot), "autoturn")+"/") {
+	if strings.HasPrefix(d.Dir, s.autoturnRoot()+"/") {
 		// What waits for a host goes with the last of its domains.
 		var others int
 		if err := s.read.QueryRowContext(ctx, s.engine.rebind("SELECT count(*) FROM indigo_domain WHERE dir = ? AND domain <> ?"), d.Dir, d.Name).Scan(&others); err != nil {
@@ -494,6 +494,11 @@ func (s *Store) RestoreTrash(ctx context.Context, t Trash) error {
 		}
 		for _, d := range t.Dirs {
 			if !filepath.IsAbs(d.From) {
+				continue
+			}
+			if s.waits(d.From) && sharedByHost(d.From) {
+				// Another domain of that host may be back already, and have mail there: theirs waits together.
+				places[d.From] = d.From
 				continue
 			}
 			place, err := s.freeDir(ctx, tx, d.From, name, domain)
