@@ -198,11 +198,11 @@ was. --to - reads the DSN, which may hold a password, from standard input.`,
 		}
 		target := config
 		target.DSN = to
+		if _, err := service.NewControl(*copyData).Status(cmd.Context()); err == nil {
+			fmt.Fprintln(app.Err, "warning: an instance is running: what it writes from now on, log-ins too, may be missing in the copy. To change over, stop it, make the target anew, and copy again")
+		}
 		rows := map[string]int64{}
-		if err := directory.Copy(cmd.Context(), config, target, func(table string, copied, of int64) {
-			rows[table] = copied
-			fmt.Fprintf(app.Err, "%s: %d of %d\n", table, copied, of)
-		}); err != nil {
+		if err := directory.Copy(cmd.Context(), config, target, copyProgress(app.Err, time.Now, rows)); err != nil {
 			return err
 		}
 		total := int64(0)
@@ -214,6 +214,23 @@ was. --to - reads the DSN, which may hold a password, from standard input.`,
 	}
 	cmd.AddCommand(status, initialize, migrate, copyTo, app.dbLogCommand(), app.dbServerCommand(), app.dbCacheCommand())
 	return cmd
+}
+
+// copyEvery is how often a copy tells of a table that takes long.
+const copyEvery = 10 * time.Second
+
+// copyProgress counts rows, and tells of each table that has some: when it is through, and now and then before.
+func copyProgress(w io.Writer, now func() time.Time, rows map[string]int64) directory.Progress {
+	told := now()
+	return func(table string, copied, of int64) {
+		before, begun := rows[table]
+		rows[table] = copied
+		if begun && before == copied || copied == 0 || copied < of && now().Sub(told) < copyEvery {
+			return
+		}
+		told = now()
+		fmt.Fprintf(w, "%s: %d of %d\n", table, copied, of)
+	}
 }
 
 // installTables is `indigo db init` and IndiMail's install_tables (wiki 4122-4142). A database of IndiMail's own is left to migrate, which shows what it

@@ -60,7 +60,7 @@ func Copy(ctx context.Context, from, to Config, progress Progress) error {
 			return fmt.Errorf("%s: %w", target.where, err)
 		}
 		if n > 0 && t.Name != "indigo_change" {
-			return fmt.Errorf("%s: the table %s has %d rows; a copy needs an empty database", target.where, t.Name, n)
+			return fmt.Errorf("%s: the table %s has %d rows; a copy needs an empty database: if a copy that was cut short left them, make the database anew, and copy again", target.where, t.Name, n)
 		}
 	}
 	for _, t := range Schema() {

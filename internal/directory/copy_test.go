@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +73,9 @@ func TestCopy(t *testing.T) {
 		if err := Copy(ctx, configs[i-1], configs[i], nil); err == nil || !strings.Contains(err.Error(), "needs an empty database") {
 			t.Errorf("step %d again: %v", i, err)
 		}
+	}
+	if info, err := os.Stat(dir + "/last.db"); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the copy, which holds passwords, is %v: %v", info.Mode(), err)
 	}
 	last, err := Open(ctx, configs[len(configs)-1])
 	if err != nil {

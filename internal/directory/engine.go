@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -195,6 +196,10 @@ func (s source) open() (write, read *sql.DB, err error) {
 		db.SetMaxIdleConns(8)
 		db.SetConnMaxIdleTime(5 * time.Minute)
 		return db, db, nil
+	}
+	// It holds passwords; that it cannot be made, or is there, is told when it is opened.
+	if f, err := os.OpenFile(s.path, os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+		f.Close()
 	}
 	pool := func(options string, connections int) (*sql.DB, error) {
 		db, err := sql.Open(s.driver, s.dsn+options)
