@@ -190,7 +190,9 @@ func (in *installation) install(ctx context.Context, systemd bool) error {
 	if !service.Exists(whole) {
 		if err := in.do("make the data directory "+in.data+" for "+in.domain, func() error {
 			created, err := service.Create(ctx, service.NewHouse{Data: whole, Domain: in.domain, User: "postmaster", Hostname: "mail." + in.domain, Listen: "0.0.0.0"})
-			if err == nil {
+			if err == nil && created.Password == "" {
+				fmt.Fprintf(in.app.Out, "  %s was there already and keeps the password that is set\n", created.User)
+			} else if err == nil {
 				fmt.Fprintf(in.app.Out, "  password of %s: %s\n", created.User, created.Password)
 			}
 			return err

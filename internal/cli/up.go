@@ -101,7 +101,7 @@ Without root the ports are the usual ones plus 2000: SMTP on 2025, IMAP on 2143.
 				}
 			}
 			first.User, first.Password = created.User.String(), created.Password
-			if passwordFile != "" && !asJSON {
+			if passwordFile != "" && !asJSON && created.Password != "" {
 				first.Password = "(as in " + passwordFile + ")"
 			}
 		}
@@ -319,7 +319,10 @@ func (app *App) announce(r ready, asJSON bool) error {
 			fmt.Fprintf(&b, "  %-10s %-22s %s\n", line.name, address, line.what)
 		}
 	}
-	if r.Password != "" {
+	switch {
+	case r.Password == "" && r.User != "":
+		fmt.Fprintf(&b, "\n  user       %s, who was there already and keeps the password that is set\n             (`indigo user passwd` sets another)\n", r.User)
+	case r.Password != "":
 		fmt.Fprintf(&b, "\n  user       %s\n  password   %s\n             (shown this once; `indigo user passwd` sets another)\n", r.User, r.Password)
 	}
 	fmt.Fprintf(&b, "\nTry it from another terminal:\n  indigo try --data %s\n  indigo explain --data %s %s\n\nCtrl-C stops it.\n", r.Data, r.Data, cmp.Or(r.User, "ADDRESS"))

@@ -36,7 +36,8 @@ type NewHouse struct {
 
 // Created tells what Create made.
 type Created struct {
-	User     addr.Address
+	User addr.Address
+	// Password is "" for a user who was in a database elsewhere already and keeps the one that is set.
 	Password string
 }
 
@@ -77,6 +78,10 @@ func Create(ctx context.Context, n NewHouse) (*Created, error) {
 	if created.Password == "" {
 		created.Password = rand.Text()
 	}
+	config, err := DirectoryConfig(n.Data)
+	if err != nil {
+		return nil, err
+	}
 	// postmaster's password is known to nobody until `indigo user passwd` sets one.
 	for name, password := range map[string]string{"postmaster": rand.Text(), created.User.Local: created.Password} {
 		hash, err := auth.HashPassword(password)
@@ -84,7 +89,13 @@ func Create(ctx context.Context, n NewHouse) (*Created, error) {
 			return nil, fmt.Errorf("password of %s: %w", name, err)
 		}
 		err = store.AddUser(ctx, directory.NewUser{Name: name, Domain: domain, Password: hash, Gecos: name})
-		if errors.Is(err, directory.ErrExists) {
+		switch there := errors.Is(err, directory.ErrExists); {
+		case there && config.DSN != "":
+			// Others use that database, and its users their passwords.
+			if err = nil; name == created.User.Local {
+				created.Password = ""
+			}
+		case there:
 			err = store.SetPassword(ctx, addr.Address{Local: name, Domain: domain}, hash, "")
 		}
 		if err != nil {
