@@ -227,10 +227,18 @@ func (s Stored) matches(password string) bool {
 	return false
 }
 
-// Secrets gives what mechanisms of challenge and response need. bare is ENABLE_CRAM: it gives a password that stands alone in pw_passwd too.
+// desForm is what crypt(3) makes by DES: a salt and 64 bits, whose last letter stands for four of them.
+var desForm = regexp.MustCompile(`^[./0-9A-Za-z]{12}[.26AEIMQUYcgkosw]$`)
+
+// MaybeDES tells whether what stands alone in pw_passwd has the form of DES, as users of an old IndiMail have it. It may be a password that looks
+// so, but is never taken for one: who has seen the hash would have the login.
+func (s Stored) MaybeDES() bool { return s.Bare && desForm.MatchString(s.Clear) }
+
+// Secrets gives what mechanisms of challenge and response need. bare is ENABLE_CRAM: it gives a password that stands alone in pw_passwd too, but
+// for what may be a hash by DES.
 func (s Stored) Secrets(bare bool) sasl.Secrets {
 	secrets := sasl.Secrets{Clear: s.Clear, SCRAM: s.SCRAM}
-	if s.Bare && !bare {
+	if s.Bare && !bare || s.MaybeDES() {
 		secrets.Clear = ""
 	}
 	return secrets

@@ -321,7 +321,7 @@ func (p *Password) Secrets(ctx context.Context, a Attempt) (Identity, sasl.Secre
 		}
 	}
 	secrets := stored.Secrets(a.EnableCRAM)
-	if a.HashSecret && secrets.Clear == "" && stored.hash != nil {
+	if a.HashSecret && secrets.Clear == "" && (stored.hash != nil || stored.MaybeDES()) {
 		secrets.Clear = user.Password
 		if besideHash(user.Password) {
 			_, secrets.Clear = cutHash(user.Password)

@@ -153,6 +153,8 @@ func (app *App) storedForms(who addr.Address, p password) (passwd, kept string, 
 		fmt.Fprintf(app.Err, "%s: this locks the account: no password fits\n", who)
 	case err != nil:
 		return "", "", err
+	case s.MaybeDES():
+		fmt.Fprintf(app.Err, "%s: this has the form of a hash by DES, and lets nobody in; `indigo user passwd %s` sets a password\n", who, who)
 	case s.Bare:
 		fmt.Fprintf(app.Err, "%s: this is no hash but a password in clear text: PLAIN and LOGIN refuse it, and CRAM takes it where ENABLE_CRAM is set; -C keeps one for CRAM beside a hash\n", who)
 	}

@@ -348,6 +348,8 @@ func (w *whyLogin) formText() string {
 	switch {
 	case w.locked != "" && len(w.answer.Forms) == 0:
 		return "stored: " + w.locked
+	case w.stored.MaybeDES():
+		return "stored: what has the form of a hash by DES, which lets nobody in: `indigo user passwd` sets a password"
 	case w.stored.Bare:
 		return "stored: the password alone, which is for challenge and response where ENABLE_CRAM is set"
 	}
@@ -415,6 +417,8 @@ func (w *whyLogin) ways(ctx context.Context, kind string, c *auth.Connection) {
 			return false, w.missing
 		case w.stored.Usable() || len(w.answer.AppPasswords) > 0:
 			return true, ""
+		case w.stored.MaybeDES():
+			return false, "what is stored has the form of a hash by DES"
 		case w.stored.Bare:
 			return false, "the password stands alone in pw_passwd: `vpasswd -C` keeps it beside a hash"
 		}
@@ -432,6 +436,8 @@ func (w *whyLogin) ways(ctx context.Context, kind string, c *auth.Connection) {
 			return false, "the password is kept encrypted, and that cannot be decrypted: " + w.unreadable.Error()
 		case scram == "" && w.stored.Method != "" && settings.EnableCRAM.Get(w.view) && settings.HashSecret.Get(w.view):
 			return true, "the client's password must be the hash in pw_passwd (ENABLE_CRAM_HASH)"
+		case w.stored.MaybeDES():
+			return false, "what is stored has the form of a hash by DES"
 		case w.stored.Bare:
 			return false, "the password stands alone in pw_passwd, and ENABLE_CRAM is not set"
 		case scram != "":
