@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -156,6 +157,10 @@ func setLimits(l *directory.Limits, words []string) error {
 			}
 			if err != nil || value < -1 {
 				faults = append(faults, fmt.Errorf("%s: %q is no number from -1 up, or date like 2027-01-31 for an expiry", name, text))
+				continue
+			}
+			if wide := strings.HasSuffix(strings.ToLower(name), "quota") || strings.HasSuffix(strings.ToLower(name), "msgcount"); !wide && value > math.MaxInt32 {
+				faults = append(faults, fmt.Errorf("%s: %q is more than %d, the most that the table vlimits has room for; -1 stands for no limit", name, text, math.MaxInt32))
 				continue
 			}
 			*n = value

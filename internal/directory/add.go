@@ -180,9 +180,7 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 				continue
 			}
 			added++
-			if err := homes.make(home); err != nil {
-				return fmt.Errorf("user %s@%s: %w", row.name, row.domain.Name, err)
-			}
+			homes.take(home)
 			what, u := "user added", User{Name: row.name, Domain: row.domain.Name, Gecos: row.values[4].(string)}
 			if row.inactive {
 				what, asleep = what+", marked inactive", append(asleep, u)
@@ -200,7 +198,8 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 				return err
 			}
 		}
-		return homes.save(ctx)
+		// Nothing is left of users who are refused.
+		return errors.Join(homes.save(ctx), homes.make())
 	})
 	if err != nil {
 		return 0, err

@@ -104,6 +104,7 @@ type newHomes struct {
 	space []FileSystem
 	read  bool
 	used  map[string]int64
+	taken []string
 }
 
 // levels is where homes of a domain go.
@@ -174,17 +175,23 @@ func (h *newHomes) choose(ctx context.Context, row newRow) (string, error) {
 	}
 }
 
-// make makes a home that was chosen.
-func (h *newHomes) make(home string) error {
-	for _, sub := range []string{"cur", "new", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(home, "Maildir", sub), 0o700); err != nil {
-			return err
-		}
-	}
+// take counts a home that was chosen; make makes all that were taken.
+func (h *newHomes) take(home string) {
+	h.taken = append(h.taken, home)
 	h.count[filepath.Dir(home)]++
 	for _, f := range h.space {
 		if strings.HasPrefix(home, f.Path+"/") {
 			h.used[f.Path]++
+		}
+	}
+}
+
+func (h *newHomes) make() error {
+	for _, home := range h.taken {
+		for _, sub := range []string{"cur", "new", "tmp"} {
+			if err := os.MkdirAll(filepath.Join(home, "Maildir", sub), 0o700); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -2,6 +2,9 @@ package directory
 
 import (
 	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -75,6 +78,9 @@ func testLimits(t *testing.T, dsn string) {
 	}
 	if err := add(addr.Address{Local: "c", Domain: "example.org"}); err == nil {
 		t.Error("a third user of two")
+	}
+	if _, err := os.Lstat(filepath.Join(s.config.MailRoot, "example.org", "c")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the home of who was not added is there: %v", err)
 	}
 	// The domain's flags hold for all but who overrides them; a user's own hold for him.
 	denied(a, NoPOP, "")
