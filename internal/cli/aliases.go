@@ -469,6 +469,9 @@ func (app *App) vgroup(ctx context.Context, data string, operands []string, opti
 			if strings.HasPrefix(options[letter], ".") || given(letter) && options[letter] == "" {
 				return fmt.Errorf("%q can be no member", options[letter])
 			}
+			if (letter == 'i' || letter == 'u') && strings.EqualFold(strings.TrimPrefix(options[letter], "&"), u.Address().String()) {
+				return fmt.Errorf("%s is the group itself, which has no mailbox: name another member", options[letter])
+			}
 		}
 		switch {
 		case given('i'):

@@ -25,6 +25,9 @@ func (app *App) linksCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if info, err := os.Stat(args[0]); err != nil || !info.IsDir() {
+			return fmt.Errorf("%s is no directory: make it first; no link was made", args[0])
+		}
 		failed := 0
 		for _, name := range sortedKeys(app.programs()) {
 			path := filepath.Join(args[0], name)
