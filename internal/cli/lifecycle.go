@@ -168,6 +168,9 @@ func (app *App) moveUser(ctx context.Context, data, user, dir string, asJSON boo
 	if asJSON {
 		err = json.NewEncoder(app.Out).Encode(map[string]string{"user": a.String(), "from": from, "to": to})
 	} else {
+		if from == "" {
+			from = "none"
+		}
 		_, err = fmt.Fprintf(app.Out, "%s is in %s; it was in %s\n", a, to, from)
 	}
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/indigomail/indigo/internal/addr"
+	"github.com/indigomail/indigo/internal/maildir"
 )
 
 // A home moves while mail comes in. On one file system it changes places, in one system call, with a symbolic link that leads to the new
@@ -37,7 +38,7 @@ const (
 	staleTmp = 36 * time.Hour
 )
 
-// MoveUser moves a user's home to dir, an absolute path that nobody has; "" stands for the place that a new user of that name would get.
+// MoveUser moves a user's home to dir, an absolute path that nobody has; "" stands for the place that a new user of that name would get. Who has no home gets one.
 // Mail may come in and users be logged in meanwhile. It gives the places before and after. After an interruption the same call goes on.
 func (s *Store) MoveUser(ctx context.Context, a addr.Address, dir string) (from, to string, err error) {
 	u, err := s.User(ctx, a)
@@ -61,7 +62,7 @@ func (s *Store) MoveUser(ctx context.Context, a addr.Address, dir string) (from,
 	}
 	inside := func(dir, of string) bool { return strings.HasPrefix(dir, of+"/") }
 	switch {
-	case !filepath.IsAbs(from):
+	case u.Dir != "" && !filepath.IsAbs(from):
 		return from, to, fmt.Errorf("user %s: the home %q is no absolute path", a, u.Dir)
 	case !filepath.IsAbs(to) || len(to) > maxDir || to == "/" || strings.ContainsAny(to, "\x00\r\n:"):
 		return from, to, fmt.Errorf("the new home %q must be an absolute path of at most %d bytes, without a colon", dir, maxDir)
@@ -80,6 +81,9 @@ func (s *Store) MoveUser(ctx context.Context, a addr.Address, dir string) (from,
 	})
 	if err != nil {
 		return from, to, err
+	}
+	if u.Dir == "" {
+		return "", to, s.giveHome(ctx, u, to)
 	}
 	if err := s.drainMoved(ctx, from); err != nil {
 		return from, to, err
@@ -116,6 +120,18 @@ func (s *Store) MoveUser(ctx context.Context, a addr.Address, dir string) (from,
 		return from, to, err
 	}
 	return from, to, s.drain(ctx, from, to)
+}
+
+// giveHome makes a home for a user who has none: IndiMail's rows may be so.
+func (s *Store) giveHome(ctx context.Context, u User, to string) error {
+	if err := maildir.Create(filepath.Join(to, "Maildir")); err != nil {
+		return err
+	}
+	n, err := s.change(ctx, u.Name, u.Domain, movedTo+to, "UPDATE indimail SET pw_dir = ?, timestamp = timestamp WHERE pw_name = ? AND pw_domain = ? AND coalesce(pw_dir, '') = ''", to, u.Name, u.Domain)
+	if err == nil && n != 1 {
+		err = fmt.Errorf("user %s was changed meanwhile; run the same command again", u.Address())
+	}
+	return err
 }
 
 // Reorganize moves homes of a domain out of directories that have more than they may, to where new users' would go, and lets further users

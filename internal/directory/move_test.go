@@ -2,8 +2,11 @@ package directory
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/indigomail/indigo/internal/addr"
 )
 
 // TestMoveCutShort: a move that ended before the table knew, or in the middle of a copy, is finished by the same call again.
@@ -78,4 +81,27 @@ func TestMoveCutShort(t *testing.T) {
 		}
 	}
 	check(to, "new/1.x")
+}
+
+func TestMoveFromNowhere(t *testing.T) { onEngines(t, testMoveFromNowhere) }
+
+// testMoveFromNowhere gives homes to users of IndiMail's who have none, in both forms of that.
+func testMoveFromNowhere(t *testing.T, dsn string) {
+	s := openOn(t, dsn, t.TempDir(), time.Now)
+	ctx := t.Context()
+	if err := s.AddDomain(ctx, "d.test"); err != nil {
+		t.Fatal(err)
+	}
+	for name, dir := range map[string]any{"ann": "", "bob": nil} {
+		if err := s.transactionRow(ctx, "indimail", []string{"pw_name", "pw_domain", "pw_passwd", "pw_gecos", "pw_dir"}, name, "d.test", "x", "", dir); err != nil {
+			t.Fatal(err)
+		}
+		from, to, err := s.MoveUser(ctx, addr.Address{Local: name, Domain: "d.test"}, "")
+		if err != nil || from != "" || to != filepath.Join(s.config.MailRoot, "d.test", name) || home(t, s, name+"@d.test") != to {
+			t.Errorf("%s: from %q to %q, %v", name, from, to, err)
+		}
+		if _, err := os.Stat(filepath.Join(to, "Maildir", "new")); err != nil {
+			t.Error(err)
+		}
+	}
 }
