@@ -21,14 +21,7 @@ import (
 // talk sends all input and gives every line that comes back. The service takes passwords in clear.
 func talk(t testing.TB, input string) []string {
 	t.Helper()
-	home, data := t.TempDir(), t.TempDir()
-	if err := errors.Join(os.Mkdir(data+"/control", 0o700), os.WriteFile(data+"/control/secure_auth", []byte("0\n"), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	snapshot, err := settings.Load(data)
-	if err != nil {
-		t.Fatal(err)
-	}
+	home := t.TempDir()
 	if err := maildir.Create(home + "/Maildir"); err != nil {
 		t.Fatal(err)
 	}
@@ -36,6 +29,20 @@ func talk(t testing.TB, input string) []string {
 		if err := os.WriteFile(home+"/Maildir/new/"+name, []byte("Subject: "+name[:3]+"\n\n.body\nx\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	return talkAt(t, home, input)
+}
+
+// talkAt is talk with a user whose home is another.
+func talkAt(t testing.TB, home, input string) []string {
+	t.Helper()
+	data := t.TempDir()
+	if err := errors.Join(os.Mkdir(data+"/control", 0o700), os.WriteFile(data+"/control/secure_auth", []byte("0\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		t.Fatal(err)
 	}
 	s := New(Config{Service: "imapd.1", Hostname: "h.test", Settings: func() *settings.View { return snapshot.View("imapd.1") }, Auth: anybody.Anybody{Home: home, Quota: "10240S,10C"},
 		Trace: trace.Discard, Logger: slog.New(slog.DiscardHandler), Now: time.Now, NewSessionID: func() string { return "s" }})
@@ -75,6 +82,25 @@ func TestDialogue(t *testing.T) {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
 		}
+	}
+}
+
+// TestHomeThatIsMissing: a user whose folder is not there yet finds it empty, and mail that comes; one without a home reads nobody's.
+func TestHomeThatIsMissing(t *testing.T) {
+	home := t.TempDir() + "/new/user"
+	got := strings.Join(talkAt(t, home, "a LOGIN u p\r\nb SELECT inbox\r\nc STATUS inbox (MESSAGES)\r\nd LOGOUT\r\n"), "\n")
+	if !strings.Contains(got, "* 0 EXISTS") || !strings.Contains(got, "b OK") || !strings.Contains(got, "(MESSAGES 0)") {
+		t.Error(got)
+	}
+	if info, err := os.Stat(home + "/Maildir/new"); err != nil || !info.IsDir() {
+		t.Error(err)
+	}
+	t.Chdir(t.TempDir())
+	if err := maildir.Create("Maildir"); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(talkAt(t, "", "a LOGIN u p\r\nb SELECT inbox\r\n"), "\n"); !strings.Contains(got, "b NO [SERVERBUG]") {
+		t.Error(got)
 	}
 }
 

@@ -37,8 +37,18 @@ type mailbox struct {
 }
 
 func openMailbox(path string) (*mailbox, error) {
+	if !filepath.IsAbs(path) {
+		return nil, fmt.Errorf("folder %q: the user has no home", path)
+	}
 	b := &mailbox{path: path}
-	return b, b.load()
+	err := b.load()
+	if errors.Is(err, fs.ErrNotExist) {
+		// It is not there yet, as of IndiMail's users on a new disk. A delivery would make it, too.
+		if err = maildir.Create(path); err == nil {
+			err = b.load()
+		}
+	}
+	return b, err
 }
 
 // load reads the folder and numbers what is new.

@@ -426,6 +426,11 @@ func (c *session) login(mechanism string, exchange *auth.Exchange, err error) {
 	}
 	identity := exchange.Identity
 	path := filepath.Join(identity.Home, "Maildir")
+	if !filepath.IsAbs(path) {
+		c.config.Logger.Warn(fmt.Sprintf("%s: user %s has no home", c.config.Service, identity.Address))
+		c.err("[SYS/TEMP] mailbox cannot be read now")
+		return
+	}
 	c.mu.Lock()
 	taken := c.locked[path]
 	c.locked[path] = true

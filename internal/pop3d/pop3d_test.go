@@ -29,14 +29,7 @@ func talk(t testing.TB, input string) []string {
 // server has a user with two messages. The service takes passwords in clear.
 func server(t testing.TB) *Server {
 	t.Helper()
-	home, data := t.TempDir(), t.TempDir()
-	if err := errors.Join(os.Mkdir(data+"/control", 0o700), os.WriteFile(data+"/control/secure_auth", []byte("0\n"), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	snapshot, err := settings.Load(data)
-	if err != nil {
-		t.Fatal(err)
-	}
+	home := t.TempDir()
 	if err := maildir.Create(home + "/Maildir"); err != nil {
 		t.Fatal(err)
 	}
@@ -44,6 +37,20 @@ func server(t testing.TB) *Server {
 		if err := os.WriteFile(home+"/Maildir/new/"+name, []byte("Subject: "+name[:3]+"\n\n.body\nx\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	return serverOf(t, home)
+}
+
+// serverOf lets anybody in, with this home.
+func serverOf(t testing.TB, home string) *Server {
+	t.Helper()
+	data := t.TempDir()
+	if err := errors.Join(os.Mkdir(data+"/control", 0o700), os.WriteFile(data+"/control/secure_auth", []byte("0\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return New(Config{Service: "pop3d.1", Hostname: "h.test", Settings: func() *settings.View { return snapshot.View("pop3d.1") }, Auth: anybody.Anybody{Home: home},
 		Trace: trace.Discard, Logger: slog.New(slog.DiscardHandler), Now: time.Now, NewSessionID: func() string { return "s" }})
@@ -95,6 +102,19 @@ func TestAuth(t *testing.T) {
 		"+ VXNlcm5hbWU6", "+ UGFzc3dvcmQ6", "+OK 2 messages", "+OK bye"}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// TestNoHome: a user without a home is not given what lies in another place: the directory that the process works in.
+func TestNoHome(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := maildir.Create("Maildir"); err != nil {
+		t.Fatal(err)
+	}
+	conn := &script{in: strings.NewReader("USER u\r\nPASS p\r\nSTAT\r\n")}
+	serverOf(t, "").Handle(context.Background(), conn)
+	if got := strings.Join(conn.lines(), "\n"); !strings.Contains(got, "-ERR [SYS/TEMP]") || !strings.Contains(got, "-ERR log in first") {
+		t.Error(got)
 	}
 }
 
