@@ -36,12 +36,7 @@ type sources struct {
 func (s sources) Verify(ctx context.Context, a auth.Attempt) (auth.Identity, error) {
 	view := s.view()
 	words, _ := moduleWords(s.kind, view)
-	chain, err := s.h.chain(words, view)
-	if err != nil {
-		s.h.unanswered(words, err)
-		return auth.Identity{}, err
-	}
-	identity, err := chain.Verify(ctx, a)
+	identity, err := s.h.chain(words, view).Verify(ctx, a)
 	if ctx.Err() == nil {
 		s.h.unanswered(words, err)
 	}
@@ -71,6 +66,14 @@ func (h *House) unanswered(words []string, err error) {
 		h.unansweredAt[sources] = now
 		h.log.Warn("a source of passwords cannot say, so that logins get a temporary error", "sources", sources, "error", cause)
 	}
+}
+
+// unusable is a source of passwords that is not there, or is set wrongly: it cannot say, and those behind it are asked.
+type unusable struct{ err error }
+
+// Verify implements auth.Verifier.
+func (u unusable) Verify(context.Context, auth.Attempt) (auth.Identity, error) {
+	return auth.Identity{}, auth.Unavailable(u.err)
 }
 
 // known is a source of passwords whose users may be in the directory too: that says then where their mail is, and what they may not.
@@ -141,7 +144,7 @@ func chains(snapshot *settings.Snapshot, each func(view *settings.View, words []
 }
 
 // chain makes the sources that words name: Indigo's own by their names, whatever the directory before them, and programs.
-func (h *House) chain(words []string, view *settings.View) (chain auth.Chain, err error) {
+func (h *House) chain(words []string, view *settings.View) (chain auth.Chain) {
 	for _, word := range words {
 		switch {
 		case isDirectory(word):
@@ -159,7 +162,8 @@ func (h *House) chain(words []string, view *settings.View) (chain auth.Chain, er
 		case isLDAP(word):
 			source, err := h.ldapSource(view)
 			if err != nil {
-				return nil, auth.Unavailable(err)
+				chain = append(chain, unusable{err})
+				continue
 			}
 			chain = append(chain, known{source, h})
 		case isDovecot(word):
@@ -169,12 +173,13 @@ func (h *House) chain(words []string, view *settings.View) (chain auth.Chain, er
 		default:
 			program, err := h.passwordProgram(word, view)
 			if err != nil {
-				return nil, err
+				chain = append(chain, unusable{err})
+				continue
 			}
 			chain = append(chain, known{program, h})
 		}
 	}
-	return chain, nil
+	return chain
 }
 
 // isDirectory tells whether a word names the directory.
