@@ -200,6 +200,9 @@ func (in *installation) install(ctx context.Context, systemd bool) error {
 			return err
 		}
 	}
+	if err := in.do("let users of the host leave mail in "+in.data+"/public", func() error { return service.OpenToHost(whole) }); err != nil {
+		return err
+	}
 	if in.root == "/" {
 		if err := in.do("give it to "+account, func() error {
 			a, err := service.FindAccount(account)

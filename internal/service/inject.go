@@ -18,15 +18,19 @@ import (
 )
 
 // makePublic makes the places where other users of the host leave mail: a directory that they may enter, and in it pickup,
-// where they may leave files and see none. As root the data directory itself lets them pass; its parts do not.
-func makePublic(data string) error {
+// where they may leave files and see none. As root, and for the account that root lets serve (host), the data directory itself lets them
+// pass; its parts do not. An ordinary user's is left as it is.
+func makePublic(data string, host bool) error {
 	public, _, pickup := inject.Layout(data)
 	err := os.MkdirAll(pickup, 0o700)
-	if err != nil || os.Geteuid() != 0 {
+	if err != nil || os.Geteuid() != 0 && !host {
 		return err
 	}
 	return errors.Join(os.Chmod(data, 0o711), os.Chmod(public, 0o755), os.Chmod(pickup, 0o733|os.ModeSticky))
 }
+
+// OpenToHost does so for a data directory of the host, whoever is to serve it; who calls it must own it.
+func OpenToHost(data string) error { return makePublic(data, true) }
 
 // startInject opens the socket for processes of the host, and takes what lies in pickup.
 func (h *House) startInject(ctx context.Context) error {
@@ -38,7 +42,7 @@ func (h *House) startInject(ctx context.Context) error {
 
 // serveInject takes mail in at a place, a data directory or a queue of its own, for a queue.
 func (h *House) serveInject(ctx context.Context, place string, q queue.Submitter, me string) error {
-	if err := makePublic(place); err != nil {
+	if err := makePublic(place, settings.RunAs.Get(h.view("all")) != ""); err != nil {
 		return fmt.Errorf("public directory: %w", err)
 	}
 	public, socket, pickup := inject.Layout(place)

@@ -51,7 +51,7 @@ func MakeQueue(dir string) error {
 	if err := os.MkdirAll(filepath.Join(dir, "log"), 0o700); err != nil {
 		return err
 	}
-	return makePublic(dir)
+	return makePublic(dir, false)
 }
 
 // IsQueue tells whether a directory is one that MakeQueue made.

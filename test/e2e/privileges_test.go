@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -106,6 +107,15 @@ func TestRootGivesUpRoot(t *testing.T) {
 	}
 	if got := status(t, in.PID())["Uid"]; got != "0 0 0 0" {
 		t.Errorf("the parent's Uid is %q", got)
+	}
+	// Other users of the host get at public, for sendmail and sockets that are made there, and at nothing else.
+	for path, want := range map[string]fs.FileMode{
+		"": 0o711, "public": 0o755, "public/pickup": 0o733 | fs.ModeSticky, "certs": 0o700, "control": 0o700, "domains": 0o700, "queue": 0o700, "run": 0o700, "trace": 0o700, "indimail.db": 0o600, "authkey": 0o600,
+	} {
+		info, err := os.Stat(filepath.Join(data, path))
+		if err != nil || info.Mode()&^fs.ModeDir != want {
+			t.Errorf("mode of DATA/%s: %v, %v, want %v", path, info.Mode(), err, want)
+		}
 	}
 	// What it holds: its standard streams, sockets, the kernel's wake-ups, and files of the data directory.
 	descriptors, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", child))
