@@ -213,6 +213,9 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 	if err != nil {
 		wrong = append(wrong, at(all, settings.TLSCert.Setting, "%v", err))
 	}
+	for _, ended := range store.Expired(time.Now()) {
+		warnings = append(warnings, at(all, settings.TLSCert.Setting, "%s", ended))
+	}
 	for _, name := range snapshot.Services() {
 		kind := kindOf(name)
 		known := append(internalServices(), Kinds()...)
@@ -242,6 +245,11 @@ func checkServices(data string, snapshot *settings.Snapshot) (wrong, warnings se
 		if path := certificatePath(data, v); path != certificatePath(data, all) {
 			if store, err = tlsx.NewStore(path); err != nil {
 				wrong = append(wrong, at(v, settings.CertDir.Setting, "%v", err))
+			}
+			for _, ended := range store.Expired(time.Now()) {
+				if p := at(v, settings.CertDir.Setting, "%s", ended); !slices.Contains(warnings, p) {
+					warnings = append(warnings, p)
+				}
 			}
 		}
 		if err := store.Try(tlsOptions(data, v)); err != nil {

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"github.com/indigomail/indigo/internal/cdb"
+	"github.com/indigomail/indigo/internal/settings"
+	"github.com/indigomail/indigo/internal/tlsx"
 )
 
 // TestNamedFiles: files that routes, remote_auth and rules name are read, and what is wrong with them has the place that names them.
@@ -167,5 +170,33 @@ func TestCredentialDatabase(t *testing.T) {
 				t.Errorf("said: %s", strings.Join(said, "\n"))
 			}
 		})
+	}
+}
+
+// TestCertificateExpired: the server's own certificate that clients refuse is a warning, for each setting that names it.
+func TestCertificateExpired(t *testing.T) {
+	data := t.TempDir()
+	write := writerInto(t, data)
+	write("control/me", "mx.here.test\n")
+	write("services/smtpd.25/variables/CERTDIR", "others\n")
+	write("services/smtpd.26/variables/CERTDIR", "others\n")
+	for file, made := range map[string]time.Time{"certs/servercert.pem": time.Now().AddDate(-50, 0, 0), "others/servercert.pem": time.Now().AddDate(1, 0, 0)} {
+		write(file, "")
+		if err := tlsx.SelfSigned(filepath.Join(data, file), []string{"mx.here.test"}, made); err != nil {
+			t.Fatal(err)
+		}
+	}
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, warnings := checkServices(data, snapshot)
+	said := fmt.Sprint(warnings)
+	for text, times := range map[string]int{
+		"certs/servercert.pem: the certificate has expired at ": 1, "others/servercert.pem: the certificate is valid from ": 2,
+	} {
+		if got := strings.Count(said, text); got != times {
+			t.Errorf("%q is said %d times, want %d: %s", text, got, times, said)
+		}
 	}
 }

@@ -36,8 +36,10 @@ type Store struct {
 // loaded is what the files held at one moment, with the configurations made of it.
 type loaded struct {
 	certificates []*tls.Certificate
-	mu           sync.Mutex
-	configs      map[string]configured
+	// files are where they stand, one for each.
+	files   []string
+	mu      sync.Mutex
+	configs map[string]configured
 	// store has Also.
 	store *Store
 	// fallback is clientca.pem beside the certificates, "" when there is none; fallbackCRL is clientcrl.pem, there or not.
@@ -95,7 +97,7 @@ func (s *Store) Reload() error {
 			faults = append(faults, fmt.Errorf("%s: %w", file, err))
 			continue
 		}
-		l.certificates = append(l.certificates, &c)
+		l.certificates, l.files = append(l.certificates, &c), append(l.files, file)
 	}
 	if faults != nil {
 		return errors.Join(faults...)
@@ -113,6 +115,25 @@ func (s *Store) Reload() error {
 		r.mu.Unlock()
 	}
 	return nil
+}
+
+// Expired says of each certificate that is not valid any more, or not yet, what clients make of it: nothing here stops because of it.
+func (s *Store) Expired(now time.Time) (said []string) {
+	l := s.current.Load()
+	if l == nil {
+		return nil
+	}
+	for i, c := range l.certificates {
+		const then = "clients refuse it; put a new one there, then `indigo reload`"
+		switch file := l.files[i]; {
+		case c.Leaf == nil:
+		case now.After(c.Leaf.NotAfter):
+			said = append(said, fmt.Sprintf("%s: the certificate has expired at %s: %s", file, c.Leaf.NotAfter.UTC().Format(time.RFC3339), then))
+		case now.Before(c.Leaf.NotBefore):
+			said = append(said, fmt.Sprintf("%s: the certificate is valid from %s only: %s", file, c.Leaf.NotBefore.UTC().Format(time.RFC3339), then))
+		}
+	}
+	return said
 }
 
 // first sorts servercert.pem to the front.
