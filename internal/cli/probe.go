@@ -36,7 +36,7 @@ func (s *serverFlags) register(cmd *cobra.Command) {
 	f.StringVar(&s.ca, "ca", "", "file with the authorities to trust, in PEM (default: those of the system)")
 	f.StringVar(&s.name, "tls-name", "", "name that must be in the certificate (default: HOST)")
 	f.StringVar(&s.helo, "helo", "client.example", "name to give in EHLO")
-	f.DurationVar(&s.timeout, "timeout", 30*time.Second, "how long to wait for each reply")
+	f.DurationVar(&s.timeout, "timeout", 40*time.Second, "how long to wait for each reply; Indigo gives a source of passwords 30s")
 	cmd.MarkFlagsMutuallyExclusive("starttls", "tls", "plain")
 }
 

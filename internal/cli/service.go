@@ -425,3 +425,9 @@ func (app *App) printVariables(data, name string) int {
 	}
 	return 0
 }
+
+// hasService tells whether a data directory has a service of this name, down or not.
+func hasService(data, name string) bool {
+	names, err := service.Instances(data)
+	return err == nil && slices.Contains(names, name)
+}

@@ -247,8 +247,13 @@ func (app *App) settingsCommand() *cobra.Command {
 			}
 			args = append(args, text)
 		}
-		if err := settings.Set(data, args[0], settings.ServiceName(service), args[1]); err != nil {
+		named := settings.ServiceName(service)
+		before := named == "" || hasService(data, named)
+		if err := settings.Set(data, args[0], named, args[1]); err != nil {
 			return err
+		}
+		if !before && hasService(data, named) {
+			fmt.Fprintf(app.Err, "warning: there was no service %[1]s: the next reload or start opens one; `indigo service remove %[1]s` undoes that, `indigo settings unset` does not\n", named)
 		}
 		s, err := settings.Lookup(args[0])
 		if err == nil && s.Pending {

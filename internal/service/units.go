@@ -77,6 +77,15 @@ func instances(s *settings.Snapshot) (names []string) {
 	return names
 }
 
+// Instances names the services that an instance of a data directory opens doors for.
+func Instances(data string) ([]string, error) {
+	snapshot, err := settings.Load(data)
+	if err != nil {
+		return nil, err
+	}
+	return instances(snapshot), nil
+}
+
 // LoginServices names the services of a data directory that users log in to.
 func LoginServices(data string) ([]string, error) {
 	snapshot, err := settings.Load(data)
