@@ -298,7 +298,7 @@ func (w *whyLogin) sources(ctx context.Context) {
 			}
 		case isSystem(word):
 			s.Kind = "system"
-			s.Knows, s.Found = systemUser(w.q.User)
+			s.Knows, s.Found = systemUser(w.q.User, settings.Me.Get(w.all))
 		case isPAM(word):
 			s.Kind, s.Found = "pam", "PAM is asked by the serving process alone, which must have been started as root"
 			w.open, w.homes = append(w.open, word), true
@@ -360,9 +360,10 @@ func (w *whyLogin) formText() string {
 	return text
 }
 
-func systemUser(name string) (bool, string) {
-	if strings.Contains(name, "@") {
-		name, _, _ = strings.Cut(name, "@")
+func systemUser(name, host string) (bool, string) {
+	name, domain, full := strings.Cut(name, "@")
+	if full && !strings.EqualFold(domain, host) {
+		return false, "users of the host have bare names, or end in @" + host
 	}
 	user, refused, err := (auth.System{Now: time.Now}).Find(name)
 	switch {
@@ -371,7 +372,7 @@ func systemUser(name string) (bool, string) {
 	case refused != nil:
 		return false, refused.Error()
 	}
-	return true, fmt.Sprintf("user %s of the host (uid %d, home %s); the serving process must have been started as root to ask", user.Name, user.UID, user.Home)
+	return true, fmt.Sprintf("user %s of the host (uid %d, home %s); the serving process must have been started as root to ask, and only it sees whether the account is locked or has expired", user.Name, user.UID, user.Home)
 }
 
 func (w *whyLogin) has(kind string) bool {
@@ -623,7 +624,7 @@ func (w *whyLogin) conclude() {
 		a.Verdict = "cannot log in with this password: " + a.Password
 		for _, s := range a.Sources {
 			if s.Kind == "pam" || s.Kind == "system" && s.Knows {
-				a.Verdict += "; but " + s.Word + " was not asked, which only the serving process may do"
+				a.Verdict = strings.Replace(a.Verdict, "cannot log in with this password: ", "may be able to log in: the others say ", 1) + "; but " + s.Word + " was not asked, which only the serving process may do"
 			}
 		}
 	case w.badToken:

@@ -126,6 +126,12 @@ exit 1
 	if got := login("sysann", "secret"); got != "235" {
 		t.Errorf("with sys-checkpwd again: %s", got)
 	}
+	// What is not known without the serving process is not told as if it were; a name with another host's is nobody's.
+	namespace := instance.Program(inside)
+	whyLogin(t, namespace, in, "smtpd.587", "sysann", "secret", false, "may be able to log in: ")
+	whyLogin(t, namespace, in, "smtpd.587", "sysann", "secret", false, "but sys-checkpwd was not asked, which only the serving process may do")
+	whyLogin(t, namespace, in, "smtpd.587", "sysann@"+me, "", true, "can log in, over TLS by PLAIN, LOGIN;")
+	whyLogin(t, namespace, in, "smtpd.587", "sysann@other.test", "", false, "users of the host have bare names, or end in @"+me)
 	// What is wrong is told before a start.
 	control(t, in, "authmodules", "vchkpass /nowhere/module\n")
 	result, err := indigo.Run(within(t, time.Minute), "check", "--data", data)
