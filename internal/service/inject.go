@@ -17,19 +17,24 @@ import (
 	"github.com/indigomail/indigo/internal/trace"
 )
 
-// makePublic makes the places where other users of the host leave mail: a directory that they may enter, and in it pickup,
-// where they may leave files and see none. As root, and for the account that root lets serve (host), the data directory itself lets them
-// pass; its parts do not. An ordinary user's is left as it is.
-func makePublic(data string, host bool) error {
+// makePublic makes the places where other users of the host leave mail: a directory that they may enter, and in it pickup, where they may
+// leave files and see none. As root, and for the account that root lets serve, the data directory itself lets them pass; its parts do not. What
+// others leave in pickup is theirs alone, which root can read and such an account cannot: it lets nobody in there, so that the program that
+// brings mail while nothing runs hears of it and keeps it. An ordinary user's directory is left as it is.
+func makePublic(data string, account bool) error {
 	public, _, pickup := inject.Layout(data)
 	err := os.MkdirAll(pickup, 0o700)
-	if err != nil || os.Geteuid() != 0 && !host {
+	if err != nil || os.Geteuid() != 0 && !account {
 		return err
 	}
-	return errors.Join(os.Chmod(data, 0o711), os.Chmod(public, 0o755), os.Chmod(pickup, 0o733|os.ModeSticky))
+	leave := 0o733 | os.ModeSticky
+	if account {
+		leave = 0o700
+	}
+	return errors.Join(os.Chmod(data, 0o711), os.Chmod(public, 0o755), os.Chmod(pickup, leave))
 }
 
-// OpenToHost does so for a data directory of the host, whoever is to serve it; who calls it must own it.
+// OpenToHost does so for a data directory that an account is to serve; who calls it must own it, or be root.
 func OpenToHost(data string) error { return makePublic(data, true) }
 
 // startInject opens the socket for processes of the host, and takes what lies in pickup.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -110,12 +111,27 @@ func TestRootGivesUpRoot(t *testing.T) {
 	}
 	// Other users of the host get at public, for sendmail and sockets that are made there, and at nothing else.
 	for path, want := range map[string]fs.FileMode{
-		"": 0o711, "public": 0o755, "public/pickup": 0o733 | fs.ModeSticky, "certs": 0o700, "control": 0o700, "domains": 0o700, "queue": 0o700, "run": 0o700, "trace": 0o700, "indimail.db": 0o600, "authkey": 0o600,
+		"": 0o711, "public": 0o755, "public/pickup": 0o700, "certs": 0o700, "control": 0o700, "domains": 0o700, "queue": 0o700, "run": 0o700, "trace": 0o700, "indimail.db": 0o600, "authkey": 0o600,
 	} {
 		info, err := os.Stat(filepath.Join(data, path))
 		if err != nil || info.Mode()&^fs.ModeDir != want {
 			t.Errorf("mode of DATA/%s: %v, %v, want %v", path, info.Mode(), err, want)
 		}
+	}
+	// They leave mail while it runs, and are told when it does not: what they would leave in pickup is not the account's to read.
+	leave := func(user uint32) error {
+		cmd := exec.Command(string(program), "sendmail", "alice@indigo.test")
+		cmd.Env = append(os.Environ(), "INDIGO_DATA="+data)
+		cmd.Stdin = strings.NewReader("Subject: left\n\nleft\n")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	}
+	if err := leave(4001); err != nil {
+		t.Errorf("sendmail of another user: %v", err)
 	}
 	// What it holds: its standard streams, sockets, the kernel's wake-ups, and files of the data directory.
 	descriptors, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", child))
@@ -168,6 +184,9 @@ func TestRootGivesUpRoot(t *testing.T) {
 	}
 	if left := children(t, 1); slices.Contains(left, child) {
 		t.Error("the child outlived its parent")
+	}
+	if err := leave(4001); err == nil {
+		t.Error("sendmail of another user says that mail was taken which nothing will read")
 	}
 }
 
