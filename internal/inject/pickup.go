@@ -116,6 +116,18 @@ func (s *Server) pickupOne(ctx context.Context, path string) error {
 	return nil
 }
 
+// giveToReader gives what root leaves to the owner of the directory, an account that could not read it else: it counts as left by that account.
+func giveToReader(f *os.File, dir string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return err
+	}
+	return f.Chown(int(st.Uid), int(st.Gid))
+}
+
 // drop leaves a stream in the directory; when it returns nil it is durable.
 func drop(dir string, stream io.Reader) (name string, err error) {
 	name = finished + rand.Text()
@@ -125,7 +137,10 @@ func drop(dir string, stream io.Reader) (name string, err error) {
 		return "", err
 	}
 	defer f.Close()
-	if _, err = io.Copy(f, stream); err == nil {
+	if err = giveToReader(f, dir); err == nil {
+		_, err = io.Copy(f, stream)
+	}
+	if err == nil {
 		err = f.Sync()
 	}
 	if err == nil {

@@ -188,6 +188,18 @@ func TestRootGivesUpRoot(t *testing.T) {
 	if err := leave(4001); err == nil {
 		t.Error("sendmail of another user says that mail was taken which nothing will read")
 	}
+	// Root's, of cron, lies there for the account.
+	if err := leave(0); err != nil {
+		t.Errorf("sendmail of root: %v", err)
+	}
+	left, err := filepath.Glob(filepath.Join(data, "public/pickup/m*"))
+	if err != nil || len(left) != 1 {
+		t.Fatalf("left by root: %v, %v", left, err)
+	}
+	out, err := exec.Command("stat", "-c", "%u %a", left[0]).Output()
+	if err != nil || strings.TrimSpace(string(out)) != strconv.Itoa(nobody)+" 600" {
+		t.Errorf("what root left belongs to %s, %v", out, err)
+	}
 }
 
 // TestHardening finds out where a program that a service runs can write: in the data directory, and nowhere else that its
