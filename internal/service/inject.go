@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -31,7 +32,12 @@ func makePublic(data string, account bool) error {
 	if account {
 		leave = 0o700
 	}
-	return errors.Join(os.Chmod(data, 0o711), os.Chmod(public, 0o755), os.Chmod(pickup, leave))
+	err = errors.Join(os.Chmod(data, 0o711), os.Chmod(public, 0o755), os.Chmod(pickup, leave))
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		// The directory is another's, who has said who may enter it.
+		return nil
+	}
+	return err
 }
 
 // OpenToHost does so for a data directory that an account is to serve; who calls it must own it, or be root.
