@@ -17,8 +17,9 @@ func (app *App) checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Check all settings, rules, lists and certificates, and name what is wrong with file and line",
 		Long: `Read everything that a start or a reload reads, and print what is wrong, a line each: file, line, what is wrong, what is
-allowed. Whether the directory can be opened is tried too, for ten seconds. Warnings are about what will not work as its author may think, and does no harm. Nothing is changed. The exit code is
-1 when there is an error, so that a script can ask before it reloads.`,
+allowed. Whether the directory can be opened is tried too, for ten seconds. Warnings are about what will not work as its
+author may think, and does no harm. Nothing is changed. The exit code is 1 when there is an error, so that a script can ask
+before it reloads.`,
 		Example: "  indigo check\n  indigo check --data /srv/mail && indigo reload",
 		Args:    cobra.NoArgs,
 	}

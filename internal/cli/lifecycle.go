@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,7 +60,7 @@ func (app *App) renameDomain(ctx context.Context, data, from, to string) error {
 			return err
 		}
 		// A host with an address gets all that is in its directory.
-		if _, err := netip.ParseAddr(strings.ReplaceAll(filepath.Base(d.Dir), "_", ":")); err != nil {
+		if !directory.SharedByHost(d.Dir) {
 			if some, err := maildir.List(filepath.Join(d.Dir, "Maildir")); err != nil || len(some) > 0 {
 				fmt.Fprintf(app.Err, "mail that waits for %s in %s is handed to the host of %s only when that is an alias: indigo domain alias add %[1]s %[3]s\n", addr.FoldDomain(from), d.Dir, d.Name)
 			}

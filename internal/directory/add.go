@@ -198,8 +198,11 @@ func (s *Store) AddUsers(ctx context.Context, users []NewUser) (added int, err e
 				return err
 			}
 		}
-		// Nothing is left of users who are refused.
-		return errors.Join(homes.save(ctx), homes.make())
+		if err := homes.save(ctx); err != nil {
+			return err
+		}
+		// At last: nothing is left of users who are refused.
+		return homes.make()
 	})
 	if err != nil {
 		return 0, err

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/indigomail/indigo/internal/maildir"
 )
 
 // The width of pw_dir, and how many homes are in one directory unless a domain says otherwise, as with IndiMail's vadduser.
@@ -188,10 +190,8 @@ func (h *newHomes) take(home string) {
 
 func (h *newHomes) make() error {
 	for _, home := range h.taken {
-		for _, sub := range []string{"cur", "new", "tmp"} {
-			if err := os.MkdirAll(filepath.Join(home, "Maildir", sub), 0o700); err != nil {
-				return err
-			}
+		if err := maildir.Create(filepath.Join(home, "Maildir")); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -144,8 +144,8 @@ func (s *Store) autoturnRoot() string {
 
 func (s *Store) waits(dir string) bool { return filepath.Dir(filepath.Clean(dir)) == s.autoturnRoot() }
 
-// sharedByHost tells whether a directory of autoturnRoot is that of a host's address, which the domains of that host share.
-func sharedByHost(dir string) bool {
+// SharedByHost tells whether a directory in which mail waits is that of a host's address, which the domains of that host share.
+func SharedByHost(dir string) bool {
 	return isAddress(strings.ReplaceAll(filepath.Base(dir), "_", ":"))
 }
 
@@ -185,7 +185,7 @@ func (s *Store) MakeDomain(ctx context.Context, n NewDomain) error {
 			if dir, err = s.freeDir(ctx, tx, filepath.Join(s.config.MailRoot, name), "", ""); err != nil {
 				return err
 			}
-		} else if s.waits(dir) && !sharedByHost(dir) {
+		} else if s.waits(dir) && !SharedByHost(dir) {
 			// So does one whose mail waits: its mail is not for who gets the name later.
 			if dir, err = s.freeDir(ctx, tx, dir, "", ""); err != nil {
 				return err

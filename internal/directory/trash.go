@@ -496,7 +496,7 @@ func (s *Store) RestoreTrash(ctx context.Context, t Trash) error {
 			if !filepath.IsAbs(d.From) {
 				continue
 			}
-			if s.waits(d.From) && sharedByHost(d.From) {
+			if s.waits(d.From) && SharedByHost(d.From) {
 				// Another domain of that host may be back already, and have mail there: theirs waits together.
 				places[d.From] = d.From
 				continue

@@ -428,6 +428,7 @@ func (c *session) login(mechanism string, exchange *auth.Exchange, err error) {
 	path := filepath.Join(identity.Home, "Maildir")
 	if !filepath.IsAbs(path) {
 		c.config.Logger.Warn(fmt.Sprintf("%s: user %s has no home", c.config.Service, identity.Address))
+		c.recordOf(identity.Address.String(), "auth", "reject", mechanism+" "+exchange.User+": the user has no home")
 		c.err("[SYS/TEMP] mailbox cannot be read now")
 		return
 	}

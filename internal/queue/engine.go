@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -276,21 +277,32 @@ func (q *Queue) setAside(segment uint64, offset int64, b []byte) {
 	_ = q.keepAside(segment, offset, b, "no record: what a crash tore, or damage")
 }
 
-// setMessageAside keeps the record of a message that this version cannot read, though it is what was written: the segment may go.
+// setMessageAside keeps the record of a message that this version cannot read, though it is what was written, for the segment may go;
+// and the content of a large one, which would be nobody's.
 func (q *Queue) setMessageAside(id ID, at seglog.Position) error {
 	buffer := new([]byte)
 	payload, err := q.log.Read(uint64(id), at, buffer)
 	if err != nil {
 		return fmt.Errorf("message %s: %w", id, err)
 	}
-	return q.keepAside(at.Segment, at.Offset, payload, "a message, "+id.String()+", that this version of Indigo cannot read")
+	if err := q.keepAside(at.Segment, at.Offset, payload, "a message, "+id.String()+", that this version of Indigo cannot read"); err != nil {
+		return err
+	}
+	err = os.Rename(q.bigPath(id), q.asidePath(at.Segment, at.Offset)+".content")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (q *Queue) asidePath(segment uint64, offset int64) string {
+	return filepath.Join(q.config.Dir, "damaged", fmt.Sprintf("%016x-%d", segment, offset))
 }
 
 // keepAside writes bytes of the log to a file for the operator, and says so in the log.
 func (q *Queue) keepAside(segment uint64, offset int64, b []byte, why string) error {
-	dir := filepath.Join(q.config.Dir, "damaged")
-	name := filepath.Join(dir, fmt.Sprintf("%016x-%d", segment, offset))
-	err := os.MkdirAll(dir, 0o700)
+	name := q.asidePath(segment, offset)
+	err := os.MkdirAll(filepath.Dir(name), 0o700)
 	if err == nil {
 		err = os.WriteFile(name, b, 0o600)
 	}

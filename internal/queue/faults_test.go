@@ -444,16 +444,22 @@ func TestUnreadableMessageIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	log.Close()
+	// The content of a large one lies beside the log.
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "big"), 0o700), os.WriteFile(filepath.Join(dir, "big", "1"), []byte("large content"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	c := testConfig(dir, &sink{}, &sink{})
 	c.Idle = true
 	for range 2 {
 		q := open(t, c)
 		files, _ := filepath.Glob(filepath.Join(dir, "damaged", "*"))
-		if len(files) != 1 || q.Stats().Messages != 0 {
+		if len(files) != 2 || q.Stats().Messages != 0 {
 			t.Fatalf("files %v, %d messages", files, q.Stats().Messages)
 		}
-		if b, err := os.ReadFile(files[0]); err != nil || !strings.HasSuffix(string(b), "precious content") {
-			t.Errorf("%q, %v", b, err)
+		for i, want := range []string{"precious content", "large content"} {
+			if b, err := os.ReadFile(files[i]); err != nil || !strings.HasSuffix(string(b), want) {
+				t.Errorf("%s: %q, %v", files[i], b, err)
+			}
 		}
 		q.Shutdown(t.Context())
 	}

@@ -89,13 +89,15 @@ func Create(ctx context.Context, n NewHouse) (*Created, error) {
 			return nil, fmt.Errorf("password of %s: %w", name, err)
 		}
 		err = store.AddUser(ctx, directory.NewUser{Name: name, Domain: domain, Password: hash, Gecos: name})
-		switch there := errors.Is(err, directory.ErrExists); {
-		case there && config.DSN != "":
+		there := errors.Is(err, directory.ErrExists)
+		if there && config.DSN != "" {
 			// Others use that database, and its users their passwords.
-			if err = nil; name == created.User.Local {
+			if name == created.User.Local {
 				created.Password = ""
 			}
-		case there:
+			continue
+		}
+		if there {
 			err = store.SetPassword(ctx, addr.Address{Local: name, Domain: domain}, hash, "")
 		}
 		if err != nil {

@@ -622,10 +622,14 @@ func (w *whyLogin) conclude() {
 		a.Verdict = "cannot log in: no mechanism that is offered works with what is stored (" + w.formText() + ")"
 	case w.q.Password != "" && !w.right:
 		a.Verdict = "cannot log in with this password: " + a.Password
+		var unasked []string
 		for _, s := range a.Sources {
 			if s.Kind == "pam" || s.Kind == "system" && s.Knows {
-				a.Verdict = strings.Replace(a.Verdict, "cannot log in with this password: ", "may be able to log in: the others say ", 1) + "; but " + s.Word + " was not asked, which only the serving process may do"
+				unasked = append(unasked, s.Word)
 			}
+		}
+		if len(unasked) > 0 {
+			a.Verdict = "may be able to log in: the others say " + a.Password + "; but " + strings.Join(unasked, ", ") + " was not asked, which only the serving process may do"
 		}
 	case w.badToken:
 		a.Verdict = "cannot log in with this token: " + a.Token
